@@ -1,0 +1,61 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+OLDEST := .venv-oldest/bin/python
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+DEMO := find_and_evaluate
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lab test lint test-oldest mutants clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "PYTHON=python3.12 chooses the Python (3.11 or later) that the environments are made with."
+
+setup: .venv/installed ## Make .venv with pinned versions (about 6 GB on Linux, minutes the first time)
+
+demo: .venv/installed ## Train the lottery tickets of params/demo.yaml and show them in a page
+	$(PY) -m lthlab compute params/demo.yaml
+	@mkdir -p build
+	$(PY) -m papermill notebooks/$(DEMO).ipynb build/$(DEMO).ipynb --cwd notebooks \
+		-r study ../params/demo.yaml -r runs ../runs --no-progress-bar --log-level WARNING
+	$(PY) -m lthlab.pages build/$(DEMO).ipynb reports/demo/index.html
+	@echo "The page: $(CURDIR)/reports/demo/index.html"
+
+lab: .venv/installed ## Open JupyterLab on notebooks/
+	$(PY) -m jupyterlab notebooks
+
+test: lint ## Check the code (make lint), then run all tests
+	$(PY) -m pytest
+
+lint: .venv/installed ## Check style, format and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+test-oldest: .venv-oldest/installed ## Run all tests with the lowest versions that pyproject.toml allows
+	$(OLDEST) -m pytest
+
+mutants: .venv/installed ## Inject faults one at a time and check that a test notices each
+	$(PY) tests/mutants.py
+
+clean: ## Remove environments, caches and build/, but neither runs/ nor reports/
+	rm -rf .venv .venv-oldest build lthlab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find lthlab tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	$(call environment,.venv)
+	$(PY) $(PIP_INSTALL) -c constraints.txt -e '.[notebooks,test]'
+	@touch $@
+
+.venv-oldest/installed: pyproject.toml tests/oldest.py .venv/installed
+	$(call environment,.venv-oldest)
+	$(PY) tests/oldest.py pyproject.toml > .venv-oldest/constraints.txt
+	$(OLDEST) $(PIP_INSTALL) -c .venv-oldest/constraints.txt -e '.[notebooks,test]'
+	@touch $@
+
+# An environment with a pip that runs is kept; one that was left half made, or whose Python is gone, is made anew.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lthlab needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0])'
+@$(1)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(1)
+@echo "Installing into $(1), which takes minutes the first time."
+endef

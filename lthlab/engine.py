@@ -1,0 +1,413 @@
+"""The one training loop: schedules, optimizers, masks, snapshots and checkpoints of a group of replicas."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lthlab.data import Dataset, crop_flip, crop_flip_draws, normalise, order
+from lthlab.masks import Mask
+from lthlab.nets import Weights
+from lthlab.parts import Recipe, iterations
+from lthlab.replicas import Group
+from lthlab.values import Train
+
+Metrics = list[dict[str, Any]]
+_PAD = 4
+
+
+def learning_rate(recipe: Recipe, iteration: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        With base rate, warmup and schedule.
+    iteration : int
+        Steps done before this one, on the schedule's clock.
+    steps_per_epoch : int
+        Length of an epoch.
+
+    Returns
+    -------
+    float
+        Grows linearly to `recipe.lr`, reached with the last step of warmup. Then constant; or times `gamma` from
+        each milestone on; or half a cosine that would be 0 one step after the last.
+    """
+    warmup = iterations(recipe.warmup, steps_per_epoch)
+    if iteration < warmup:
+        return recipe.lr * (iteration + 1) / warmup
+    if recipe.lr_schedule == "step":
+        passed = sum(iterations(milestone, steps_per_epoch) <= iteration for milestone in recipe.milestones)
+        return recipe.lr * recipe.gamma**passed
+    if recipe.lr_schedule == "cosine":
+        share = (iteration - warmup) / (recipe.epochs * steps_per_epoch - warmup)
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * share))
+    return recipe.lr
+
+
+def digest(state: Weights) -> str:
+    """Hash a state bit for bit."""
+    total = hashlib.blake2b(digest_size=16)
+    for name in sorted(state):
+        total.update(name.encode())
+        total.update(state[name].contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One replica's work.
+
+    Attributes
+    ----------
+    train : Train
+        What to train.
+    state : dict of str to Tensor
+        State to begin with, at `train.start` or where `carry` was taken; pruned weights are cleared.
+    mask : Mask or None
+        What stays pruned.
+    keep : frozenset of str
+        Canonical steps whose states are kept.
+    carry : mapping, optional
+        What an earlier part of the same training left beside its state: optimizer buffers and sums.
+    """
+
+    train: Train
+    state: Weights
+    mask: Mask | None = None
+    keep: frozenset[str] = frozenset()
+    carry: Mapping[str, Tensor] | None = None
+
+
+@dataclass
+class Progress:
+    """What a replica has yielded so far.
+
+    Attributes
+    ----------
+    metrics : list of dict
+        One entry per epoch, the state before the first step included.
+    snapshots : dict of str to dict of str to Tensor
+        Kept states by step.
+    diverged : int or None
+        Epoch in which the loss was no longer finite.
+    best : dict of str to float
+        Highest accuracy so far on 'val' and 'test'.
+    """
+
+    metrics: Metrics = field(default_factory=list)
+    snapshots: dict[str, Weights] = field(default_factory=dict)
+    diverged: int | None = None
+    best: dict[str, float] = field(default_factory=dict)
+
+
+class Training:
+    """A group of trainings of one shape, advanced together.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Trainings that agree in network, data, batch size, optimizer, precision and steps.
+    dataset : Dataset
+        Images and labels.
+    device : str or torch.device, optional
+        Where to compute.
+    start : int, optional
+        Iteration to begin with; `Train.start` by default.
+    form : {'stacked', 'sequential'}, optional
+        Override of the rule in `lthlab.replicas`.
+
+    Raises
+    ------
+    ValueError
+        If the jobs do not agree.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        dataset: Dataset,
+        device: str | torch.device = "cpu",
+        start: int | None = None,
+        form: str | None = None,
+    ) -> None:
+        if len({shape_of(job.train) for job in jobs}) != 1:
+            raise ValueError("trainings of unlike shapes cannot form a group")
+        first = jobs[0].train
+        self.jobs, self.recipe, self.dataset, self.data = list(jobs), first.recipe, dataset, first.data
+        self.steps_per_epoch = first.steps_per_epoch
+        self.iteration = first.start if start is None else start
+        self.device = torch.device(device)
+        states = [_cleared(job.state, job.mask) for job in jobs]
+        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)  # type: ignore[arg-type]
+        self.progress = [Progress() for _ in jobs]
+        self.images = dataset.train_x.to(self.device)
+        self.labels = dataset.train_y.to(self.device)
+        self.held_out = {
+            name: (normalise(x.to(self.device), dataset, self.group.dtype), y.to(self.device))
+            for name, x, y in (
+                ("val", dataset.val_x, dataset.val_y),
+                ("test", dataset.test_x, dataset.test_y),
+            )
+            if len(y)
+        }
+        self.loss_sum = torch.zeros(len(jobs), dtype=torch.float64, device=self.device)
+        self.correct_sum = torch.zeros(len(jobs), dtype=torch.int64, device=self.device)
+        self.seen = 0
+        count = {"sgd": 1, "adam": 2}[self.recipe.optimizer]
+        self.moments = [{n: torch.zeros_like(p) for n, p in self.group.parameters.items()} for _ in range(count)]
+        self.updates = 0
+        self.pruned = self._pruned()
+        self._drawn_epoch = -1
+        carries = [job.carry for job in jobs if job.carry is not None]
+        if carries:
+            self._resume(carries)
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def advance(self, until: int) -> None:
+        """Train to the next end of an epoch, but not beyond iteration `until`."""
+        if not self.iteration % self.steps_per_epoch and not self.progress[0].metrics and self.updates == 0:
+            self._evaluate()
+        self._keep()
+        epoch = self.iteration // self.steps_per_epoch
+        until = min(until, (epoch + 1) * self.steps_per_epoch)
+        kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
+        while self.iteration < until:
+            self._step(epoch)
+            if self.iteration in kept and self.iteration < until:
+                self._check_finite(epoch + 1)
+                self._keep()
+        if self.iteration % self.steps_per_epoch == 0:
+            self._check_finite(epoch + 1)
+            self._evaluate()
+        self._keep()
+
+    @property
+    def alive(self) -> bool:
+        """Whether any replica has not diverged."""
+        return any(item.diverged is None for item in self.progress)
+
+    def _step(self, epoch: int) -> None:
+        batch = self.recipe.batch_size
+        position = self.iteration % self.steps_per_epoch * batch
+        if epoch != self._drawn_epoch:
+            self._draw(epoch)
+        chosen = self._order[:, position : position + batch]
+        images = self.images[chosen]
+        if self.data.augment == "crop_flip":
+            moves = self._moves[:, position : position + batch].flatten(0, 1)
+            images = crop_flip(images.flatten(0, 1), _PAD, moves).view(images.shape)
+        losses, correct = self.group.backward(normalise(images, self.dataset, self.group.dtype), self.labels[chosen])
+        self._update([learning_rate(job.train.recipe, self.iteration, self.steps_per_epoch) for job in self.jobs])
+        count = chosen.shape[1]
+        self.loss_sum += losses.double() * count
+        self.correct_sum += correct
+        self.seen += count
+        self.iteration += 1
+
+    def _draw(self, epoch: int) -> None:
+        """Draw the order and the augmentation of an epoch; replicas of one replicate share them."""
+        self._drawn_epoch, count = epoch, len(self.labels)
+        replicates = [job.train.order for job in self.jobs]
+        orders = {r: order(count, r, epoch) for r in set(replicates)}
+        self._order = torch.stack([orders[r] for r in replicates]).to(self.device)
+        if self.data.augment == "crop_flip":
+            moves = {r: crop_flip_draws(count, _PAD, r, epoch) for r in set(replicates)}
+            self._moves = torch.stack([moves[r] for r in replicates]).to(self.device)
+
+    def _update(self, rates: Sequence[float]) -> None:
+        """Apply one optimizer step to all replicas.
+
+        Only single additions, products, quotients and roots are used: they round alike at every place of a
+        tensor, while fused forms differ between a vector's body and its tail.
+        """
+        self.updates += 1
+        recipes = [job.train.recipe for job in self.jobs]
+        rate = self._column(rates)
+        decay = self._column([recipe.weight_decay for recipe in recipes])
+        for name, parameter in self.group.parameters.items():
+            gradient, pruned = self.group.gradients[name], self.pruned.get(name)
+            if pruned is not None:
+                gradient.masked_fill_(pruned, 0)
+            shape = (-1, *[1] * (parameter.dim() - 1))
+            if name in self.group.decayed[self.recipe.decay_on] and any(r.weight_decay for r in recipes):
+                gradient.add_(parameter * decay.view(shape))
+            if self.recipe.optimizer == "sgd":
+                velocity = self.moments[0][name]
+                velocity.mul_(self._column([recipe.momentum for recipe in recipes]).view(shape)).add_(gradient)
+                parameter.sub_(velocity * rate.view(shape))
+            else:
+                parameter.sub_(self._adam(name, gradient, rate.view(shape)))
+            if pruned is not None:
+                parameter.masked_fill_(pruned, 0)
+
+    def _adam(self, name: str, gradient: Tensor, rate: Tensor) -> Tensor:
+        first, second = self.moments[0][name], self.moments[1][name]
+        beta1, beta2 = self.recipe.betas
+        first.mul_(beta1).add_(gradient * (1 - beta1))
+        second.mul_(beta2).add_(gradient * gradient * (1 - beta2))
+        scale = second.sqrt().div_(math.sqrt(1 - beta2**self.updates)).add_(1e-8)
+        return first / scale * (rate / (1 - beta1**self.updates))
+
+    def _column(self, numbers: Sequence[float]) -> Tensor:
+        filled = [*numbers, *numbers[:1]][: self.group.slots]
+        return torch.tensor(filled, dtype=self.group.dtype, device=self.device)
+
+    def _pruned(self) -> Weights:
+        names = {name for job in self.jobs for name in job.mask or {}}
+        pruned = {}
+        for name in names:
+            parameter = self.group.parameters[name]
+            rows = [
+                ~job.mask[name] if job.mask else torch.zeros(parameter.shape[1:], dtype=torch.bool) for job in self.jobs
+            ]
+            pruned[name] = torch.stack([*rows, *rows[:1]][: self.group.slots]).to(self.device)
+        return pruned
+
+    # --- what is recorded -----------------------------------------------------------------------------------
+
+    def _check_finite(self, epoch: int) -> None:
+        for progress, loss in zip(self.progress, self.loss_sum.tolist(), strict=True):
+            if progress.diverged is None and not math.isfinite(loss):
+                progress.diverged = epoch
+                progress.metrics.append({"epoch": epoch, "diverged": True})
+
+    def _evaluate(self) -> None:
+        epoch = self.iteration // self.steps_per_epoch
+        held_out = {name: self.group.evaluate(x, y) for name, (x, y) in self.held_out.items()}
+        for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
+            if progress.diverged is not None:
+                continue
+            row: dict[str, Any] = {"epoch": epoch, "iteration": self.iteration}
+            if self.seen:
+                row["lr"] = learning_rate(job.train.recipe, self.iteration - 1, self.steps_per_epoch)
+                row["train_loss"] = self.loss_sum[number].item() / self.seen
+                row["train_accuracy"] = self.correct_sum[number].item() / self.seen
+            for name, (loss, accuracy) in held_out.items():
+                row[f"{name}_loss"], row[f"{name}_accuracy"] = loss[number].item(), accuracy[number].item()
+            if not all(math.isfinite(value) for value in row.values()):
+                progress.diverged = epoch
+                progress.metrics.append({"epoch": epoch, "diverged": True})
+                continue
+            progress.metrics.append(row)
+            for name in held_out:
+                if row[f"{name}_accuracy"] > progress.best.get(name, -1.0):
+                    progress.best[name] = row[f"{name}_accuracy"]
+                    if f"best_{name}" in job.keep:
+                        progress.snapshots[f"best_{name}"] = self.group.state(number)
+        self.loss_sum.zero_()
+        self.correct_sum.zero_()
+        self.seen = 0
+
+    def _keep(self) -> None:
+        for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
+            step = job.train.step_text(self.iteration)
+            if step in job.keep and step not in progress.snapshots and progress.diverged is None:
+                progress.snapshots[step] = self._masked_state(number)
+
+    def _masked_state(self, number: int) -> Weights:
+        state, mask = self.group.state(number), self.jobs[number].mask
+        revived = [name for name, keep in (mask or {}).items() if state[name][~keep].any()]
+        if revived:
+            raise RuntimeError(f"pruned weights of {self.jobs[number].train!r} are not zero in {', '.join(revived)}")
+        return state
+
+    # --- carrying on ----------------------------------------------------------------------------------------
+
+    def carry(self, number: int) -> Weights:
+        """Return what a later part of a replica's training needs beside its state."""
+        carried = {
+            f"moment{index}.{name}": moment[number].cpu().clone()
+            for index, moments in enumerate(self.moments)
+            for name, moment in moments.items()
+        }
+        best = self.progress[number].best
+        sums = [self.loss_sum[number].item(), best.get("val", -1.0), best.get("test", -1.0)]
+        counts = [self.updates, self.seen, int(self.correct_sum[number].item())]
+        return carried | {
+            "sums": torch.tensor(sums, dtype=torch.float64),
+            "counts": torch.tensor(counts, dtype=torch.int64),
+        }
+
+    def _resume(self, carries: Sequence[Mapping[str, Tensor]]) -> None:
+        filled = [*carries, *carries[:1]][: self.group.slots]
+        for index, moments in enumerate(self.moments):
+            for name, moment in moments.items():
+                moment.copy_(torch.stack([carry[f"moment{index}.{name}"] for carry in filled]))
+        self.updates, self.seen = (int(number) for number in carries[0]["counts"][:2])
+        for number, carry in enumerate(carries):
+            self.loss_sum[number], self.correct_sum[number] = carry["sums"][0], carry["counts"][2]
+            best = {"val": carry["sums"][1].item(), "test": carry["sums"][2].item()}
+            self.progress[number].best = {name: value for name, value in best.items() if value >= 0}
+
+    def checkpoint(self) -> tuple[Weights, dict[str, Any]]:
+        """Return all that is needed to continue: tensors by name, and plain data.
+
+        Returns
+        -------
+        tensors : dict of str to Tensor
+            States, carried buffers and snapshots of all replicas.
+        plain : dict
+            Iteration and what the replicas have yielded.
+        """
+        tensors: Weights = {}
+        for number, progress in enumerate(self.progress):
+            parts = {"state": self.group.state(number), "carry": self.carry(number)}
+            parts |= {f"snapshot:{step}": state for step, state in progress.snapshots.items()}
+            for part, items in parts.items():
+                tensors |= {f"{number}/{part}/{name}": tensor for name, tensor in items.items()}
+        rows = [{"metrics": p.metrics, "diverged": p.diverged} for p in self.progress]
+        return tensors, {"iteration": self.iteration, "progress": rows}
+
+    @classmethod
+    def restore(
+        cls,
+        jobs: Sequence[Job],
+        dataset: Dataset,
+        tensors: Mapping[str, Tensor],
+        plain: Mapping[str, Any],
+        device: str | torch.device = "cpu",
+        form: str | None = None,
+    ) -> "Training":
+        """Rebuild a group from what `checkpoint` returned; `jobs` need no states of their own."""
+        parts: list[dict[str, Weights]] = [{} for _ in jobs]
+        for path, tensor in tensors.items():
+            number, part, name = path.split("/", 2)
+            parts[int(number)].setdefault(part, {})[name] = tensor
+        again = [
+            Job(job.train, part["state"], job.mask, job.keep, part["carry"])
+            for job, part in zip(jobs, parts, strict=True)
+        ]
+        training = cls(again, dataset, device, plain["iteration"], form)
+        for progress, row, items in zip(training.progress, plain["progress"], parts, strict=True):
+            progress.metrics, progress.diverged = list(row["metrics"]), row["diverged"]
+            progress.snapshots = {
+                name.partition(":")[2]: s for name, s in items.items() if name.startswith("snapshot:")
+            }
+        return training
+
+
+def shape_of(train: Train) -> tuple[object, ...]:
+    """What trainings must agree in to form a group."""
+    recipe = train.recipe
+    return (
+        train.net,
+        train.data,
+        recipe.batch_size,
+        recipe.optimizer,
+        recipe.betas,
+        recipe.decay_on,
+        recipe.precision,
+        train.start,
+        train.end,
+    )
+
+
+def _cleared(state: Weights, mask: Mask | None) -> Weights:
+    return state | {name: state[name].masked_fill(~keep, 0) for name, keep in (mask or {}).items()}

@@ -1,0 +1,559 @@
+"""From values to results: look in the store first, then group what is missing and train it."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+import lthlab
+from lthlab import data, masks, nets, plan, tickets
+from lthlab.engine import Job, Training, digest, shape_of
+from lthlab.masks import Mask
+from lthlab.nets import Weights
+from lthlab.parts import Data, Net, pruned_count
+from lthlab.replicas import capacity
+from lthlab.runs import Run
+from lthlab.spec import Config
+from lthlab.store import Damaged, Store, tensor_bytes
+from lthlab.values import At, Fresh, Magnitude, Measure, Permuted, Train, Value, ancestors, canonical
+from lthlab.values import Mask as MaskValue
+from lthlab.weights import CorrelationIndicator, correlation_indicator
+
+log = logging.getLogger(__name__)
+
+
+class Watcher(Protocol):
+    """What `compute` tells of its progress."""
+
+    def begin(self, trainings: int, done: int, shared: int, epochs: int) -> None:
+        """Work is known: trainings in all, those done, roles that share one, and epochs left."""
+
+    def advance(self, epochs: int, trainings: int) -> None:
+        """So many epochs and whole trainings more are done."""
+
+
+@dataclass
+class Summary:
+    """What a call of `compute` did.
+
+    Attributes
+    ----------
+    trainings, trained, shared : int
+        Distinct trainings asked for; those trained now; further roles that share one of them.
+    diverged, blocked, stale : list of Value
+        Trainings whose loss ceased to be finite; values that need one of those; trainings whose kept bits could
+        not be repeated, and what stands on them.
+    seconds : float
+        Wall time.
+    """
+
+    trainings: int = 0
+    trained: int = 0
+    shared: int = 0
+    diverged: list[Value] = field(default_factory=list)
+    blocked: list[Value] = field(default_factory=list)
+    stale: list[Value] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def device_named(name: str) -> torch.device:
+    """Find a device; 'auto' is the first GPU, or the CPU where there is none.
+
+    Raises
+    ------
+    ValueError
+        If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
+        raise ValueError(f"device '{name}' is not here; allowed: auto, cpu" + (", cuda" * torch.cuda.is_available()))
+    return torch.device(name)
+
+
+def compute(
+    asked: Iterable[Value],
+    store: Store,
+    device: str = "auto",
+    checkpoint_seconds: float = 60.0,
+    watcher: Watcher | None = None,
+) -> Summary:
+    """Compute values, with all that they are made from, as far as the store does not have them.
+
+    Parameters
+    ----------
+    asked : iterable of Value
+        Trainings, masks, measures, or states of trainings (`At`), which are then kept. A value that is asked
+        for more than once is computed once.
+    store : Store
+        Where results are and go.
+    device : str, optional
+        'auto', 'cpu', 'cuda' or 'cuda:1'.
+    checkpoint_seconds : float, optional
+        Time between checkpoints of a group in training.
+    watcher : Watcher, optional
+        Told of the progress.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    ValueError
+        Before anything is computed, if this version cannot compute a value.
+    StoreError
+        If the store cannot be written.
+    """
+    began = time.monotonic()
+    asked = list(asked)
+    plan.refuse_unsupported(ancestors(asked))
+    store.check_writable()
+    for _ in range(1000):
+        computation = _Computation(asked, store, device_named(device), checkpoint_seconds, watcher)
+        try:
+            computation.run()
+        except Damaged as damage:
+            log.warning("%s: computed again", damage)
+            _drop(store, damage)
+            continue
+        computation.summary.seconds = time.monotonic() - began
+        return computation.summary
+    raise RuntimeError("results are damaged as fast as they are computed")
+
+
+def compute_study(
+    config: Config, store: Store, device: str = "auto", checkpoint_seconds: float = 60.0, watcher: Watcher | None = None
+) -> Summary:
+    """Compute all values of a study and note their roles in the store; arguments and errors as of `compute`."""
+    labelled = tickets.expand(config)
+    plan.refuse_unsupported(ancestors(item.value for item in labelled))
+    store.check_writable()
+    roles = [{"key": item.value.key, **item.role} for item in labelled]
+    facts = {"title": config.title, "net": config.net.form(), "data": config.data.form()}
+    store.write_study(config.name, facts | {"report": config.protocol.report, "roles": roles})
+    return compute([item.value for item in labelled], store, device, checkpoint_seconds, watcher)
+
+
+def state(at: At, store: Store) -> Weights:
+    """Read a state of a training.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict of the ordinary network, pruned weights zero.
+
+    Raises
+    ------
+    LookupError
+        If the state is not kept; `compute([at], store)` obtains it.
+    """
+    run = Run(at.run, store)
+    if run.stale:
+        raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
+    return _tensors(run.read(at.step))
+
+
+def mask(value: MaskValue, store: Store) -> Mask | None:
+    """Read a mask; None for the dense mask.
+
+    Raises
+    ------
+    LookupError
+        If it has not been computed.
+    """
+    if not value.stored:
+        return None
+    return masks.unpack(store.read_tensors(value.key, "mask.safetensors"))
+
+
+def _tensors(arrays: Mapping[str, Any]) -> Weights:
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+
+
+def _drop(store: Store, damage: Damaged) -> None:
+    if damage.key is None:
+        raise damage
+    claim = None
+    while claim is None:
+        claim = store.claim(damage.key)
+        if claim is None:
+            time.sleep(0.2)
+    with claim:
+        problems = store.verify(damage.key)
+        if problems:
+            store.discard(damage.key, min((p.part for p in problems if p.part is not None), default=0))
+
+
+# --- one pass over everything that is asked for ---------------------------------------------------------------
+
+
+class _Computation:
+    def __init__(
+        self, asked: list[Value], store: Store, device: torch.device, seconds: float, watcher: Watcher | None
+    ) -> None:
+        self.store, self.device, self.seconds, self.watcher = store, device, seconds, watcher
+        self.values = ancestors(asked)
+        self.needs = plan.needs(asked)
+        self.depths = plan.depths(self.values)
+        self.families = plan.families(self.values)
+        self.summary = Summary()
+        uses = [value for value in asked if isinstance(value, Train)]
+        self.summary.shared = len(uses) - len(set(uses))
+        self.summary.trainings = len(self.needs)
+        self.dead: dict[Value, str] = {}
+        self._datasets: dict[Data, data.Dataset] = {}
+        self._mask_cache: dict[str, Mask | None] = {}
+
+    def run(self) -> None:
+        for value in self.values:
+            self.store.describe(canonical(value.form()))
+        damaged = next((problem for value in self.values for problem in self._problems(value)), None)
+        if damaged is not None:
+            raise damaged
+        self._tell()
+        for depth in range(max(self.depths.values(), default=-1) + 1):
+            wave = [value for value in self.values if self.depths[value] == depth]
+            self._mask_cache.clear()
+            for value in wave:
+                if not isinstance(value, Train) and self._runnable(value) and not self.store.has(value.key):
+                    self._derive(value)
+            self._train_all([value for value in wave if isinstance(value, Train)])
+        finished = [g for g, members in self.store.checkpoints().items() if self._finished(members)]
+        self.store.sweep(keep=set(self.store.checkpoints()) - set(finished))
+
+    def _problems(self, value: Value) -> list[Damaged]:
+        return [p for p in self.store.verify(value.key) if p.part is not None]
+
+    def _finished(self, members: Sequence[str]) -> bool:
+        known = {train.key: train for train in self.needs}
+        return all(key in known and not self._missing(known[key]) for key in members)
+
+    def _tell(self) -> None:
+        if self.watcher is None:
+            return
+        left = [train for train in self.needs if self._missing(train)]
+        epochs = 0
+        for train in left:
+            reached = Run(train, self.store).reached
+            epochs += -(-max(self.needs[train].until - reached, 0) // train.steps_per_epoch)
+        total = len(self.needs)
+        self.watcher.begin(total, total - len(left), self.summary.shared, epochs)
+
+    # --- what can be had ------------------------------------------------------------------------------------
+
+    def _runnable(self, value: Value) -> bool:
+        """Whether all inputs are there; notes values whose inputs diverged or are stale."""
+        if value in self.dead:
+            return False
+        for at in value.moments:
+            run = Run(at.run, self.store)
+            if run.stale or at.run in self.dead:
+                self._bury(value, "stale" if run.stale else self.dead[at.run])
+            elif run.diverged is not None and not run.has(at.step):
+                self._bury(value, "blocked")
+        for item in value.inputs:
+            if item in self.dead:
+                self._bury(value, self.dead[item])
+        return value not in self.dead
+
+    def _bury(self, value: Value, why: str) -> None:
+        if value not in self.dead:
+            self.dead[value] = why
+            (self.summary.stale if why == "stale" else self.summary.blocked).append(value)
+
+    def _missing(self, train: Train) -> bool:
+        return Run(train, self.store).lacks(self.needs[train])
+
+    # --- masks and measures ---------------------------------------------------------------------------------
+
+    def _derive(self, value: Value) -> None:
+        claim = None
+        while claim is None and not self.store.has(value.key):
+            claim = self.store.claim(value.key)
+            if claim is None:
+                time.sleep(0.2)
+        if claim is None:
+            return
+        with claim:
+            if not self.store.has(value.key):
+                files, record = self._mask(value) if isinstance(value, MaskValue) else self._measure(value)
+                self.store.commit(value.key, 0, files | _provenance(device="cpu"), record)
+
+    def _mask(self, value: MaskValue) -> tuple[dict[str, bytes], dict[str, Any]]:
+        if isinstance(value, Permuted):
+            source = mask(value.mask, self.store)
+            assert source is not None
+            found = masks.permuted(source, value.scope, value.seed)
+        else:
+            assert isinstance(value, Magnitude)
+            found = self._magnitude(value)
+        layers = {name: int(kept.sum()) for name, kept in found.items()}
+        total = sum(kept.numel() for kept in found.values())
+        record = {
+            "kind": "mask",
+            "kept": sum(layers.values()),
+            "total": total,
+            "layers": layers,
+            "collapsed": masks.collapsed(found),
+        }
+        return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
+
+    def _magnitude(self, value: Magnitude) -> Mask:
+        run = value.of.run
+        assert isinstance(run.net, Net)
+        names = nets.prunable(run.net, run.data, value.prunable)
+        everything = state(value.of, self.store)
+        weights = {name: everything[name] for name in names}
+        previous = self._read_mask(run.mask)
+        if previous is not None:
+            previous = {name: previous[name] for name in names}
+        if value.layer_counts_of is not None:
+            imposed = self._read_mask(value.layer_counts_of)
+            assert imposed is not None
+            return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
+        assert value.sparsity is not None
+        if value.scope == "layer":
+            counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
+            return masks.per_layer(weights, counts, previous)
+        counted = weights
+        if value.denominator == "all":
+            counted = dict(nets.build(run.net, run.data).named_parameters())
+        total = sum(w.numel() for w in counted.values())
+        return masks.magnitude(weights, pruned_count(value.sparsity, total), previous)
+
+    def _measure(self, value: Value) -> tuple[dict[str, bytes], dict[str, Any]]:
+        assert isinstance(value, Measure)
+        try:
+            found = self._correlation(value)
+        except ValueError as error:
+            return {}, {"kind": "measure", "failed": str(error)}
+        rows = json.loads(found.layers.to_json(orient="records"))
+        frame = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        z = None if math.isnan(found.z) else found.z
+        return {"frame.jsonl": frame}, {
+            "kind": "measure",
+            "value": found.value,
+            "chance": found.chance,
+            "z": z,
+        }
+
+    def _correlation(self, value: Measure) -> CorrelationIndicator:
+        settings = dict(value.settings)
+        first, second = (at for at in value.of if isinstance(at, At))
+        assert isinstance(first.run.net, Net)
+        names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
+        theta, theta_prime = ({n: state(at, self.store)[n] for n in names} for at in (first, second))
+        left = [self._read_mask(value.mask or at.run.mask) for at in (first, second)]
+        whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
+        pair = (left[0] or whole, left[1] or whole)
+        return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
+
+    def _read_mask(self, value: MaskValue) -> Mask | None:
+        if value.key not in self._mask_cache:
+            self._mask_cache[value.key] = mask(value, self.store)
+        return self._mask_cache[value.key]
+
+    # --- trainings ------------------------------------------------------------------------------------------
+
+    def _train_all(self, wave: list[Train]) -> None:
+        while True:
+            pending = [train for train in wave if self._runnable(train) and self._missing(train)]
+            if not pending:
+                break
+            progressed = False
+            for group in [*self._interrupted(pending), *self._groups(wave, pending)]:
+                members = [train for train in group if self._missing(train)]
+                if members:
+                    progressed |= self._train_claimed(members, group)
+            if not progressed:
+                time.sleep(0.5)
+        for train in wave:
+            if Run(train, self.store).diverged is not None and train not in self.summary.diverged:
+                self.summary.diverged.append(train)
+
+    def _interrupted(self, pending: list[Train]) -> Iterator[list[Train]]:
+        """Groups that have a checkpoint, with the members that they had."""
+        known = {train.key: train for train in pending}
+        for keys in self.store.checkpoints().values():
+            members = [known[key] for key in keys if key in known]
+            if len(members) == len(keys) and len({(shape_of(train), self._span(train)) for train in members}) == 1:
+                yield members
+
+    def _span(self, train: Train) -> tuple[int, int]:
+        return Run(train, self.store).span(self.needs[train])
+
+    def _groups(self, wave: list[Train], pending: list[Train]) -> Iterator[list[Train]]:
+        """Cut what is to be trained into groups: like with like, whole families where they fit.
+
+        On a CPU, bits do not depend on the group, so only what is missing counts. Elsewhere the group follows
+        from all that the plan asks for.
+        """
+        candidates = pending if self.device.type == "cpu" else [train for train in wave if self._runnable(train)]
+        kinds: dict[object, dict[str, list[Train]]] = defaultdict(lambda: defaultdict(list))
+        for train in candidates:
+            shape = (shape_of(train), self._span(train))
+            kinds[shape][self.families[train]].append(train)
+        for families in kinds.values():
+            first = next(iter(families.values()))[0]
+            assert isinstance(first.net, Net)
+            limit = capacity(first.net, first.data)
+            group: list[Train] = []
+            for family in families.values():
+                if len(group) + len(family) > limit and group:
+                    yield group
+                    group = []
+                group = group + family
+                while len(group) > limit:
+                    yield group[:limit]
+                    group = group[limit:]
+            if group:
+                yield group
+
+    def _train_claimed(self, members: list[Train], group: list[Train]) -> bool:
+        claims = {train: claim for train in members if (claim := self.store.claim(train.key))}
+        try:
+            mine = [train for train in claims if self._missing(train)]
+            if mine:
+                alone = self.device.type == "cpu"
+                self._train(mine if alone else [t for t in group if t in mine or not self._missing(t)], set(mine))
+            return bool(claims)
+        finally:
+            for claim in claims.values():
+                claim.release()
+
+    def _train(self, members: list[Train], wanted: set[Train]) -> None:
+        began = time.monotonic()
+        before = {train: Run(train, self.store) for train in members}
+        start, until = before[members[0]].span(self.needs[members[0]])
+        training, group = self._start(members, before, start, until)
+        saved = time.monotonic()
+        while training.iteration < until and training.alive:
+            at = training.iteration
+            training.advance(until)
+            ended = training.iteration % training.steps_per_epoch == 0
+            if self.watcher is not None and training.iteration > at and ended:
+                self.watcher.advance(len(wanted), 0)
+            self._note(group, members, training)
+            if time.monotonic() - saved >= self.seconds and training.iteration < until:
+                self._checkpoint(group, members, training)
+                saved = time.monotonic()
+        seconds = time.monotonic() - began
+        for number, train in enumerate(members):
+            if train in wanted:
+                self._commit(train, before[train], training, number, start, seconds)
+        self.store.remove_checkpoint(group)
+        self.store.remove_progress(group)
+        self.summary.trained += len(wanted)
+        if self.watcher is not None:
+            self.watcher.advance(0, len(wanted))
+
+    def _start(self, members: list[Train], before: Mapping[Train, Run], start: int, until: int) -> tuple[Training, str]:
+        keep = [self.needs[train].keep for train in members]
+        text = json.dumps([start, until, [[t.key, sorted(k)] for t, k in zip(members, keep, strict=True)]])
+        group = hashlib.sha256(text.encode()).hexdigest()[:32]
+        dataset = self._dataset(members[0].data)
+        if group in self.store.checkpoints():
+            jobs = [Job(t, {}, self._read_mask(t.mask), k) for t, k in zip(members, keep, strict=True)]
+            plain, tensors = _unpack(self.store.read_checkpoint(group))
+            return Training.restore(jobs, dataset, tensors, plain, self.device), group
+        jobs = []
+        for train, kept in zip(members, keep, strict=True):
+            carried = before[train].carried(start)
+            states = _tensors(carried[0]) if carried else self._initial(train)
+            carry = _tensors(carried[1]) if carried else None
+            jobs.append(Job(train, states, self._read_mask(train.mask), kept, carry))
+        return Training(jobs, dataset, self.device, start), group
+
+    def _initial(self, train: Train) -> Weights:
+        assert isinstance(train.net, Net)
+        if isinstance(train.init, Fresh):
+            return nets.fresh(train.net, train.data, train.init.replicate, train.init.draw)
+        assert isinstance(train.init, At)
+        found = state(train.init, self.store)
+        if train.batchnorm == "reset":
+            found = nets.build(train.net, train.data).reset_batchnorm(found)
+        return found
+
+    def _dataset(self, wanted: Data) -> data.Dataset:
+        if wanted not in self._datasets:
+            cache = self.store.root / "data"
+            self._datasets[wanted] = data.load(
+                wanted.name, cache, train_size=wanted.train_size, val_size=wanted.val_size
+            )
+        return self._datasets[wanted]
+
+    def _note(self, group: str, members: list[Train], training: Training) -> None:
+        rows = {t.key: p.metrics[-1] for t, p in zip(members, training.progress, strict=True) if p.metrics}
+        line = {"iteration": training.iteration, "end": members[0].end, "pid": os.getpid(), "runs": rows}
+        self.store.append_progress(group, json.dumps(line))
+
+    def _checkpoint(self, group: str, members: list[Train], training: Training) -> None:
+        tensors, plain = training.checkpoint()
+        self.store.write_checkpoint(group, _pack(tensors, plain), [train.key for train in members])
+
+    def _commit(self, train: Train, before: Run, training: Training, number: int, start: int, seconds: float) -> None:
+        progress, need = training.progress[number], self.needs[train]
+        final = training.group.state(number)
+        record: dict[str, Any] = {
+            "kind": "train",
+            "from": start,
+            "until": training.iteration,
+            "end": train.end,
+            "keep": sorted(need.keep),
+            "diverged": progress.diverged,
+            "digest": digest(final),
+        }
+        files = {f"{step}.safetensors": tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
+        if before.reached > start:
+            different = before.differs(progress.metrics, training.iteration, record["digest"], files)
+            if different:
+                record = {"kind": "stale", "reason": different}
+                self._bury(train, "stale")
+                files = {}
+        else:
+            files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in progress.metrics).encode()
+            if progress.diverged is None and training.iteration < train.end:
+                files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
+                files["state.safetensors"] = tensor_bytes(_arrays(final))
+        form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
+        origin = _provenance(device=str(self.device), seconds=seconds, **form)
+        self.store.commit(train.key, len(before.parts), files | origin, record)
+
+
+def _arrays(tensors: Weights) -> dict[str, Any]:
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def _pack(tensors: Weights, plain: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain).encode() + b"\n" + tensor_bytes(_arrays(tensors))
+
+
+def _unpack(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    line, _, rest = payload.partition(b"\n")
+    return json.loads(line), _tensors(safetensors.numpy.load(rest))
+
+
+def _provenance(**fields: object) -> dict[str, bytes]:
+    facts = {
+        "lthlab": lthlab.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return {"provenance.json": json.dumps(facts | fields, indent=1).encode()}

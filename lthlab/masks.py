@@ -1,0 +1,282 @@
+"""Masks: which weights of a network survive, from magnitudes by exact counts or by permutation."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lthlab.draws import Stream
+
+Mask = dict[str, torch.Tensor]
+"""A bool tensor for every prunable weight tensor, in network order; True = kept."""
+
+_INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def magnitude(weights: Mapping[str, torch.Tensor], pruned: int, previous: Mask | None = None) -> Mask:
+    """Prune the weights smallest in magnitude, ranked over all layers together.
+
+    Weights of equal magnitude go by position, the first one first, so exactly `pruned` go.
+
+    Parameters
+    ----------
+    weights : mapping of str to tensor
+        The prunable weights in network order, float32 or float64, any shapes, on one device.
+    pruned : int
+        Number of weights to be pruned in all, those of `previous` included: 0 … number of weights.
+    previous : Mask, optional
+        What it had pruned stays pruned and counts first.
+
+    Returns
+    -------
+    Mask
+        Nested in `previous`, on the device of `weights`.
+
+    Raises
+    ------
+    ValueError
+        If `pruned` is less than what `previous` had pruned or more than there are weights, a weight
+        is NaN, or names or shapes of `previous` differ from those of `weights`.
+    TypeError
+        If weights are neither float32 nor float64: lower precision makes ties of what differed.
+
+    Notes
+    -----
+    Han et al. 2015; within iterative pruning Frankle and Carbin 2019.
+    """
+    return _prune(weights, [("all layers together", tuple(weights), pruned)], previous)
+
+
+def per_layer(weights: Mapping[str, torch.Tensor], pruned: Mapping[str, int], previous: Mask | None = None) -> Mask:
+    """Prune the weights smallest in magnitude within each layer.
+
+    Parameters
+    ----------
+    weights, previous
+        As in `magnitude`.
+    pruned : mapping of str to int
+        Number of weights to be pruned in each layer, those of `previous` included.
+
+    Returns
+    -------
+    Mask
+        Nested in `previous`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `magnitude`, and if `pruned` does not name exactly the layers of `weights`.
+    """
+    _same_names("pruned", pruned, weights)
+    return _prune(weights, [(f"layer {name!r}", (name,), pruned[name]) for name in weights], previous)
+
+
+def permuted(mask: Mask, scope: str, seed: int) -> Mask:
+    """Place the kept weights of `mask` at random.
+
+    Equal seeds permute positions alike, so masks that are nested stay nested.
+
+    Parameters
+    ----------
+    mask : Mask
+        The mask to permute.
+    scope : {"layer", "global"}
+        Whether each layer keeps its number of weights or only the whole network does.
+    seed : int
+        At least 0.
+
+    Returns
+    -------
+    Mask
+        On the device of `mask`.
+
+    Raises
+    ------
+    ValueError
+        If `scope` is neither of the two.
+    """
+    stream = Stream(seed, "permutation")
+    if scope == "layer":
+        return {name: _shuffled(layer.flatten(), stream).view(layer.shape) for name, layer in mask.items()}
+    if scope == "global":
+        return _like(_shuffled(_flat(mask), stream), mask)
+    raise ValueError(f"scope of a permutation is {scope!r}: allowed are 'layer' and 'global'")
+
+
+def kept(mask: Mask) -> int:
+    """Count the weights that `mask` keeps."""
+    return sum(int(layer.count_nonzero()) for layer in mask.values())
+
+
+def pruned_per_layer(mask: Mask) -> dict[str, int]:
+    """Count the weights that `mask` prunes in each layer."""
+    return {name: layer.numel() - int(layer.count_nonzero()) for name, layer in mask.items()}
+
+
+def sparsity(mask: Mask) -> float:
+    """Fraction of the prunable weights that `mask` prunes, in [0, 1]."""
+    return 1 - kept(mask) / _size(mask)
+
+
+def collapsed(mask: Mask) -> list[str]:
+    """Names of the layers of which `mask` keeps nothing."""
+    return [name for name, layer in mask.items() if not layer.any()]
+
+
+def nested(inner: Mask, outer: Mask) -> bool:
+    """Whether `outer` keeps all that `inner` keeps.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ.
+    """
+    same_layers("inner", inner, outer)
+    return all(bool((outer[name] | ~inner[name]).all()) for name in inner)
+
+
+def hamming(a: Mask, b: Mask) -> float:
+    """Fraction of the prunable positions at which `a` and `b` differ, in [0, 1] (Sooner, Fig. 3).
+
+    Random masks of density d differ in 2d(1 - d) on average, any in at most 2d.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes differ.
+    """
+    same_layers("a", a, b)
+    return sum(int((a[name] ^ b[name]).count_nonzero()) for name in a) / _size(a)
+
+
+def pack(mask: Mask) -> dict[str, NDArray[np.generic]]:
+    """Write a mask as arrays that safetensors can hold, eight weights a byte.
+
+    Returns
+    -------
+    dict of str to array
+        ``bits``, uint8: all positions in network order; ``shape.<number>.<name>``, int64, for each layer.
+    """
+    flat = np.concatenate([layer.cpu().numpy().ravel() for layer in mask.values()])
+    shapes = {f"shape.{i:05}.{n}": np.array(mask[n].shape, np.int64) for i, n in enumerate(mask)}
+    return {"bits": np.packbits(flat), **shapes}
+
+
+def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Mask:
+    """Read back what `pack` wrote, whatever the order of the arrays.
+
+    Raises
+    ------
+    ValueError
+        If the number of bits is not that of the shapes.
+    """
+    shapes = {key.split(".", 2)[2]: tuple(arrays[key].tolist()) for key in sorted(arrays) if key != "bits"}
+    mask = {name: torch.empty(shape, dtype=torch.bool) for name, shape in shapes.items()}
+    n, bits = _size(mask), np.asarray(arrays["bits"], np.uint8)
+    if len(bits) != -(-n // 8):
+        raise ValueError(f"packed mask has {len(bits)} bytes: its shapes hold {n} weights, so {-(-n // 8)}")
+    return _like(torch.from_numpy(np.unpackbits(bits, count=n).astype(bool)), mask)
+
+
+def same_layers(what: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Refuse `given` unless its names and shapes are those of `expected`.
+
+    Parameters
+    ----------
+    what : str
+        What `given` is called in the error.
+    given, expected : mapping of str to tensor
+        Masks or weights; their order is free.
+
+    Raises
+    ------
+    ValueError
+        With the name, what is allowed and the nearest match.
+    """
+    _same_names(what, given, expected)
+    for name, tensor in given.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{tuple(tensor.shape)}: allowed is {tuple(expected[name].shape)}"
+            raise ValueError(f"{what} has layer {name!r} of shape {shapes}")
+
+
+def _prune(
+    weights: Mapping[str, torch.Tensor],
+    groups: Iterable[tuple[str, tuple[str, ...], int]],
+    previous: Mask | None,
+) -> Mask:
+    if previous is not None:
+        same_layers("previous", previous, weights)
+    for name, weight in weights.items():
+        if weight.dtype not in _INTEGERS:
+            raise TypeError(f"weights of layer {name!r} are {weight.dtype}: allowed are float32 and float64")
+        if weight.isnan().any():
+            raise ValueError(f"weights of layer {name!r} hold NaN, which has no rank")
+    mask: Mask = {}
+    for place, names, count in groups:
+        layers = {name: weights[name] for name in names}
+        gone = 0 if previous is None else sum(pruned_per_layer({n: previous[n] for n in names}).values())
+        if not gone <= count <= _size(layers):
+            already = f" ({gone} are pruned already)" if gone else ""
+            raise ValueError(f"to prune in {place}: {count}; allowed is {gone} … {_size(layers)}{already}")
+        ranks = _ranks(_flat(layers))
+        if previous is not None:
+            ranks.masked_fill_(~_flat({n: previous[n] for n in names}).to(ranks.device), 0)
+        mask |= _like(~_smallest(ranks, count), layers)
+    return mask
+
+
+def _ranks(weights: torch.Tensor) -> torch.Tensor:
+    """Map magnitudes to integers above 0 of the same order: the bits of a float that is not negative."""
+    integer = _INTEGERS[weights.dtype]
+    return weights.view(integer).bitwise_and(torch.iinfo(integer).max).add_(1)
+
+
+def _smallest(ranks: torch.Tensor, count: int) -> torch.Tensor:
+    """Mark the `count` smallest of integers [n] that are not negative; ties go by position."""
+    if count == 0:
+        return torch.zeros_like(ranks, dtype=torch.bool)
+    # Radix selection: 16 bits a pass find the rank of the last to go. Unlike partition and sort,
+    # its time does not depend on how many weights are equal, as zeros are.
+    last, left = 0, count
+    for shift in range(torch.iinfo(ranks.dtype).bits - 16, -1, -16):
+        digits = (ranks >> shift).sub_(last >> shift).clamp_(-1, 1 << 16).add_(1)
+        below = torch.bincount(digits, minlength=(1 << 16) + 2)[1:].cumsum(0)
+        digit = int(torch.searchsorted(below, left))
+        last |= digit << shift
+        left -= int(below[digit - 1]) if digit else 0
+    chosen, ties = ranks < last, ranks == last
+    end = bisect_left(range(len(ties)), left, key=lambda i: int(ties[: i + 1].count_nonzero())) + 1
+    chosen[:end] |= ties[:end]
+    return chosen
+
+
+def _shuffled(flat: torch.Tensor, stream: Stream) -> torch.Tensor:
+    return flat[torch.from_numpy(stream.permutation(len(flat))).to(flat.device)]
+
+
+def _size(layers: Mapping[str, torch.Tensor]) -> int:
+    return sum(layer.numel() for layer in layers.values())
+
+
+def _flat(layers: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([layer.detach().flatten() for layer in layers.values()])
+
+
+def _like(flat: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> Mask:
+    parts = torch.split(flat, [layer.numel() for layer in layers.values()])
+    return {n: part.view(layer.shape) for (n, layer), part in zip(layers.items(), parts, strict=True)}
+
+
+def _same_names(what: str, given: Mapping[str, object], expected: Mapping[str, object]) -> None:
+    for name in given:
+        if name not in expected:
+            near = get_close_matches(name, expected, 1)
+            hint = f"; nearest is {near[0]!r}" if near else ""
+            raise ValueError(f"{what} names a layer {name!r}: allowed are {', '.join(expected)}{hint}")
+    missing = [name for name in expected if name not in given]
+    if missing:
+        raise ValueError(f"{what} lacks the layers {', '.join(missing)}")

@@ -1,0 +1,381 @@
+"""Networks, written once for any number of replicas, their initial weights and their prunable weights."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lthlab.draws import Stream
+from lthlab.parts import DATASETS, NETS, POLICIES, Data, Net, nearest
+from lthlab.values import Narrow
+
+Weights = dict[str, Tensor]
+
+
+class Layer(nn.Module):
+    """A layer of `replicas` independent copies.
+
+    With one replica, parameters have their ordinary shapes. With more, every parameter and buffer has the
+    replica as its first dimension.
+    """
+
+    role = "body"
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(torch.zeros(shape if self.replicas == 1 else (self.replicas, *shape)))
+
+    def draw(self, stream: Stream) -> Weights:
+        """Draw initial values of one replica, by name within this layer."""
+        raise NotImplementedError
+
+
+class Linear(Layer):
+    """Linear layer; [batch, in] to [batch, out], or [replica, batch, in] to [replica, batch, out].
+
+    Parameters
+    ----------
+    replicas, inputs, outputs : int
+        Copies; features in and out.
+    role : {'first', 'body', 'head'}
+        Place in the network, for policies of what is prunable.
+    init : {'glorot_normal', 'torch'}
+        Glorot's normal distribution with zero bias, or PyTorch's default.
+    """
+
+    def __init__(self, replicas: int, inputs: int, outputs: int, role: str, init: str) -> None:
+        super().__init__(replicas)
+        self.role, self.init, self.shape = role, init, (outputs, inputs)
+        self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.replicas == 1:
+            return F.linear(x, self.weight, self.bias)
+        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+
+    def draw(self, stream: Stream) -> Weights:
+        outputs, inputs = self.shape
+        if self.init == "glorot_normal":
+            scale = math.sqrt(2 / (inputs + outputs))
+            weight = torch.from_numpy(stream.normal(inputs * outputs)) * scale
+            bias = torch.zeros(outputs)
+        else:
+            bound = 1 / math.sqrt(inputs)
+            weight = torch.from_numpy(stream.uniform(inputs * outputs) * 2 - 1) * bound
+            bias = torch.from_numpy(stream.uniform(outputs) * 2 - 1) * bound
+        return {"weight": weight.float().view(outputs, inputs), "bias": bias.float()}
+
+
+class Conv2d(Layer):
+    """Convolution without bias; replicas lie side by side in the channels, [batch, replica × channel, y, x].
+
+    Parameters
+    ----------
+    replicas, inputs, outputs : int
+        Copies; channels in and out of each.
+    size, stride : int
+        Side of the square kernel, padded to keep the size; step between its places.
+    role : {'first', 'body', 'shortcut'}
+        Place in the network, for policies of what is prunable.
+    """
+
+    def __init__(self, replicas: int, inputs: int, outputs: int, size: int, stride: int, role: str = "body") -> None:
+        super().__init__(replicas)
+        self.role, self.shape, self.stride = role, (outputs, inputs, size, size), stride
+        self.weight = self._parameter(*self.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.replicas == 1 else self.weight.flatten(0, 1)
+        return F.conv2d(x, weight, stride=self.stride, padding=self.shape[2] // 2, groups=self.replicas)
+
+    def draw(self, stream: Stream) -> Weights:
+        outputs, _, size, _ = self.shape
+        scale = math.sqrt(2 / (outputs * size * size))  # He et al., fan out
+        weight = torch.from_numpy(stream.normal(math.prod(self.shape))) * scale
+        return {"weight": weight.float().view(self.shape)}
+
+
+class BatchNorm2d(Layer):
+    """Batch normalisation of each replica's channels; arithmetic and state as in PyTorch."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, replicas: int, channels: int) -> None:
+        super().__init__(replicas)
+        self.channels = channels
+        self.weight, self.bias = self._parameter(channels), self._parameter(channels)
+        shape = (channels,) if replicas == 1 else (replicas, channels)
+        self.register_buffer("running_mean", torch.zeros(shape))
+        self.register_buffer("running_var", torch.ones(shape))
+        self.register_buffer("num_batches_tracked", torch.zeros(shape[:-1], dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked += 1
+        mean, var, weight, bias = (
+            item.flatten() for item in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        return F.batch_norm(x, mean, var, weight, bias, training=self.training)
+
+    def draw(self, stream: Stream) -> Weights:
+        return {
+            "weight": torch.ones(self.channels),
+            "bias": torch.zeros(self.channels),
+            **self.fresh_statistics(),
+        }
+
+    def fresh_statistics(self) -> Weights:
+        """Return the running statistics of a replica that has seen no batch."""
+        return {
+            "running_mean": torch.zeros(self.channels),
+            "running_var": torch.ones(self.channels),
+            "num_batches_tracked": torch.zeros((), dtype=torch.int64),
+        }
+
+
+class Network(nn.Module):
+    """A network of `replicas` independent copies.
+
+    One replica is an ordinary module: images [batch, channel, y, x] to logits [batch, class], and a state dict
+    with the usual names and shapes. More replicas take [replica, batch, channel, y, x] and give
+    [replica, batch, class].
+    """
+
+    def __init__(self, replicas: int) -> None:
+        super().__init__()
+        self.replicas = replicas
+
+    def layers(self) -> Iterator[tuple[str, Layer]]:
+        """Iterate over named layers in the order of the network."""
+        return ((name, module) for name, module in self.named_modules() if isinstance(module, Layer))
+
+    def draw(self, stream: Stream) -> Weights:
+        """Draw the initial state of one replica."""
+        return {f"{name}.{key}": value for name, layer in self.layers() for key, value in layer.draw(stream).items()}
+
+    def reset_batchnorm(self, state: Weights) -> Weights:
+        """Return a replica's state with BatchNorm statistics of a replica that has seen no batch."""
+        norms = ((name, layer) for name, layer in self.layers() if isinstance(layer, BatchNorm2d))
+        return state | {f"{n}.{key}": value for n, layer in norms for key, value in layer.fresh_statistics().items()}
+
+    def load(self, states: list[Weights]) -> None:
+        """Fill the replicas with states of ordinary shapes."""
+        own = self.state_dict()
+        for name, tensor in own.items():
+            tensor.copy_(states[0][name] if self.replicas == 1 else torch.stack([state[name] for state in states]))
+
+    def state(self, replica: int) -> Weights:
+        """Copy the state of one replica, with ordinary names and shapes."""
+        own = self.state_dict().items()
+        return {name: (tensor if self.replicas == 1 else tensor[replica]).detach().clone() for name, tensor in own}
+
+
+class LeNet(Network):
+    """LeNet-300-100: three fully connected layers (LeCun et al. 1998; Frankle and Carbin 2019)."""
+
+    def __init__(self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int) -> None:
+        super().__init__(replicas)
+        self.fc1 = Linear(replicas, math.prod(shape), 300, "first", "glorot_normal")
+        self.fc2 = Linear(replicas, 300, 100, "body", "glorot_normal")
+        self.fc3 = Linear(replicas, 100, classes, "head", "glorot_normal")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(-3)
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions with BatchNorm and a shortcut around them (He et al. 2016)."""
+
+    def __init__(self, replicas: int, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.replicas, self.stride, self.outputs = replicas, stride, outputs
+        self.conv1 = Conv2d(replicas, inputs, outputs, 3, stride)
+        self.bn1 = BatchNorm2d(replicas, outputs)
+        self.conv2 = Conv2d(replicas, outputs, outputs, 3, 1)
+        self.bn2 = BatchNorm2d(replicas, outputs)
+        self.downsample: nn.Module | None = None
+        self.pad = outputs - inputs
+        if shortcut == "B" and (stride != 1 or inputs != outputs):
+            self.downsample = nn.Sequential(
+                Conv2d(replicas, inputs, outputs, 1, stride, role="shortcut"), BatchNorm2d(replicas, outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self._shortcut(x))
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.downsample is not None:
+            return self.downsample(x)
+        if self.stride == 1 and not self.pad:
+            return x
+        x = x[:, :, :: self.stride, :: self.stride].unflatten(1, (self.replicas, -1))
+        before = self.pad // 2
+        return F.pad(x, (0, 0, 0, 0, before, self.pad - before)).flatten(1, 2)
+
+
+class ResNet(Network):
+    """ResNet of 6n+2 layers for small images: three stages of n blocks (He et al. 2016, section 4.2)."""
+
+    def __init__(self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int) -> None:
+        super().__init__(replicas)
+        blocks = (int(net.name.removeprefix("resnet")) - 2) // 6
+        widths = [net.width * factor for factor in (1, 2, 4)]
+        self.conv1 = Conv2d(replicas, shape[0], widths[0], 3, 1, role="first")
+        self.bn1 = BatchNorm2d(replicas, widths[0])
+        inputs = widths[0]
+        for number, outputs in enumerate(widths, start=1):
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if number > 1 and block == 0 else 1
+                stage.append(Block(replicas, inputs, outputs, stride, net.shortcut))
+                inputs = outputs
+            self.add_module(f"layer{number}", stage)
+        self.fc = Linear(replicas, inputs, classes, "head", "torch")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.replicas > 1:
+            x = x.transpose(0, 1).flatten(1, 2)
+        x = F.relu(self.bn1(self.conv1(x)))
+        for number in (1, 2, 3):
+            x = self.get_submodule(f"layer{number}")(x)
+        x = x.mean((2, 3))
+        if self.replicas > 1:
+            x = x.unflatten(1, (self.replicas, -1)).transpose(0, 1)
+        return self.fc(x)
+
+
+_BUILDERS: dict[str, Callable[[Net, tuple[int, int, int], int, int], Network]] = {
+    "lenet_300_100": LeNet,
+    **{name: ResNet for name in NETS if name.startswith("resnet")},
+}
+
+
+def register(name: str, builder: Callable[[Net, tuple[int, int, int], int, int], Network]) -> None:
+    """Add a network of one's own.
+
+    Parameters
+    ----------
+    name : str
+        Name that studies use.
+    builder : callable
+        Called with the `Net`, image shape (channels, height, width), classes and replicas; returns a `Network`
+        made of this module's layers.
+
+    Raises
+    ------
+    ValueError
+        If the name is taken.
+    """
+    if name in NETS:
+        raise ValueError(f"network '{name}' is already registered")
+    NETS[name] = frozenset()
+    _BUILDERS[name] = builder
+
+
+def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | torch.device = "cpu") -> Network:
+    """Build a network with all parameters zero.
+
+    Parameters
+    ----------
+    net : Net
+        The network.
+    data : Data or str
+        Data set, whose images and classes it fits.
+    replicas : int, optional
+        Number of independent copies.
+    device : str or torch.device, optional
+        Where its parameters live.
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    ValueError
+        For a narrow network, whose widths this version does not solve for.
+    """
+    if isinstance(net, Narrow):
+        raise ValueError(f"{net!r}: networks narrowed to a level's size cannot be trained in this version")
+    facts = DATASETS[data] if isinstance(data, str) else data.facts
+    return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
+
+
+def fresh(net: Net, data: Data | str, replicate: int, draw: int = 0) -> Weights:
+    """Draw the initial state of a replicate.
+
+    Parameters
+    ----------
+    net, data : Net, Data or str
+        As in `build`.
+    replicate, draw : int
+        As in `lthlab.values.Fresh`.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict of the ordinary network, fp32, on the CPU.
+    """
+    return build(net, data).draw(Stream(replicate, "init", draw=draw))
+
+
+def prunable(net: Net, data: Data | str, policy: str) -> dict[str, torch.Size]:
+    """Name the prunable weights of a network, in its order.
+
+    Policies: 'all' is every weight of a convolution or linear layer; 'all_but_head' leaves out the last linear
+    layer; 'first_last_dense' the first layer too (Sooner A.1); 'ma_resnet20' is the same set for ResNet-20, with
+    the shortcuts pruned; 'ma_resnet32' leaves out the shortcuts as well (peer code of Ma). BatchNorm and biases
+    are never prunable.
+
+    Parameters
+    ----------
+    net, data : Net, Data or str
+        As in `build`.
+    policy : str
+        One of `lthlab.values.POLICIES`.
+
+    Returns
+    -------
+    dict of str to torch.Size
+        Shapes by name.
+
+    Raises
+    ------
+    ValueError
+        If the policy is not known, or is one of ResNets and the network is none.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy '{policy}' is not known; {nearest(policy, POLICIES)}")
+    if policy.startswith("ma_resnet") and not net.name.startswith("resnet"):
+        raise ValueError(f"policy '{policy}' is for ResNets, not for '{net.name}'")
+    left_out: dict[str, set[str]] = {
+        "all": set(),
+        "all_but_head": {"head"},
+        "first_last_dense": {"first", "head"},
+        "ma_resnet20": {"first", "head"},
+        "ma_resnet32": {"first", "head", "shortcut"},
+    }
+    layers = ((name, layer) for name, layer in build(net, data).layers() if not isinstance(layer, BatchNorm2d))
+    return {
+        f"{name}.weight": layer.get_parameter("weight").shape
+        for name, layer in layers
+        if layer.role not in left_out[policy]
+    }
+
+
+def decayed(network: Network, on: str) -> set[str]:
+    """Name the parameters that weight decay applies to ('all' or 'weights')."""
+    names: Any = (name for name, _ in network.named_parameters())
+    if on == "weights":
+        names = (f"{n}.weight" for n, layer in network.layers() if not isinstance(layer, BatchNorm2d))
+    return set(names)

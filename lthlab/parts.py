@@ -1,0 +1,315 @@
+"""The plain parts of descriptions: networks, data sets, recipes, steps and sparsities, checked."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+
+def nearest(name: object, allowed: Iterable[str]) -> str:
+    """Word what is allowed, and the nearest match to a misspelt name."""
+    options = sorted(allowed)
+    match = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
+    return f"allowed: {', '.join(options)}" + (f"; did you mean '{match[0]}'?" if match else "")
+
+
+# --- facts about data sets and networks -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What must be known of a data set to describe experiments on it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Channels, height and width of an image.
+    classes, train, test : int
+        Number of classes, of training images (validation images included) and of test images.
+    fingerprint : str
+        Hash of the decoded images and labels in canonical order.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    train: int
+    test: int
+    fingerprint: str
+
+
+DATASETS: dict[str, DataFacts] = {
+    "digits": DataFacts((1, 8, 8), 10, 1297, 500, "988bfb497fd200f239bee36699206e13"),
+}
+NETS: dict[str, frozenset[str]] = {
+    "lenet_300_100": frozenset(),
+    **{f"resnet{depth}": frozenset({"width", "shortcut"}) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
+}
+"""Known networks, each with the fields of `Net` that it has."""
+POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet32")
+"""Prunable sets by name; `lthlab.nets.prunable` says what each means."""
+
+
+# --- steps and sparsities -------------------------------------------------------------------------------------
+
+_STEP = re.compile(r"(0|[1-9]\d*)(ep|it)")
+_NAMED_STEPS = ("last", "best_val", "best_test")
+
+
+def step(text: object) -> str:
+    """Check a step: '8ep', '500it', 'last', 'best_val' or 'best_test' (the earliest of ties).
+
+    Raises
+    ------
+    ValueError
+        If `text` is none of these.
+    """
+    if isinstance(text, str) and (text in _NAMED_STEPS or _STEP.fullmatch(text)):
+        return text
+    raise ValueError(f"step {text!r} is not understood; allowed: '8ep', '500it', " + ", ".join(map(repr, _NAMED_STEPS)))
+
+
+def duration(text: object) -> str:
+    """Check a step that is a fixed number of epochs or iterations.
+
+    Raises
+    ------
+    ValueError
+        If `text` is not of the form '8ep' or '500it'.
+    """
+    if isinstance(text, str) and _STEP.fullmatch(text):
+        return text
+    raise ValueError(f"{text!r} is not a number of epochs or iterations; allowed: '8ep', '500it'")
+
+
+def iterations(text: str, steps_per_epoch: int) -> int:
+    """Convert '8ep' or '500it' to a number of iterations."""
+    number, unit = int(text[:-2]), text[-2:]
+    return number * steps_per_epoch if unit == "ep" else number
+
+
+@dataclass(frozen=True)
+class Level:
+    """Level `k` of the sparsity ladder 1 - (1 - rate)**k (Ma Table 1; Morcos 3.1).
+
+    Parameters
+    ----------
+    k : int
+        Level, at least 1.
+    rate : float or str, optional
+        Share of the remaining weights that goes at every level, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        If `k` or `rate` is out of range.
+    """
+
+    k: int
+    rate: str = "0.2"
+
+    def __init__(self, k: int, rate: float | str = "0.2") -> None:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(
+                f"level {k!r} is not allowed; allowed: whole numbers from 1 (level 0 is the dense network)"
+            )
+        object.__setattr__(self, "k", k)
+        object.__setattr__(self, "rate", decimal_text(rate, "rate"))
+        if self.rate == "0":
+            raise ValueError("rate 0 prunes nothing; allowed: (0, 1)")
+
+    @property
+    def fraction(self) -> Fraction:
+        """Exact sparsity."""
+        return 1 - (1 - Fraction(self.rate)) ** self.k
+
+
+Sparsity = Level | str
+
+
+def decimal_text(value: object, name: str = "sparsity") -> str:
+    """Write a number of [0, 1) as shortest decimal text: 0.50 becomes '0.5'.
+
+    Raises
+    ------
+    ValueError
+        If `value` is no number or outside [0, 1).
+    """
+    try:
+        number = Decimal(str(value)) if not isinstance(value, bool) else Decimal("NaN")
+    except InvalidOperation:
+        number = Decimal("NaN")
+    if not (number.is_finite() and 0 <= number < 1):
+        raise ValueError(f"{name} {value!r} is not allowed; allowed: numbers from 0 up to but not including 1")
+    return format(number.normalize(), "f") if number else "0"
+
+
+def sparsity_fraction(sparsity: Sparsity) -> Fraction:
+    """Exact value of a sparsity."""
+    return sparsity.fraction if isinstance(sparsity, Level) else Fraction(sparsity)
+
+
+def pruned_count(sparsity: Sparsity, total: int) -> int:
+    """Count the weights to prune out of `total`: sparsity × total in exact arithmetic, rounded half up."""
+    return int(sparsity_fraction(sparsity) * total + Fraction(1, 2))
+
+
+# --- parts of a training's description ------------------------------------------------------------------------
+
+Count = Annotated[int, Strict(), Field(ge=1)]
+Natural = Annotated[int, Strict(), Field(ge=0)]
+Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+Duration = Annotated[str, AfterValidator(duration)]
+Moment = Annotated[str, AfterValidator(step)]
+
+
+class Part(BaseModel):
+    """A bundle of plain fields; only those not at their defaults enter a key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def form(self) -> dict[str, Any]:
+        """Return the fields that are not at their defaults."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+class Net(Part):
+    """A network by name.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETS`; a network of one's own is added by `lthlab.nets.register`.
+    width : int, optional
+        Channels of a ResNet's first stage; 16 is He et al.'s.
+    shortcut : {'A', 'B'}, optional
+        Shortcut where shapes change: padded identity (A) or 1×1 convolution with BatchNorm (B).
+    """
+
+    name: str
+    width: Count = 16
+    shortcut: Literal["A", "B"] = "B"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in NETS:
+            raise ValueError(f"name: network '{self.name}' is not known; {nearest(self.name, NETS)}")
+        for field in sorted(self.model_fields_set - {"name"} - NETS[self.name]):
+            raise ValueError(
+                f"{field}: network '{self.name}' has no such field; {nearest(field, NETS[self.name] | {'name'})}"
+            )
+        return self
+
+
+class Data(Part):
+    """A data set by name, and which of its images are used.
+
+    Parameters
+    ----------
+    name : str
+        One of `DATASETS`.
+    train_size : int, optional
+        Number of training images, class-balanced; all by default.
+    val_size : int, optional
+        Training images set aside for validation, class-balanced. Validation chooses; the test set only reports.
+    augment : {'none', 'crop_flip'}, optional
+        Pad by 4 pixels, crop at random and flip at random, or nothing.
+    random_labels : int, optional
+        Seed of labels drawn at random once (Sooner Fig. 5); true labels by default.
+    """
+
+    name: str
+    train_size: Count | None = None
+    val_size: Natural = 0
+    augment: Literal["none", "crop_flip"] = "none"
+    random_labels: Natural | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in DATASETS:
+            raise ValueError(f"name: data set '{self.name}' is not known; {nearest(self.name, DATASETS)}")
+        pool = self.facts.train
+        if self.val_size >= pool:
+            raise ValueError(f"val_size: {self.val_size} of {pool} images of '{self.name}'; allowed: 0 to {pool - 1}")
+        if self.train_size is not None and self.train_size > pool - self.val_size:
+            raise ValueError(f"train_size: {self.train_size} images; allowed: 1 to {pool - self.val_size}")
+        return self
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is known of the data set."""
+        return DATASETS[self.name]
+
+    @property
+    def images(self) -> int:
+        """Number of training images."""
+        return self.train_size or self.facts.train - self.val_size
+
+    def form(self) -> dict[str, Any]:
+        return {**super().form(), "fingerprint": self.facts.fingerprint}
+
+
+class Recipe(Part):
+    """How a network is trained, from the first epoch of the schedule to the last.
+
+    Parameters
+    ----------
+    epochs, batch_size : int
+        Length of the schedule; images per step. An epoch's last batch may be smaller.
+    lr : float
+        Learning rate after warmup and before any decay.
+    optimizer : {'sgd', 'adam'}, optional
+        As in PyTorch; weight decay is added to the gradient.
+    momentum : float, optional
+        Of SGD, in [0, 1).
+    betas : tuple of float, optional
+        Of Adam.
+    weight_decay : float, optional
+        Coefficient of the decay.
+    decay_on : {'all', 'weights'}, optional
+        What decays: every parameter, or only the weights of convolutions and linear layers.
+    lr_schedule : {'constant', 'step', 'cosine'}, optional
+        'step' multiplies by `gamma` at each milestone; 'cosine' goes from the end of warmup to 0, per step.
+    milestones : tuple of str, optional
+        Steps such as '80ep', counted from the beginning of the schedule.
+    gamma : float, optional
+        Factor at a milestone.
+    warmup : str, optional
+        '5ep' or '500it' over which the learning rate grows linearly to `lr`.
+    precision : {'fp32', 'bf16', 'fp64'}, optional
+        Of the arithmetic; bf16 keeps fp32 weights.
+    """
+
+    epochs: Count
+    batch_size: Count
+    lr: Positive
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: Share = 0.9
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    decay_on: Literal["all", "weights"] = "all"
+    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
+    milestones: tuple[Duration, ...] = ()
+    gamma: Positive = 0.1
+    warmup: Duration = "0ep"
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for milestone in self.milestones:
+            if milestone.endswith("ep") and int(milestone[:-2]) >= self.epochs:
+                raise ValueError(f"milestones: {milestone} is not before the end; allowed: below {self.epochs}ep")
+        if self.milestones and self.lr_schedule != "step":
+            raise ValueError(f"milestones: given with lr_schedule '{self.lr_schedule}'; allowed with: step")
+        if self.lr_schedule == "step" and not self.milestones:
+            raise ValueError("milestones: missing; allowed with lr_schedule 'step': steps such as [80ep, 120ep]")
+        if self.warmup.endswith("ep") and int(self.warmup[:-2]) >= self.epochs:
+            raise ValueError(f"warmup: {self.warmup} is not before the end; allowed: below {self.epochs}ep")
+        return self

@@ -1,0 +1,211 @@
+"""From studies and the store to tidy frames, with numbers of runs and intervals."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lthlab.parts import nearest
+from lthlab.runs import read_metrics
+from lthlab.store import Part, Store
+from lthlab.values import KINDS
+
+STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
+"""What a value can be: computed; not (yet); an analysis that refused; a training whose loss ceased to be finite;
+in need of such a one; of another revision, or of bits that could not be repeated."""
+
+
+def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
+    """Load the tidy frame: one row per role and value, missing and failed ones too.
+
+    Parameters
+    ----------
+    runs : str, Path or Store
+        The store.
+    study : str, optional
+        Name of a study; all of them by default.
+
+    Returns
+    -------
+    DataFrame
+        study, network, data, what ('train', 'mask' or a measure), ticket, method, level, sparsity, kept, rewind,
+        replicate, search_epochs, find_*, eval_*, then epoch, metric, value, chance, status, note and key.
+        `value` is test accuracy in [0, 1] at the study's reported epoch, the number of weights a mask keeps, or
+        what a measure measures; `chance` is what a measure would be by chance.
+
+    Raises
+    ------
+    LookupError
+        If there is no such study.
+    """
+    store = runs if isinstance(runs, Store) else Store(runs)
+    names = store.studies() if study is None else [study]
+    if study is not None and study not in store.studies():
+        raise LookupError(f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}")
+    reader = _Reader(store)
+    rows = [row for name in names for row in reader.rows(name)]
+    return pd.DataFrame(rows)
+
+
+class _Reader:
+    """Reads each value once."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._forms: dict[str, dict[str, Any]] = {}
+        self._statuses: dict[str, tuple[str, str | None]] = {}
+        self._outcomes: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def rows(self, name: str) -> Iterable[dict[str, Any]]:
+        table = self.store.study(name)
+        for role in table["roles"]:
+            key = role["key"]
+            fields = {"study": name, "network": table["net"]["name"], "data": table["data"]["name"]}
+            fields |= {column: value for column, value in role.items() if column != "key"}
+            yield fields | self._outcome(key, table["report"]) | {"key": key}
+
+    def form(self, key: str) -> dict[str, Any]:
+        if key not in self._forms:
+            self._forms[key] = self.store.description(key)
+        return self._forms[key]
+
+    def parts(self, key: str) -> list[Part]:
+        return self.store.parts(key) if self.store.has(key) else []
+
+    def status(self, key: str) -> tuple[str, str | None]:
+        """Status of a value, and a note that explains it."""
+        if key not in self._statuses:
+            self._statuses[key] = self._status(key)
+        return self._statuses[key]
+
+    def _status(self, key: str) -> tuple[str, str | None]:
+        form = self.form(key)
+        kind = KINDS[form["kind"]]
+        if form.get("revision", 1) != kind.revision:
+            return "stale", f"computed by revision {form.get('revision', 1)} of {form['kind']}, now {kind.revision}"
+        records = [part.record for part in self.parts(key)]
+        for record in records:
+            if record["kind"] == "stale":
+                return "stale", record["reason"]
+        for source in _keys(form):
+            status, note = self.status(source)
+            if status == "stale":
+                return "stale", note
+        if any("failed" in record for record in records):
+            return "failed", records[0]["failed"]
+        trained = [record for record in records if record["kind"] == "train"]
+        diverged = [record["diverged"] for record in trained if record["diverged"] is not None]
+        if diverged:
+            return "diverged", f"loss not finite in epoch {diverged[0]}"
+        complete = records and (not trained or max(r["until"] for r in trained) >= trained[0]["end"])
+        if complete:
+            return "done", None
+        for source in _keys(form):
+            if self.status(source)[0] in ("diverged", "blocked"):
+                return "blocked", f"needs {source}, whose loss is not finite"
+        return "missing", None
+
+    def _outcome(self, key: str, report: str) -> dict[str, Any]:
+        if (key, report) not in self._outcomes:
+            self._outcomes[key, report] = self._read(key, report)
+        return self._outcomes[key, report]
+
+    def _read(self, key: str, report: str) -> dict[str, Any]:
+        status, note = self.status(key)
+        form, parts = self.form(key), self.parts(key)
+        row: dict[str, Any] = {"kept": self._kept(key), "epoch": None, "metric": None, "value": None, "chance": None}
+        if form["kind"] == "Train":
+            row["metric"] = "test_accuracy"
+            rows = [line for line in read_metrics(self.store, key, parts) if "diverged" not in line]
+            if status == "done" and rows:
+                best = {"last": "epoch", "best_val": "val_accuracy", "best_test": "test_accuracy"}[report]
+                chosen = max(rows, key=lambda line: line[best])
+                row |= {"epoch": chosen["epoch"], "value": chosen["test_accuracy"]}
+        elif form["kind"] == "Measure":
+            row["metric"] = form["name"]
+            if status == "done":
+                row |= {"value": parts[0].record["value"], "chance": parts[0].record["chance"]}
+        else:
+            row |= {"metric": "kept", "value": row["kept"]}
+        return row | {"status": status, "note": note}
+
+    def _kept(self, key: str) -> int | None:
+        """Weights that a mask keeps, or the mask that a training or the first training of a measure is under."""
+        form = self.form(key)
+        if form["kind"] == "Measure":
+            first = form["of"][0]
+            return self._kept(first["run"] if isinstance(first, dict) else first)
+        if form["kind"] == "Train":
+            under = form.get("mask")
+            return self._kept(under) if isinstance(under, str) else None
+        parts = self.parts(key)
+        return parts[0].record["kept"] if parts else None
+
+
+def _keys(form: dict[str, Any]) -> list[str]:
+    """Keys of the stored values that a form names."""
+    found: list[str] = []
+    for name, item in form.items():
+        if name in ("mask", "run", "layer_counts_of") and isinstance(item, str):
+            found.append(item)
+        for part in item if isinstance(item, list) else [item]:
+            if isinstance(part, dict):
+                found += _keys(part)
+            elif name == "of" and isinstance(part, str):
+                found.append(part)
+    return found
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
+    """Summarise `value` over replicates.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame; only rows that are done count.
+    by : sequence of str
+        Columns that tell cells apart.
+    confidence : float, optional
+        Coverage of the interval.
+
+    Returns
+    -------
+    DataFrame
+        `by`, n, mean, sd, low and high: Student's t interval of the mean; NaN for n = 1.
+    """
+    from scipy.stats import t
+
+    groups = frame[frame["status"] == "done"].groupby(list(by), dropna=False)["value"]
+    out = groups.agg(n="count", mean="mean", sd="std").reset_index()
+    half = t.ppf((1 + confidence) / 2, (out["n"] - 1).where(out["n"] > 1)) * out["sd"] / out["n"] ** 0.5
+    return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str]) -> pd.DataFrame:
+    """Subtract one ticket's values from another's, replicate by replicate.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of trainings.
+    first, second : str
+        Tickets, such as 'LT' and 'RR'.
+    by : sequence of str
+        Columns that tell cells apart, replicate and ticket aside.
+
+    Returns
+    -------
+    DataFrame
+        `by`, replicate, value (first minus second) and status 'done', for pairs of which both are done.
+    """
+    columns = [*by, "replicate"]
+    done = frame[(frame["what"] == "train") & (frame["status"] == "done")]
+    sides = [done[done["ticket"] == ticket].set_index(columns)["value"] for ticket in (first, second)]
+    return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
+
+
+def count_statuses(frame: pd.DataFrame) -> dict[str, int]:
+    """Count rows by status, every status named."""
+    counts = dict(frame["status"].value_counts()) if len(frame) else {}
+    return {status: int(counts.get(status, 0)) for status in STATUSES}

@@ -1,0 +1,142 @@
+"""What the store holds of a training."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lthlab.plan import Need
+from lthlab.store import Part, Store
+from lthlab.values import Train
+
+
+class Run:
+    """What the store holds of one training.
+
+    Parameters
+    ----------
+    train : Train
+        The training.
+    store : Store
+        Where to look.
+
+    Attributes
+    ----------
+    parts : list
+        Committed parts, in order.
+    reached : int
+        Iteration up to which it has been trained; `train.start` where nothing is there.
+    diverged : int or None
+        Epoch in which its loss ceased to be finite.
+    stale : str or None
+        Why its bits could not be repeated.
+    """
+
+    def __init__(self, train: Train, store: Store) -> None:
+        self.train, self.store = train, store
+        self.parts = store.parts(train.key) if store.has(train.key) else []
+        records = [part.record for part in self.parts]
+        trained = [record for record in records if record["kind"] == "train"]
+        self.reached: int = max((record["until"] for record in trained), default=train.start)
+        self.diverged: int | None = next((r["diverged"] for r in trained if r["diverged"] is not None), None)
+        self.stale: str | None = next((record["reason"] for record in records if record["kind"] == "stale"), None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has come to its end, or to the point where it diverged."""
+        return bool(self.parts) and (self.reached >= self.train.end or self.diverged is not None)
+
+    def has(self, step: str) -> bool:
+        """Whether the state at a canonical step is kept, or for 'best_…' will not change any more."""
+        if step not in self._kept():
+            return False
+        if not step.startswith("best"):
+            return True
+        return self.complete and any(step in r["keep"] for r in self._from_start())
+
+    def _from_start(self) -> list[Mapping[str, Any]]:
+        records = (part.record for part in self.parts if part.record["kind"] == "train")
+        return [r for r in records if r["from"] == self.train.start and r["until"] >= self.train.end]
+
+    def lacks(self, need: Need) -> bool:
+        """Whether anything of what is asked for is missing and can still be had."""
+        if self.stale:
+            return False
+        if not self.parts:
+            return True
+        if self.diverged is not None:
+            return False
+        return self.reached < need.until or not all(self.has(step) for step in need.keep)
+
+    def span(self, need: Need) -> tuple[int, int]:
+        """Choose from which iteration to train to which.
+
+        Normally from where it stopped to what is asked for. If a state is asked for that was passed but not
+        kept, from the last stop before it to the next kept state behind it, which shows whether the bits agree.
+        """
+        absent = [step for step in need.keep if not self.has(step)]
+        passed = [t for t in map(self._iteration, absent) if t <= self.reached] if self.parts else []
+        if not passed:
+            return self.reached, need.until
+        stops = [part.record["until"] for part in self.parts if "carry.safetensors" in part.files]
+        first = 0 if any(step.startswith("best") for step in absent) else min(passed)
+        start = max((stop for stop in stops if stop <= first), default=self.train.start)
+        known = {self.train.iteration(step) for step in self._kept() if not step.startswith("best")}
+        known |= {part.record["until"] for part in self.parts if part.record["kind"] == "train"}
+        return start, min(at for at in known if at >= max(passed))
+
+    def _iteration(self, step: str) -> int:
+        return self.train.end if step.startswith("best") else self.train.iteration(step)
+
+    def _kept(self) -> set[str]:
+        suffix = ".safetensors"
+        names = {name for part in self.parts for name in part.files if name.endswith(suffix)}
+        return {name.removesuffix(suffix) for name in names} - {"carry", "state"}
+
+    def carried(self, iteration: int) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """Read the state and the optimizer's buffers where an earlier part stopped; None at the beginning."""
+        for part in self.parts:
+            if part.record.get("until") == iteration and "carry.safetensors" in part.files:
+                names = ("state.safetensors", "carry.safetensors")
+                first, second = (self.store.read_tensors(self.train.key, name, part.number) for name in names)
+                return first, second
+        return None
+
+    def read(self, step: str) -> Mapping[str, Any]:
+        """Read the state at a canonical step, as NumPy arrays.
+
+        Raises
+        ------
+        LookupError
+            If it is not kept.
+        """
+        if not self.has(step):
+            raise LookupError(f"{self.train!r}: the state at {step} is not kept in {self.store.root}")
+        return self.store.read_tensors(self.train.key, f"{step}.safetensors")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Read the metrics: one row per epoch so far."""
+        return read_metrics(self.store, self.train.key, self.parts)
+
+    def differs(self, metrics: list[dict[str, Any]], until: int, final: str, states: Mapping[str, bytes]) -> str | None:
+        """Compare a repeated training with what is kept of it; says what differs, None if nothing does."""
+        known = {row["epoch"]: row for row in self.metrics()}
+        for row in metrics:
+            if known.get(row["epoch"], row) != row:
+                return f"metrics of epoch {row['epoch']} came out differently when trained again"
+        for part in self.parts:
+            if part.record.get("until") == until and part.record["digest"] != final:
+                return f"weights at {self.train.step_text(until)} came out differently when trained again"
+        for name, content in states.items():
+            if name.removesuffix(".safetensors") in self._kept() and self.store.read(self.train.key, name) != content:
+                return f"{name} came out differently when trained again"
+        return None
+
+
+def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Read a training's metrics: one row per epoch, over all of its parts."""
+    rows: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        if "metrics.jsonl" in part.files:
+            lines = store.read(key, "metrics.jsonl", part.number).decode().splitlines()
+            rows |= {row["epoch"]: row for row in map(json.loads, lines)}
+    return [rows[epoch] for epoch in sorted(rows)]

@@ -1,0 +1,449 @@
+"""Studies: a YAML file read into a checked configuration, with every error located."""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from lthlab import parts
+from lthlab.parts import POLICIES, Count, Data, Level, Net, Part, Recipe, Sparsity, nearest
+
+Place = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a study.
+
+    Attributes
+    ----------
+    file : str
+        File as it was named.
+    line, column : int
+        Place of the field or value, counted from 1.
+    field : str
+        Dotted name, such as 'find.lr'.
+    message : str
+        What is wrong, the value, what is allowed and the nearest match.
+    """
+
+    file: str
+    line: int
+    column: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: {self.field}: {self.message}".replace(": : ", ": ")
+
+
+class StudyError(ValueError):
+    """A study that cannot be read; `problems` lists all that is wrong with it."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _as_lists(value: object) -> object:
+    return value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _grid(model: type[Part]) -> type[BaseModel]:
+    """Make a model of which every field is a list of what `model` takes; a single value is a list of one."""
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        several = name in ("milestones", "betas")
+        item: Any = info.annotation
+        for constraint in info.metadata:
+            item = Annotated[item, constraint]
+        wrapped = Annotated[list[item], BeforeValidator(_as_lists if several else _as_list), Field(min_length=1)]
+        fields[name] = (wrapped | None, None)
+    return create_model(f"{model.__name__}Grid", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Method = Literal["IMP", "OMP"]
+
+
+class Ticket(_Model):
+    """Which masks a kind of ticket is evaluated on."""
+
+    methods: Annotated[list[Method], BeforeValidator(_as_list), Field(min_length=1)] = ["IMP", "OMP"]
+
+
+class Rewound(Ticket):
+    """A ticket whose weights are rewound to an early step of the dense training."""
+
+    rewind: parts.Duration
+
+
+class Tickets(_Model):
+    """Tickets to evaluate, by their names in Ma."""
+
+    LT: Ticket | None = None
+    RR: Ticket | None = None
+    WR: Rewound | None = None
+
+
+class Prune(_Model):
+    """How masks are found.
+
+    Parameters
+    ----------
+    levels : list of int
+        Levels of the ladder at which tickets are evaluated.
+    sparsities : list of float
+        Further sparsities, for one-shot masks only.
+    rate : float
+        Share of the remaining weights that goes at every level.
+    """
+
+    levels: Annotated[list[Count], BeforeValidator(_as_list)] = []
+    sparsities: Annotated[list[parts.Share], BeforeValidator(_as_list)] = []
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+
+
+class Protocol(_Model):
+    """On what the papers differ, or are silent.
+
+    Parameters
+    ----------
+    prunable : str
+        Prunable set, one of `lthlab.parts.POLICIES`.
+    scope : {'global', 'layer'}
+        Ranking over all layers together or within each.
+    denominator : {'prunable', 'all'}
+        What a sparsity is a share of.
+    schedule : {'resume', 'restart'}
+        After rewinding to t: train the rest of the schedule (Ma appendix B) or all of it (Sooner).
+    rewound_masks : {'rewound', 'initial'}
+        Chain that gives rewound tickets their masks: one that rewinds to the same step, or to θ_0.
+    batchnorm : {'rewound', 'reset'}
+        Whether BatchNorm's running statistics are rewound with the weights or start afresh.
+    report : {'last', 'best_val', 'best_test'}
+        Epoch whose accuracy counts.
+    """
+
+    prunable: str = "all_but_head"
+    scope: Literal["global", "layer"] = "global"
+    denominator: Literal["prunable", "all"] = "prunable"
+    schedule: Literal["resume", "restart"] = "resume"
+    rewound_masks: Literal["rewound", "initial"] = "rewound"
+    batchnorm: Literal["rewound", "reset"] = "rewound"
+    report: Literal["last", "best_val", "best_test"] = "last"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.prunable not in POLICIES:
+            raise ValueError(f"prunable: policy '{self.prunable}' is not known; {nearest(self.prunable, POLICIES)}")
+        return self
+
+
+class Correlation(_Model):
+    """The correlation indicator R_p between weights before and after training (Ma appendix G)."""
+
+    p: Annotated[float, Field(gt=0, le=1)] = 0.1
+    of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
+
+
+class Measures(_Model):
+    """Analyses of the trained weights."""
+
+    correlation_indicator: Correlation | None = None
+
+
+class _Study(_Model):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    title: str = ""
+    net: Annotated[Net, BeforeValidator(_named)]
+    data: Annotated[Data, BeforeValidator(_named)]
+    replicates: Count = 1
+    find: _grid(Recipe)  # type: ignore[valid-type]
+    eval: _grid(Recipe) | None = None  # type: ignore[valid-type]
+    prune: Prune = Prune()
+    tickets: Tickets = Tickets()
+    protocol: Protocol = Protocol()
+    measures: Measures = Measures()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A study, checked.
+
+    Attributes
+    ----------
+    name, title : str
+        Name of the study and one line for readers.
+    net, data : Net, Data
+        Network and data set.
+    replicates : int
+        Number of replicates, numbered from 0.
+    recipes : tuple of (Recipe, Recipe)
+        Pairs of the recipe that finds masks and the one that evaluates tickets.
+    levels : tuple of Level
+        Levels of the ladder.
+    sparsities : tuple of str
+        Further sparsities.
+    tickets, protocol, measures : Tickets, Protocol, Measures
+        What is asked for and how.
+    """
+
+    name: str
+    title: str
+    net: Net
+    data: Data
+    replicates: int
+    recipes: tuple[tuple[Recipe, Recipe], ...]
+    levels: tuple[Level, ...]
+    sparsities: tuple[Sparsity, ...]
+    tickets: Tickets
+    protocol: Protocol
+    measures: Measures
+
+
+def read(path: str | Path) -> Config:
+    """Read a study.
+
+    Parameters
+    ----------
+    path : str or Path
+        YAML 1.2 file.
+
+    Returns
+    -------
+    Config
+
+    Raises
+    ------
+    StudyError
+        With everything that is wrong: file, line, column, field, value, what is allowed and the nearest match.
+    """
+    name = str(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError([Problem(name, 1, 1, "", f"cannot be read: {error}")]) from error
+    return parse(text, name)
+
+
+def parse(text: str, name: str = "<study>") -> Config:
+    """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
+    tree, places = _load(text, name)
+
+    def locate(place: Place, message: str) -> Problem:
+        known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in places)
+        line, column = places[known]
+        beyond = [item for item in place[len(known) :] if isinstance(item, str)]
+        field = ".".join(str(item) for item in (*known, *beyond))
+        return Problem(name, line, column, field, message)
+
+    problems: list[Problem] = []
+    study: _Study | None = None
+    try:
+        study = _Study.model_validate(tree)
+    except ValidationError as error:
+        problems += [locate(*_explain(item)) for item in error.errors()]
+    recipes: list[tuple[Recipe, Recipe]] = []
+    if study is not None:
+        try:
+            recipes = list(_recipes(study))
+        except _FieldError as error:
+            problems.append(locate(error.place, error.message))
+        problems += [locate(place, message) for place, message in _cross_checks(study, recipes)]
+    if problems:
+        raise StudyError(sorted(problems, key=lambda problem: (problem.line, problem.column, problem.field)))
+    assert study is not None
+    return Config(
+        name=study.name,
+        title=study.title or study.name,
+        net=study.net,
+        data=study.data,
+        replicates=study.replicates,
+        recipes=tuple(recipes),
+        levels=tuple(Level(k, study.prune.rate) for k in sorted(set(study.prune.levels))),
+        sparsities=tuple(dict.fromkeys(parts.decimal_text(s) for s in study.prune.sparsities)),
+        tickets=study.tickets,
+        protocol=study.protocol,
+        measures=study.measures,
+    )
+
+
+class _FieldError(Exception):
+    def __init__(self, place: Place, message: str) -> None:
+        super().__init__(message)
+        self.place, self.message = place, message
+
+
+def _recipes(study: _Study) -> Iterator[tuple[Recipe, Recipe]]:
+    """Pair finding with evaluating recipes: equal ones, or every one with every override of `eval`."""
+    override = {} if study.eval is None else _axes(study.eval)
+    for finding in _product(_axes(study.find)):
+        find = _recipe(finding, "find")
+        for evaluating in _product(override):
+            yield find, _recipe(finding | evaluating, "eval") if evaluating else find
+
+
+def _axes(grid: BaseModel) -> dict[str, list[Any]]:
+    return {name: choices for name, choices in grid if choices is not None}
+
+
+def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    return (dict(zip(axes, choice, strict=True)) for choice in itertools.product(*axes.values()))
+
+
+def _recipe(fields: Mapping[str, Any], section: str) -> Recipe:
+    try:
+        return Recipe(**fields)
+    except ValidationError as error:
+        place, message = _explain(error.errors()[0])
+        raise _FieldError((section, *place), message) from error
+
+
+def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+    images = study.data.images
+    for section in ("find", "eval"):
+        for size in getattr(getattr(study, section), "batch_size", None) or ():
+            if size > images:
+                yield (
+                    (section, "batch_size"),
+                    f"{size} is larger than the training set; allowed: 1 to {images}",
+                )
+    rewound, epochs = study.tickets.WR, [find.epochs for find, _ in recipes]
+    if rewound is not None and epochs:
+        per_epoch = -(-images // max(find.batch_size for find, _ in recipes))
+        if parts.iterations(rewound.rewind, per_epoch) >= min(epochs) * per_epoch:
+            yield (
+                ("tickets", "WR", "rewind"),
+                f"{rewound.rewind} is not before the end; allowed: below {min(epochs)}ep",
+            )
+    asked = [name for name, ticket in study.tickets if ticket is not None]
+    if asked and not study.prune.levels and not study.prune.sparsities:
+        yield ("prune", "levels"), f"missing; {', '.join(asked)} need levels, such as [4, 8]"
+    measure = study.measures.correlation_indicator
+    for number, ticket in enumerate(measure.of if measure else ()):
+        if ticket != "dense" and ticket not in asked:
+            place = ("measures", "correlation_indicator", "of", number)
+            yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
+    if study.protocol.report == "best_val" and not study.data.val_size:
+        yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+    if study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
+        yield (
+            ("protocol", "prunable"),
+            f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
+        )
+
+
+# --- located errors -------------------------------------------------------------------------------------------
+
+_WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "finite_number": "a finite number",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+}
+_BOUNDS = {"greater_than": "above {gt}", "greater_than_equal": "{ge} or more", "less_than": "below {lt}"}
+_FIELD = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
+
+
+def _explain(error: Any) -> tuple[Place, str]:
+    """Word one of pydantic's errors: where, what, what is allowed, the nearest match."""
+    place, kind, context = tuple(error["loc"]), error["type"], error.get("ctx", {})
+    value = error["input"]
+    if kind == "extra_forbidden":
+        model = _model_at(place[:-1])
+        return place, f"unknown field; {nearest(place[-1], model.model_fields if model else ())}"
+    if kind == "missing":
+        return place, "missing"
+    if kind == "value_error":
+        message = str(context["error"])
+        inner = _FIELD.fullmatch(message)
+        return ((*place, inner[1]), inner[2]) if inner else (place, message)
+    if kind == "literal_error":
+        options = re.findall(r"'([^']*)'", context["expected"])
+        return place, f"{value!r} is not allowed; {nearest(value, options)}"
+    if kind in _BOUNDS or kind == "less_than_equal":
+        bound = _BOUNDS.get(kind, "{le} or less").format(**context)
+        return place, f"{value!r} is not allowed; allowed: {bound}"
+    if kind in _WORDS:
+        return place, f"{value!r} is not allowed; allowed: {_WORDS[kind]}"
+    return place, f"{value!r} is not allowed: {error['msg']}"
+
+
+def _model_at(place: Place) -> type[BaseModel] | None:
+    """Find the model that the fields at a place belong to."""
+    model: type[BaseModel] | None = _Study
+    for item in place:
+        info = model.model_fields.get(str(item)) if model else None
+        if info is None:
+            return None
+        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+    return model
+
+
+def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]]]:
+    reader = YAML(typ="rt", pure=True)
+    try:
+        tree = reader.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise StudyError([Problem(name, line, column, "", f"not valid YAML: {error.problem}")]) from error
+    except YAMLError as error:
+        raise StudyError([Problem(name, 1, 1, "", f"not valid YAML: {error}")]) from error
+    places: dict[Place, tuple[int, int]] = {(): (1, 1)}
+
+    def plain(node: Any, place: Place) -> Any:
+        if isinstance(node, CommentedMap):
+            for key in node:
+                line, column = node.lc.key(key)
+                places[(*place, str(key))] = (line + 1, column + 1)
+            return {str(key): plain(node[key], (*place, str(key))) for key in node}
+        if isinstance(node, CommentedSeq):
+            for index in range(len(node)):
+                line, column = node.lc.item(index)
+                places[(*place, index)] = (line + 1, column + 1)
+            return [plain(item, (*place, index)) for index, item in enumerate(node)]
+        if isinstance(node, bool) or node is None:
+            return node
+        for kind in (int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        raise StudyError([Problem(name, *places[place], ".".join(map(str, place)), f"{node!r} is not a plain value")])
+
+    return plain(tree, ()), places

@@ -1,0 +1,602 @@
+"""Experiments as values: frozen descriptions of trainings, masks and measures, each with a key.
+
+A value is a node of a graph. Its *form* holds its own fields that are not at their defaults and the keys of
+the values it is made from; its *key* is the hash of that form. Two values are equal when their keys are.
+Nothing here computes: `lthlab.lab` turns values into results.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lthlab.parts import (
+    POLICIES,
+    Data,
+    Level,
+    Net,
+    Part,
+    Recipe,
+    Sparsity,
+    decimal_text,
+    duration,
+    iterations,
+    nearest,
+    sparsity_fraction,
+    step,
+)
+
+KINDS: dict[str, type["Value"]] = {}
+_KEY = re.compile(r"[0-9a-f]{32}")
+
+
+def canonical(form: Mapping[str, Any]) -> str:
+    """Write a form as text: JSON with sorted names and no white space."""
+    return json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def key_of(text: str) -> str:
+    """Hash canonical text to a key of 32 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Value:
+    """A node of the graph of experiments. Equality, hash and text go by key."""
+
+    revision: ClassVar[int] = 1
+    stored: ClassVar[bool] = False
+    key: str = dataclasses.field(init=False, default="")
+
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        self._check()
+        object.__setattr__(self, "key", key_of(canonical(self.form())))
+
+    def _check(self) -> None:
+        """Refuse what makes no sense and bring equal things to one form."""
+
+    def _set(self, **fields: object) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def form(self) -> dict[str, Any]:
+        """Return the description: fields not at their defaults, with the keys of stored inputs."""
+        form: dict[str, Any] = {"kind": type(self).__name__}
+        if self.revision != 1:
+            form["revision"] = self.revision
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name != "key" and value != field.default:
+                form[field.name] = _encode(value)
+        return form
+
+    @functools.cached_property
+    def inputs(self) -> tuple["Value", ...]:
+        """Stored values that this one is made from, nearest first."""
+        found: dict[Value, None] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if isinstance(item, Value):
+                    found.update(dict.fromkeys((item,) if item.stored else item.inputs))
+        return tuple(found)
+
+    @property
+    def moments(self) -> tuple["At", ...]:
+        """States of trainings that this value is directly made from."""
+        found: list[At] = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                item = item.body if isinstance(item, Graft) else item
+                found += [item] if isinstance(item, At) else []
+        return tuple(found)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Value) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.key})"
+
+
+def _encode(value: object) -> Any:
+    if isinstance(value, Value):
+        return value.key if value.stored else value.form()
+    if isinstance(value, Part):
+        return value.form()
+    if isinstance(value, Level):
+        return {"level": value.k} if value.rate == "0.2" else {"level": value.k, "rate": value.rate}
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _index(value: object, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from 0")
+
+
+def _choice(value: object, allowed: tuple[str, ...], name: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not allowed; {nearest(value, allowed)}")
+
+
+def _sparsity(value: object) -> Sparsity:
+    return value if isinstance(value, Level) else decimal_text(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Fresh(Value):
+    """Weights drawn from a network's initial distribution.
+
+    Parameters
+    ----------
+    replicate : int
+        Replicate, from 0.
+    draw : int, optional
+        0 is θ_0, 1 the independent reinitialisation θ'_0 (Ma Table 1).
+    """
+
+    replicate: int
+    draw: int = 0
+
+    def _check(self) -> None:
+        _index(self.replicate, "replicate")
+        _index(self.draw, "draw")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class At(Value):
+    """θ_t: the whole state of a training after a step, BatchNorm statistics included.
+
+    Parameters
+    ----------
+    run : Train
+        The training.
+    step : str
+        '8ep', '500it', 'last', 'best_val' or 'best_test'. Steps of a training that resumes at t count on the
+        schedule's clock, from t. 'last' and '160ep' of 160 epochs are the same value.
+
+    Raises
+    ------
+    ValueError
+        If the step lies outside the training.
+    """
+
+    run: "Train"
+    step: str
+
+    def _check(self) -> None:
+        self._set(step=self.run.canonical_step(self.step))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graft(Value):
+    """Weights of a trained body under a freshly drawn head (Morcos 3.3).
+
+    Parameters
+    ----------
+    body : At
+        Where all but the head comes from.
+    head : Fresh
+        Draw of the head, for the classes of the target data.
+    """
+
+    body: At
+    head: Fresh
+
+
+class Mask(Value):
+    """Which of a network's prunable weights survive."""
+
+    @property
+    def net(self) -> "Net | Narrow | None":
+        """Network that the mask is for; None where it fits any."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dense(Mask):
+    """No weight is pruned."""
+
+    @property
+    def net(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Magnitude(Mask):
+    """Keep the weights of largest magnitude; what the ranked training's own mask had pruned stays pruned.
+
+    Parameters
+    ----------
+    of : At
+        Weights that are ranked.
+    sparsity : Level, float or str, optional
+        Share of weights pruned in all, counted from the original number. Absent with `layer_counts_of`.
+    prunable : str, optional
+        Named set of prunable weights, one of `POLICIES`.
+    scope : {'global', 'layer'}, optional
+        Rank over all layers together or prune the same share of every layer.
+    denominator : {'prunable', 'all'}, optional
+        What the sparsity is a share of: the prunable weights or all parameters.
+    layer_counts_of : Mask, optional
+        Prune as many weights of each layer as this mask does (Lan Fig. 7).
+    granularity : {'weight', 'filter'}, optional
+        What is pruned; 'filter' removes whole filters by their `norm` (Lan Fig. 5).
+    norm : {'l1', 'l2'}, optional
+        Norm of a filter.
+
+    Raises
+    ------
+    ValueError
+        For a sparsity outside [0, 1), or one given together with `layer_counts_of`.
+    """
+
+    stored: ClassVar[bool] = True
+    of: At
+    sparsity: Sparsity | None = None
+    prunable: str = "all_but_head"
+    scope: str = "global"
+    denominator: str = "prunable"
+    layer_counts_of: Mask | None = None
+    granularity: str = "weight"
+    norm: str = "l1"
+
+    def _check(self) -> None:
+        if (self.sparsity is None) == (self.layer_counts_of is None):
+            raise ValueError("Magnitude takes either a sparsity or layer_counts_of")
+        if self.sparsity is not None:
+            self._set(sparsity=_sparsity(self.sparsity))
+        _choice(self.prunable, POLICIES, "prunable")
+        _choice(self.scope, ("global", "layer"), "scope")
+        _choice(self.denominator, ("prunable", "all"), "denominator")
+        _choice(self.granularity, ("weight", "filter"), "granularity")
+        _choice(self.norm, ("l1", "l2"), "norm")
+
+    @property
+    def net(self) -> "Net | Narrow":
+        return self.of.run.net
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Permuted(Mask):
+    """A mask with its positions permuted at random, over prunable weights only (Morcos 3.1, A.1).
+
+    Parameters
+    ----------
+    mask : Mask
+        Mask to permute.
+    scope : {'layer', 'global'}, optional
+        Keep each layer's count, or only the total.
+    seed : int, optional
+        Which permutation.
+    """
+
+    stored: ClassVar[bool] = True
+    mask: Mask
+    scope: str = "layer"
+    seed: int = 0
+
+    def _check(self) -> None:
+        _choice(self.scope, ("layer", "global"), "scope")
+        _index(self.seed, "seed")
+        if not self.mask.stored:
+            raise ValueError("a dense mask has nothing to permute")
+
+    @property
+    def net(self) -> "Net | Narrow | None":
+        return self.mask.net
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskOf(Mask):
+    """The mask that a training which prunes on its way has at a step, after any pruning there."""
+
+    stored: ClassVar[bool] = True
+    run: "Train"
+    step: str = "last"
+
+    def _check(self) -> None:
+        self._set(step=self.run.canonical_step(self.step))
+
+    @property
+    def net(self) -> "Net | Narrow":
+        return self.run.net
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Narrow(Value):
+    """The network narrowed until it has no more parameters than its ticket keeps (SDT, Ma 2.1).
+
+    Parameters
+    ----------
+    net : Net
+        Network to narrow.
+    level : Level, float or str
+        Sparsity of the ticket that it stands against.
+    prunable : str, optional
+        Prunable set that the sparsity is counted on.
+    """
+
+    net: Net
+    level: Sparsity
+    prunable: str = "all_but_head"
+
+    def _check(self) -> None:
+        self._set(level=_sparsity(self.level))
+        _choice(self.prunable, POLICIES, "prunable")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gradual(Value):
+    """Prune on the way along a curve (Zhu and Gupta; Sooner eq. 6).
+
+    Parameters
+    ----------
+    start, end, every : str
+        First and last step at which weights are pruned, and the interval.
+    sparsity, initial : Level, float or str
+        Sparsity at the end and before the start.
+    shape : {'cubic', 'linear'}, optional
+        Form of the curve.
+    prunable, scope : str, optional
+        As in `Magnitude`.
+    """
+
+    start: str
+    end: str
+    every: str
+    sparsity: Sparsity
+    initial: Sparsity = "0"
+    shape: str = "cubic"
+    prunable: str = "all_but_head"
+    scope: str = "global"
+
+    def _check(self) -> None:
+        for name in ("start", "end", "every"):
+            duration(getattr(self, name))
+        self._set(sparsity=_sparsity(self.sparsity), initial=_sparsity(self.initial))
+        _choice(self.shape, ("cubic", "linear"), "shape")
+        _choice(self.prunable, POLICIES, "prunable")
+        _choice(self.scope, ("global", "layer"), "scope")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explicit(Value):
+    """Prune on the way at listed steps to listed sparsities (Sooner Table 1).
+
+    Parameters
+    ----------
+    points : tuple of (str, Level, float or str)
+        Steps, rising, each with the sparsity that holds from there on, not falling.
+    prunable, scope : str, optional
+        As in `Magnitude`.
+    """
+
+    points: tuple[tuple[str, Sparsity], ...]
+    prunable: str = "all_but_head"
+    scope: str = "global"
+
+    def _check(self) -> None:
+        self._set(points=tuple((duration(at), _sparsity(s)) for at, s in self.points))
+        shares = [sparsity_fraction(s) for _, s in self.points]
+        if not shares or shares != sorted(shares):
+            raise ValueError("points: a list of (step, sparsity) whose sparsities do not fall")
+        _choice(self.prunable, POLICIES, "prunable")
+        _choice(self.scope, ("global", "layer"), "scope")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Train(Value):
+    """Take these weights, under this mask, on this data, in this order, with this recipe; train.
+
+    Parameters
+    ----------
+    net : Net or Narrow
+        The network.
+    data : Data
+        What it is trained on.
+    recipe : Recipe
+        How; describes a whole schedule, of which as much is trained as is asked for.
+    init : Fresh, At or Graft
+        Where the weights come from.
+    order : int
+        Replicate whose order of batches and augmentation is used.
+    mask : Mask, optional
+        What stays pruned throughout.
+    schedule : {'restart', 'resume'}, optional
+        With weights of step t of another training: train the whole schedule (Sooner), or its rest from t
+        (Ma appendix B).
+    batchnorm : {'rewound', 'reset'}, optional
+        BatchNorm's running statistics start from those of `init`, or from zero mean and unit variance.
+    pruning : Gradual or Explicit, optional
+        Pruning during the training.
+
+    Raises
+    ------
+    ValueError
+        If the parts do not fit each other.
+    """
+
+    stored: ClassVar[bool] = True
+    net: Net | Narrow
+    data: Data
+    recipe: Recipe
+    init: Fresh | At | Graft
+    order: int
+    mask: Mask = Dense()
+    schedule: str = "restart"
+    batchnorm: str = "rewound"
+    pruning: Gradual | Explicit | None = None
+
+    def _check(self) -> None:
+        _index(self.order, "order")
+        _choice(self.schedule, ("restart", "resume"), "schedule")
+        _choice(self.batchnorm, ("rewound", "reset"), "batchnorm")
+        if self.mask.net not in (None, self.net):
+            raise ValueError(f"mask {self.mask!r} is for another network than {self.net!r}")
+        if self.recipe.batch_size > self.data.images:
+            raise ValueError(
+                f"batch_size {self.recipe.batch_size} is larger than the {self.data.images} training images"
+            )
+        start = 0
+        if self.schedule == "resume":
+            source = self.init.body if isinstance(self.init, Graft) else self.init
+            if not isinstance(source, At) or source.step.startswith("best"):
+                raise ValueError(f"schedule 'resume' needs weights of a fixed step of another training, not {source!r}")
+            same_length = source.run.steps_per_epoch == self.steps_per_epoch
+            if source.step.endswith("it") and not same_length:
+                raise ValueError(f"schedule 'resume' at {source.step} between trainings whose epochs differ in length")
+            start = iterations(source.step, self.steps_per_epoch)
+            if start >= self.end:
+                raise ValueError(f"schedule 'resume' at {source.step}: nothing is left of {self.recipe.epochs}ep")
+        self._set(schedule="resume" if start else "restart", _start=start)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of an epoch; the last may have a smaller batch."""
+        return -(-self.data.images // self.recipe.batch_size)
+
+    @property
+    def start(self) -> int:
+        """First iteration on the schedule's clock; above 0 where the schedule resumes."""
+        return self.__dict__["_start"]
+
+    @property
+    def end(self) -> int:
+        """Number of iterations of the whole schedule."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    def iteration(self, at: str) -> int:
+        """Convert a step other than 'best_…' to iterations on the schedule's clock.
+
+        Raises
+        ------
+        ValueError
+            If the step lies before the start or after the end of this training.
+        """
+        count = self.end if step(at) == "last" else iterations(duration(at), self.steps_per_epoch)
+        if not self.start <= count <= self.end:
+            allowed = f"{self.step_text(self.start)} to {self.step_text(self.end)}"
+            raise ValueError(f"step {at} is outside the training; allowed: {allowed}")
+        return count
+
+    def step_text(self, iteration: int) -> str:
+        """Name an iteration: in epochs where it ends one."""
+        epochs, rest = divmod(iteration, self.steps_per_epoch)
+        return f"{iteration}it" if rest else f"{epochs}ep"
+
+    def canonical_step(self, at: str) -> str:
+        """Bring a step to the one name that it has in keys."""
+        if step(at) == "best_val" and not self.data.val_size:
+            raise ValueError("step best_val needs validation images; set val_size of the data above 0")
+        return at if at.startswith("best") else self.step_text(self.iteration(at))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Measure(Value):
+    """A named analysis of weights and masks.
+
+    Parameters
+    ----------
+    name : str
+        One of `MEASURES`.
+    of : tuple of At or Mask
+        What is measured, in the order that the analysis expects.
+    settings : mapping or tuple of pairs, optional
+        Settings by name; numbers as decimal text.
+    mask : Mask, optional
+        Restrict to the weights that this mask keeps, instead of the mask that the trainings have.
+    """
+
+    stored: ClassVar[bool] = True
+    name: str
+    of: tuple[Value, ...]
+    settings: tuple[tuple[str, str], ...] = ()
+    mask: Mask | None = None
+
+    def _check(self) -> None:
+        _choice(self.name, MEASURES, "measure")
+        settings = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
+        self._set(of=tuple(self.of), settings=tuple(sorted((str(k), str(v)) for k, v in settings)))
+
+
+MEASURES = ("correlation_indicator",)
+
+
+def ancestors(values: Iterable[Value]) -> list[Value]:
+    """List stored values and all that they are made from, each once, inputs first."""
+    done: dict[Value, None] = {}
+    stack: list[tuple[Value, bool]] = [(value, False) for value in reversed(list(values))]
+    while stack:
+        value, expanded = stack.pop()
+        if value in done:
+            continue
+        if expanded and value.stored:
+            done[value] = None
+        elif not expanded:
+            stack.append((value, True))
+            stack.extend((item, False) for item in reversed(value.inputs))
+    return list(done)
+
+
+def parse(form: Mapping[str, Any], fetch: Callable[[str], Mapping[str, Any]]) -> Value:
+    """Build the value that a form describes.
+
+    Parameters
+    ----------
+    form : mapping
+        As returned by `Value.form`.
+    fetch : callable
+        Gives the form that belongs to a key.
+
+    Raises
+    ------
+    ValueError
+        If the form is of an unknown kind or was written by another revision of it.
+    """
+    known: dict[str, Value] = {}
+
+    def value_of(key: str) -> Value:
+        if key not in known:
+            known[key] = build(fetch(key))
+        return known[key]
+
+    def decode(item: Any, name: str) -> Any:
+        if isinstance(item, Mapping) and "kind" in item:
+            return build(item)
+        if isinstance(item, Mapping) and "level" in item:
+            return Level(item["level"], item.get("rate", "0.2"))
+        if name in _PARTS and isinstance(item, Mapping):
+            return _PARTS[name](**{k: v for k, v in item.items() if k != "fingerprint"})
+        if name in _VALUES and isinstance(item, str) and _KEY.fullmatch(item):
+            return value_of(item)
+        if isinstance(item, list):
+            return tuple(decode(part, name) for part in item)
+        return item
+
+    def build(node: Mapping[str, Any]) -> Value:
+        kind = KINDS.get(node["kind"])
+        if kind is None:
+            raise ValueError(f"kind '{node['kind']}' is not known; {nearest(node['kind'], KINDS)}")
+        if node.get("revision", 1) != kind.revision:
+            raise ValueError(f"{kind.__name__} of revision {node.get('revision', 1)}; this version has {kind.revision}")
+        fields = {k: decode(v, k) for k, v in node.items() if k not in ("kind", "revision")}
+        return kind(**fields)
+
+    return build(form)
+
+
+_PARTS: dict[str, type[Part]] = {"net": Net, "data": Data, "recipe": Recipe}
+_VALUES = frozenset({"of", "mask", "run", "layer_counts_of", "init", "body"})

@@ -1,0 +1,111 @@
+"""Analyses of weights: how far the large weights of one network are large in another."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+
+import pandas as pd
+import torch
+
+from lthlab import masks
+from lthlab.masks import Mask
+
+
+@dataclass(frozen=True, eq=False)
+class CorrelationIndicator:
+    """What `correlation_indicator` returns.
+
+    Attributes
+    ----------
+    value : float
+        R_p, in [0, 1]; 1 where the same weights are largest in both networks.
+    chance : float
+        Its expectation for independent networks: p up to rounding in small layers.
+    z : float
+        Standard deviations between value and chance if the overlap of each layer is hypergeometric;
+        NaN where it cannot vary, as for p = 1.
+    layers : DataFrame
+        One row per layer that has weights left, in network order: layer, n (weights left),
+        k (how many count as large), overlap (large in both), value and chance (NaN where k is 0).
+    """
+
+    value: float
+    chance: float
+    z: float
+    layers: pd.DataFrame
+
+
+def correlation_indicator(
+    theta: Mapping[str, torch.Tensor],
+    theta_prime: Mapping[str, torch.Tensor],
+    p: float,
+    mask: Mask | tuple[Mask, Mask] | None = None,
+) -> CorrelationIndicator:
+    """Measure the overlap of the largest weights of two networks (R_p).
+
+    In a layer with n weights left, the k = p·n (rounded half up) largest in magnitude count as large.
+    R_p is the number of weights that are large in both networks, over all layers, divided by that of
+    those large in one. Weights of equal magnitude go by position in both networks, which counts as
+    overlap: leave out tensors that are constant, as biases and BatchNorm are at the start.
+
+    Parameters
+    ----------
+    theta, theta_prime : mapping of str to tensor
+        The prunable weights of either network: the same names and shapes, float32 or float64.
+    p : float
+        Fraction of a layer that counts as large, in (0, 1].
+    mask : Mask or pair of Mask, optional
+        The weights left, for both networks or for one each. What is pruned does not enter.
+
+    Returns
+    -------
+    CorrelationIndicator
+
+    Raises
+    ------
+    ValueError
+        If `p` is out of range or so small that no layer has a large weight, names or shapes differ,
+        the two masks differ, the mask keeps nothing, or a weight is NaN.
+
+    Notes
+    -----
+    Ma et al. 2021, appendix G, equation (1), where the divisor is p times the number of weights left.
+    Here it is the sum of the k, which is the same but for rounding and makes R_p of equal weights 1.
+    The measure does not see signs. A mask chosen by the magnitudes of one of the two networks biases it.
+    """
+    if not 0 < p <= 1:
+        raise ValueError(f"p of the correlation indicator is {p}: allowed is 0 < p <= 1")
+    masks.same_layers("theta_prime", theta_prime, theta)
+    if mask is not None:
+        mask = _agreed(mask, theta)
+        theta, theta_prime = _left(theta, mask), _left(theta_prime, mask)
+    n = {name: weight.numel() for name, weight in theta.items() if weight.numel()}
+    k = {name: int((Decimal(str(p)) * size).to_integral_value(ROUND_HALF_UP)) for name, size in n.items()}
+    total = sum(k.values())
+    if not total:
+        what = f"the largest layer has {max(n.values())} weights left" if n else "no weight is left"
+        raise ValueError(f"no weight is large at p = {p}: {what}")
+    small = {name: n[name] - k[name] for name in n}
+    large = masks.per_layer({name: theta[name] for name in n}, small)
+    large_prime = masks.per_layer({name: theta_prime[name].to(theta[name].device) for name in n}, small)
+    overlap = {name: masks.kept({name: large[name] & large_prime[name]}) for name in n}
+    expected = sum(k[name] ** 2 / n[name] for name in n)
+    variance = sum(k[m] ** 2 * (n[m] - k[m]) ** 2 / (n[m] ** 2 * (n[m] - 1)) for m in n if n[m] > 1)
+    z = (sum(overlap.values()) - expected) / math.sqrt(variance) if variance else math.nan
+    layers = pd.DataFrame({"layer": list(n), "n": n.values(), "k": k.values(), "overlap": overlap.values()})
+    layers["value"] = layers["overlap"] / layers["k"].where(layers["k"] > 0)
+    layers["chance"] = (layers["k"] / layers["n"]).where(layers["k"] > 0)
+    return CorrelationIndicator(sum(overlap.values()) / total, expected / total, z, layers)
+
+
+def _agreed(mask: Mask | tuple[Mask, Mask], theta: Mapping[str, torch.Tensor]) -> Mask:
+    first, second = mask if isinstance(mask, tuple) else (mask, mask)
+    masks.same_layers("mask", first, theta)
+    if second is not first and (differ := masks.hamming(second, first)):
+        raise ValueError(f"the two masks differ in {differ:.3g} of all positions: allowed are equal masks")
+    return first
+
+
+def _left(theta: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
+    return {name: weight[mask[name].to(weight.device)] for name, weight in theta.items()}

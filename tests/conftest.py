@@ -1,0 +1,35 @@
+"""What all tests share: the marker `gpu`, hypothesis without deadlines, and what was skipped and why."""
+
+from collections import defaultdict
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("lthlab", deadline=None)
+hypothesis.settings.load_profile("lthlab")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip the tests marked `gpu` where there is no CUDA device; torch is imported only if there are any."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """List the skipped tests by reason."""
+    by_reason = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        _, _, reason = report.longrepr
+        by_reason[reason.removeprefix("Skipped: ")].append(report.nodeid)
+    if by_reason:
+        terminalreporter.section("skipped tests and why")
+    for reason, tests in sorted(by_reason.items()):
+        terminalreporter.write_line(f"{reason} ({len(tests)}):")
+        for test in tests:
+            terminalreporter.write_line(f"  {test}")

@@ -1,0 +1,266 @@
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load, save
+
+from lthlab import masks
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, float("inf"), -float("inf")]
+
+
+@st.composite
+def networks(draw, dtypes=(np.float32, np.float64)):
+    """Weights with ties, zeros, infinities and denormals, in one to four layers, some of them empty."""
+    dtype = draw(st.sampled_from(dtypes))
+    free = st.floats(width=32, allow_nan=False)
+    values = st.one_of(st.sampled_from(SPECIAL), free, draw(st.sampled_from([st.just(0.25), free])))
+    shapes = draw(st.lists(arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=5), min_size=1, max_size=4))
+    if not sum(np.prod(shape) for shape in shapes):
+        shapes[0] = (3,)
+    layers = [draw(arrays.arrays(dtype, shape, elements=values)) for shape in shapes]
+    return {f"layer{i}.weight": torch.from_numpy(layer) for i, layer in enumerate(layers)}
+
+
+def reference(layers, count, previous=None):
+    """Sort (already pruned, magnitude, position) with NumPy and let the first `count` go."""
+    flat = np.concatenate([np.abs(w.numpy()).ravel() for w in layers.values()]).astype(np.float64)
+    alive = np.ones(len(flat), bool) if previous is None else flatten(previous)
+    keep = np.ones(len(flat), bool)
+    keep[np.lexsort((flat, alive))[:count]] = False
+    return keep
+
+
+def flatten(mask):
+    return np.concatenate([layer.numpy().ravel() for layer in mask.values()])
+
+
+def counts(draw, low, high):
+    return draw(st.one_of(st.sampled_from([low, high]), st.integers(low, high)))
+
+
+@given(networks(), st.data())
+def test_exactly_the_asked_number_goes_the_smallest_first(weights, data):
+    size = sum(w.numel() for w in weights.values())
+    count = counts(data.draw, 0, size)
+    mask = masks.magnitude(weights, count)
+    assert size - masks.kept(mask) == count
+    assert np.array_equal(flatten(mask), reference(weights, count))
+    assert [(n, m.shape, m.dtype) for n, m in mask.items()] == [(n, w.shape, torch.bool) for n, w in weights.items()]
+
+
+@given(networks(), st.data())
+def test_what_was_pruned_stays_pruned_and_counts_first(weights, data):
+    size = sum(w.numel() for w in weights.values())
+    scrambled = {
+        n: data.draw(arrays.arrays(w.numpy().dtype, w.shape, elements=st.floats(-9, 9, width=32)))
+        for n, w in weights.items()
+    }
+    first = counts(data.draw, 0, size)
+    previous = masks.magnitude({n: torch.from_numpy(w) for n, w in scrambled.items()}, first)
+    count = counts(data.draw, first, size)
+    mask = masks.magnitude(weights, count, previous)
+    assert size - masks.kept(mask) == count
+    assert masks.nested(mask, previous)
+    assert np.array_equal(flatten(mask), reference(weights, count, previous))
+
+
+@given(networks(), st.data())
+def test_layers_are_pruned_each_by_its_own_count(weights, data):
+    first = {n: counts(data.draw, 0, w.numel()) for n, w in weights.items()}
+    previous = masks.per_layer({n: -w.flip(0) for n, w in weights.items()}, first)
+    assert masks.pruned_per_layer(previous) == first
+    count = {n: counts(data.draw, first[n], w.numel()) for n, w in weights.items()}
+    mask = masks.per_layer(weights, dict(reversed(count.items())), previous)
+    assert masks.pruned_per_layer(mask) == count and list(mask) == list(weights)
+    assert masks.nested(mask, previous)
+    for name in weights:
+        one = {name: weights[name]}
+        assert np.array_equal(mask[name].numpy().ravel(), reference(one, count[name], {name: previous[name]}))
+
+
+@given(networks(dtypes=(np.float32,)), st.data())
+def test_type_and_signs_do_not_matter(weights, data):
+    count = counts(data.draw, 0, sum(w.numel() for w in weights.values()))
+    mask = masks.magnitude(weights, count)
+    for same in ({n: -w for n, w in weights.items()}, {n: w.double() for n, w in weights.items()}):
+        assert masks.hamming(masks.magnitude(same, count), mask) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["normal", "rounded", "zeros", "equal", "close"])
+def test_many_weights_with_few_or_many_ties(dtype, kind):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(100_000, dtype=dtype, generator=generator)
+    w = {
+        "normal": w,
+        "rounded": w.bfloat16().to(dtype),
+        "zeros": w * (torch.rand(100_000, generator=generator) < 0.2),
+        "equal": torch.full_like(w, -0.3),
+        "close": 1 + w * 1e-4,
+    }[kind]
+    before = w.clone()
+    for count in (1, 20_000, 79_999, 80_123, 99_999):
+        mask = masks.magnitude({"w": w}, count)
+        assert np.array_equal(mask["w"].numpy(), reference({"w": w}, count))
+    assert torch.equal(w, before)
+
+
+def test_iterative_and_one_shot_masks_keep_the_same_number():
+    generator = torch.Generator().manual_seed(0)
+    mask, size = None, 1000
+    for level in range(1, 31):
+        weights = {n: torch.randn(s, generator=generator) for n, s in (("a", (20, 30)), ("b", (400,)))}
+        weights = weights if mask is None else {n: w * mask[n] for n, w in weights.items()}
+        count = round((1 - 0.8**level) * size)
+        mask = masks.magnitude(weights, count, mask)
+        assert masks.kept(mask) == masks.kept(masks.magnitude(weights, count)) == size - count
+        assert masks.sparsity(mask) == pytest.approx(count / size)
+
+
+def test_noncontiguous_weights_are_ranked_by_position():
+    w = torch.arange(12.0).view(3, 4).t()
+    assert masks.magnitude({"w": w}, 5)["w"].equal(w >= 5)
+
+
+WEIGHTS = {"conv1.weight": torch.ones(2, 3), "fc.weight": torch.ones(4)}
+PREVIOUS = {"conv1.weight": torch.tensor([[True] * 3, [False] * 3]), "fc.weight": torch.ones(4) > 0}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: masks.magnitude(WEIGHTS, 11), "to prune in all layers together: 11; allowed is 0 … 10"),
+        (lambda: masks.magnitude(WEIGHTS, -1), "to prune in all layers together: -1; allowed is 0 … 10"),
+        (
+            lambda: masks.magnitude(WEIGHTS, 2, PREVIOUS),
+            "to prune in all layers together: 2; allowed is 3 … 10 (3 are pruned already)",
+        ),
+        (
+            lambda: masks.per_layer(WEIGHTS, {"conv1.weight": 2, "fc.weight": 1}, PREVIOUS),
+            "to prune in layer 'conv1.weight': 2; allowed is 3 … 6 (3 are pruned already)",
+        ),
+        (
+            lambda: masks.per_layer(WEIGHTS, {"conv1.weight": 2, "fc.weigth": 1}),
+            "pruned names a layer 'fc.weigth': allowed are conv1.weight, fc.weight; nearest is 'fc.weight'",
+        ),
+        (lambda: masks.per_layer(WEIGHTS, {"fc.weight": 1}), "pruned lacks the layers conv1.weight"),
+        (
+            lambda: masks.magnitude(WEIGHTS, 5, {**PREVIOUS, "fc.weight": torch.ones(2, 2) > 0}),
+            "previous has layer 'fc.weight' of shape (2, 2): allowed is (4,)",
+        ),
+        (
+            lambda: masks.magnitude(WEIGHTS, 5, {"fc.weight": PREVIOUS["fc.weight"]}),
+            "previous lacks the layers conv1.weight",
+        ),
+        (
+            lambda: masks.magnitude({**WEIGHTS, "fc.weight": torch.tensor([1, float("nan")])}, 1),
+            "weights of layer 'fc.weight' hold NaN, which has no rank",
+        ),
+        (
+            lambda: masks.permuted(PREVIOUS, "layers", 0),
+            "scope of a permutation is 'layers': allowed are 'layer' and 'global'",
+        ),
+        (
+            lambda: masks.hamming(PREVIOUS, {"fc.weight": PREVIOUS["fc.weight"]}),
+            "a names a layer 'conv1.weight': allowed are fc.weight; nearest is 'fc.weight'",
+        ),
+        (lambda: masks.nested({}, PREVIOUS), "inner lacks the layers conv1.weight, fc.weight"),
+        (
+            lambda: masks.unpack({**masks.pack(PREVIOUS), "bits": np.zeros(3, np.uint8)}),
+            "packed mask has 3 bytes: its shapes hold 10 weights, so 2",
+        ),
+    ],
+)
+def test_errors_name_place_value_and_what_is_allowed(call, message):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert str(error.value) == message
+
+
+def test_low_precision_is_refused():
+    with pytest.raises(TypeError) as error:
+        masks.magnitude({"w": torch.ones(3, dtype=torch.bfloat16)}, 1)
+    assert str(error.value) == "weights of layer 'w' are torch.bfloat16: allowed are float32 and float64"
+
+
+MASK = masks.magnitude(
+    {
+        n: torch.randn(s, generator=torch.Generator().manual_seed(1))
+        for n, s in (("conv1.weight", (8, 3, 3, 3)), ("conv2.weight", (16, 8, 3, 3)), ("fc.weight", (10, 61)))
+    },
+    1600,
+)
+
+
+def test_permuting_within_layers_keeps_each_layers_count():
+    mask = masks.permuted(MASK, "layer", 0)
+    assert masks.pruned_per_layer(mask) == masks.pruned_per_layer(MASK)
+    assert all((mask[n] != MASK[n]).any() and mask[n].shape == MASK[n].shape for n in MASK)
+
+
+def test_permuting_globally_keeps_the_total_and_spreads_evenly():
+    uneven = {"a": torch.ones(60, 100) > 0, "b": torch.ones(4000) < 0}
+    mask = masks.permuted(uneven, "global", 0)
+    assert masks.kept(mask) == 6000 and {n: m.shape for n, m in mask.items()} == {
+        "a": (60, 100),
+        "b": (4000,),
+    }
+    kept = int(mask["b"].sum())
+    assert kept == pytest.approx(2400, abs=4 * np.sqrt(4000 * 0.6 * 0.4 * 0.6))
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_permutations_depend_on_the_seed_alone(scope):
+    mask = masks.permuted(MASK, scope, 3)
+    assert masks.hamming(mask, masks.permuted(MASK, scope, 3)) == 0
+    density = 1 - masks.sparsity(MASK)
+    other = masks.hamming(mask, masks.permuted(MASK, scope, 4))
+    assert other == pytest.approx(2 * density * (1 - density), abs=0.06)
+    outer = {n: MASK[n] | (torch.arange(MASK[n].numel()) % 5 == 0).view(MASK[n].shape) for n in MASK}
+    assert masks.nested(mask, masks.permuted(outer, scope, 3))
+
+
+def test_layers_are_permuted_differently():
+    half = torch.arange(200) < 100
+    mask = masks.permuted({"a": half, "b": half}, "layer", 0)
+    assert 0.3 < (mask["a"] != mask["b"]).float().mean() < 0.7
+
+
+def test_a_permutation_is_pinned():
+    mask = masks.permuted({"a": torch.arange(6) < 3, "b": torch.arange(4) < 1}, "layer", 7)
+    assert {n: m.int().tolist() for n, m in mask.items()} == {"a": [1, 0, 1, 0, 0, 1], "b": [0, 1, 0, 0]}
+
+
+def test_counts_and_distances():
+    a = {"x": torch.tensor([True, True, False]), "y": torch.tensor([[False, False]])}
+    b = {"x": torch.tensor([True, False, False]), "y": torch.tensor([[False, True]])}
+    assert masks.kept(a) == 2 and masks.sparsity(a) == 0.6
+    assert masks.pruned_per_layer(a) == {"x": 1, "y": 2}
+    assert masks.collapsed(a) == ["y"] and masks.collapsed(b) == []
+    assert masks.hamming(a, b) == 0.4 and masks.hamming(a, a) == 0
+    assert not masks.nested(a, b) and not masks.nested(b, a)
+    assert masks.nested(a, a)
+    assert masks.nested({"x": a["x"] & b["x"], "y": a["y"] & b["y"]}, a)
+
+
+@given(st.data())
+def test_packed_masks_come_back_in_order(data):
+    names = data.draw(
+        st.lists(st.sampled_from(["fc.weight", "conv1.weight", "bits", "a.b.c"]), min_size=1, unique=True)
+    )
+    shapes = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5)
+    mask = {n: torch.from_numpy(data.draw(arrays.arrays(bool, shapes))) for n in names}
+    packed = masks.pack(mask)
+    size = sum(m.numel() for m in mask.values())
+    assert packed["bits"].nbytes == -(-size // 8)
+    back = masks.unpack(load(save(packed)))
+    assert list(back) == names
+    assert all(back[n].equal(mask[n]) and back[n].dtype == torch.bool for n in names)
+
+
+def test_networks_of_many_layers_come_back_in_order():
+    mask = {f"{i}.weight": torch.ones(1) > 0 for i in range(120)}
+    assert list(masks.unpack(load(save(masks.pack(mask))))) == list(mask)

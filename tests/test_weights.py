@@ -1,0 +1,167 @@
+from decimal import ROUND_HALF_UP, Decimal
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lthlab.weights import correlation_indicator
+
+
+def normal(seed, **shapes):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_small_tensors_by_hand():
+    """Of 5 and 4 weights, p = 0.5 takes 3 (2.5 half up) and 2; 2 and 1 of them are large in both."""
+    a = {"x": torch.tensor([5.0, -4, 3, 2, 1]), "y": torch.tensor([[1.0, 2], [3, 4]])}
+    b = {"x": torch.tensor([-9.0, 0, 8, 7, 1]), "y": torch.tensor([[9.0, 2], [-3, -8]])}
+    r = correlation_indicator(a, b, 0.5)
+    assert r.value == pytest.approx(3 / 5)
+    assert r.chance == pytest.approx((9 / 5 + 4 / 4) / 5)
+    assert r.z == pytest.approx((3 - 2.8) / np.sqrt(3 * 3 / 5 * 2 / 5 * 2 / 4 + 2 * 2 / 4 * 2 / 4 * 2 / 3))
+    expected = pd.DataFrame(
+        {
+            "layer": ["x", "y"],
+            "n": [5, 4],
+            "k": [3, 2],
+            "overlap": [2, 1],
+            "value": [2 / 3, 1 / 2],
+            "chance": [3 / 5, 1 / 2],
+        }
+    )
+    pd.testing.assert_frame_equal(r.layers, expected)
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.29, 0.5, 1.0])
+def test_equal_weights_give_1(p):
+    theta = normal(0, x=(16, 3, 3, 3), y=(10, 61), z=(7,))
+    mask = {n: w.abs() > 0.8 for n, w in theta.items()}
+    assert correlation_indicator(theta, {n: -w for n, w in theta.items()}, p).value == 1
+    if p > 0.001:
+        assert correlation_indicator(theta, theta, p, mask).value == 1
+
+
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5])
+def test_independent_weights_give_chance(p):
+    z = []
+    for seed in range(40):
+        r = correlation_indicator(normal(2 * seed, x=4000, y=900), normal(2 * seed + 1, x=4000, y=900), p)
+        z.append(r.z)
+    assert r.chance == pytest.approx(p, rel=1e-9)
+    assert abs(np.mean(z)) < 4 / np.sqrt(40)
+    assert 0.6 < np.std(z) < 1.5
+
+
+def test_anticorrelated_weights_give_less_than_chance():
+    theta = normal(0, x=1000)
+    r = correlation_indicator(theta, {"x": 1 / theta["x"]}, 0.2)
+    assert r.value == 0 and r.chance == pytest.approx(0.2) and r.z < -7
+
+
+def test_everything_is_large_at_p_1():
+    r = correlation_indicator(normal(0, x=50), normal(1, x=50), 1)
+    assert r.value == r.chance == 1 and np.isnan(r.z)
+
+
+def test_only_remaining_weights_enter():
+    theta, other = normal(0, x=(30, 40), y=(200,)), normal(1, x=(30, 40), y=(200,))
+    mask = {n: w.abs() > 0.5 for n, w in normal(2, x=(30, 40), y=(200,)).items()}
+    cut = correlation_indicator(
+        {n: w[mask[n]] for n, w in theta.items()}, {n: w[mask[n]] for n, w in other.items()}, 0.3
+    )
+    masked = {n: w * mask[n] for n, w in theta.items()}
+    loud = {n: torch.where(mask[n], w, 1e9) for n, w in other.items()}
+    for r in (
+        correlation_indicator(theta, other, 0.3, mask),
+        correlation_indicator(masked, loud, 0.3, (mask, {n: m.clone() for n, m in mask.items()})),
+    ):
+        assert (r.value, r.chance, r.z) == (cut.value, cut.chance, cut.z)
+        pd.testing.assert_frame_equal(r.layers, cut.layers)
+    assert cut.layers["n"].tolist() == [int(m.sum()) for m in mask.values()]
+    assert correlation_indicator(theta, other, 0.3).value != cut.value
+
+
+def test_layers_without_weights_are_dropped_and_those_without_large_ones_count_nothing():
+    theta = normal(0, empty=5, tiny=2, x=100)
+    mask = {n: torch.full_like(w, n != "empty", dtype=torch.bool) for n, w in theta.items()}
+    r = correlation_indicator(theta, normal(1, empty=5, tiny=2, x=100), 0.1, mask)
+    assert r.layers["layer"].tolist() == ["tiny", "x"]
+    assert r.layers["k"].tolist() == [0, 10]
+    assert r.layers.loc[0, ["value", "chance"]].isna().all()
+    assert r.value == r.layers.loc[1, "value"] and r.chance == pytest.approx(0.1)
+
+
+def test_rounding_is_exact_where_floats_are_not():
+    """0.29 * 50 is 14.499999999999998 in floats."""
+    theta = normal(0, x=50)
+    assert correlation_indicator(theta, theta, 0.29).layers["k"].tolist() == [15]
+
+
+WEIGHTS = {"x": torch.arange(4.0)}
+HALF = {"x": torch.arange(4) < 2}
+
+
+@pytest.mark.parametrize(
+    ("theta_prime", "p", "mask", "message"),
+    [
+        (WEIGHTS, 0, None, "p of the correlation indicator is 0: allowed is 0 < p <= 1"),
+        (WEIGHTS, 1.5, None, "p of the correlation indicator is 1.5: allowed is 0 < p <= 1"),
+        (WEIGHTS, float("nan"), None, "p of the correlation indicator is nan: allowed is 0 < p <= 1"),
+        (WEIGHTS, 0.1, None, "no weight is large at p = 0.1: the largest layer has 4 weights left"),
+        (WEIGHTS, 0.5, {"x": torch.ones(4) < 0}, "no weight is large at p = 0.5: no weight is left"),
+        (
+            WEIGHTS,
+            0.5,
+            (HALF, {"x": ~HALF["x"]}),
+            "the two masks differ in 1 of all positions: allowed are equal masks",
+        ),
+        ({"x": torch.ones(3)}, 0.5, None, "theta_prime has layer 'x' of shape (3,): allowed is (4,)"),
+        ({"y": torch.ones(4)}, 0.5, None, "theta_prime names a layer 'y': allowed are x"),
+        (WEIGHTS, 0.5, {"x": torch.ones(3) > 0}, "mask has layer 'x' of shape (3,): allowed is (4,)"),
+        ({"x": torch.full((4,), torch.nan)}, 0.5, None, "weights of layer 'x' hold NaN, which has no rank"),
+    ],
+)
+def test_errors(theta_prime, p, mask, message):
+    with pytest.raises(ValueError) as error:
+        correlation_indicator(WEIGHTS, theta_prime, p, mask)
+    assert str(error.value) == message
+
+
+def reference(a, b, p, mask):
+    """R_p and its chance level from sets of indices."""
+    overlap = large = chance = 0
+    for name in a:
+        left = [i for i, kept in enumerate(mask[name].ravel()) if kept]
+        k = int((Decimal(repr(p)) * len(left)).to_integral_value(ROUND_HALF_UP))
+        tops = [set(sorted(left, key=lambda i, w=w: (abs(w[name].ravel()[i]), i), reverse=True)[:k]) for w in (a, b)]
+        overlap += len(tops[0] & tops[1])
+        large += k
+        chance += k**2 / len(left) if left else 0
+    return (overlap / large, chance / large) if large else None
+
+
+@given(st.data())
+def test_agrees_with_sets_of_indices(data):
+    shapes = data.draw(st.lists(arrays.array_shapes(max_dims=2, max_side=6), min_size=1, max_size=3))
+    values = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0]), st.floats(-9, 9, width=32))
+    a, b = (
+        {f"w{i}": data.draw(arrays.arrays(np.float32, s, elements=values)) for i, s in enumerate(shapes)}
+        for _ in range(2)
+    )
+    mask = {n: data.draw(arrays.arrays(bool, w.shape)) for n, w in a.items()}
+    p = data.draw(st.one_of(st.sampled_from([0.1, 0.25, 0.5, 1.0]), st.floats(0.001, 1)))
+    expected = reference(a, b, p, mask)
+    arguments = [{n: torch.from_numpy(w) for n, w in layers.items()} for layers in (a, b)]
+    tensors = {n: torch.from_numpy(m) for n, m in mask.items()}
+    if expected is None:
+        with pytest.raises(ValueError, match="no weight is large"):
+            correlation_indicator(*arguments, p, tensors)
+    else:
+        r = correlation_indicator(*arguments, p, tensors)
+        assert (r.value, r.chance) == pytest.approx(expected, rel=1e-12)
+        assert r.value == correlation_indicator(*reversed(arguments), p, tensors).value
