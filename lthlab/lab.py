@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import time
@@ -13,23 +12,23 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-import safetensors
+import safetensors.numpy
 import torch
 from torch import Tensor
 
 import lthlab
-from lthlab import data, masks, nets, plan, tickets
+from lthlab import data, nets, plan, tickets
+from lthlab.derive import as_tensors, derive, mask, state
 from lthlab.engine import Job, Training, digest, shape_of
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data, Net, pruned_count
+from lthlab.parts import Data, Net
 from lthlab.replicas import capacity
 from lthlab.runs import Run
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store, tensor_bytes
-from lthlab.values import At, Fresh, Magnitude, Measure, Permuted, Train, Value, ancestors, canonical
+from lthlab.values import At, Fresh, Train, Value, ancestors, canonical
 from lthlab.values import Mask as MaskValue
-from lthlab.weights import CorrelationIndicator, correlation_indicator
 
 log = logging.getLogger(__name__)
 
@@ -147,42 +146,6 @@ def compute_study(
     return compute([item.value for item in labelled], store, device, checkpoint_seconds, watcher)
 
 
-def state(at: At, store: Store) -> Weights:
-    """Read a state of a training.
-
-    Returns
-    -------
-    dict of str to Tensor
-        State dict of the ordinary network, pruned weights zero.
-
-    Raises
-    ------
-    LookupError
-        If the state is not kept; `compute([at], store)` obtains it.
-    """
-    run = Run(at.run, store)
-    if run.stale:
-        raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
-    return _tensors(run.read(at.step))
-
-
-def mask(value: MaskValue, store: Store) -> Mask | None:
-    """Read a mask; None for the dense mask.
-
-    Raises
-    ------
-    LookupError
-        If it has not been computed.
-    """
-    if not value.stored:
-        return None
-    return masks.unpack(store.read_tensors(value.key, "mask.safetensors"))
-
-
-def _tensors(arrays: Mapping[str, Any]) -> Weights:
-    return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
-
-
 def _drop(store: Store, damage: Damaged) -> None:
     if damage.key is None:
         raise damage
@@ -289,77 +252,8 @@ class _Computation:
             return
         with claim:
             if not self.store.has(value.key):
-                files, record = self._mask(value) if isinstance(value, MaskValue) else self._measure(value)
+                files, record = derive(value, self.store)
                 self.store.commit(value.key, 0, files | _provenance(device="cpu"), record)
-
-    def _mask(self, value: MaskValue) -> tuple[dict[str, bytes], dict[str, Any]]:
-        if isinstance(value, Permuted):
-            source = mask(value.mask, self.store)
-            assert source is not None
-            found = masks.permuted(source, value.scope, value.seed)
-        else:
-            assert isinstance(value, Magnitude)
-            found = self._magnitude(value)
-        layers = {name: int(kept.sum()) for name, kept in found.items()}
-        total = sum(kept.numel() for kept in found.values())
-        record = {
-            "kind": "mask",
-            "kept": sum(layers.values()),
-            "total": total,
-            "layers": layers,
-            "collapsed": masks.collapsed(found),
-        }
-        return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
-
-    def _magnitude(self, value: Magnitude) -> Mask:
-        run = value.of.run
-        assert isinstance(run.net, Net)
-        names = nets.prunable(run.net, run.data, value.prunable)
-        everything = state(value.of, self.store)
-        weights = {name: everything[name] for name in names}
-        previous = self._read_mask(run.mask)
-        if previous is not None:
-            previous = {name: previous[name] for name in names}
-        if value.layer_counts_of is not None:
-            imposed = self._read_mask(value.layer_counts_of)
-            assert imposed is not None
-            return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
-        assert value.sparsity is not None
-        if value.scope == "layer":
-            counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
-            return masks.per_layer(weights, counts, previous)
-        counted = weights
-        if value.denominator == "all":
-            counted = dict(nets.build(run.net, run.data).named_parameters())
-        total = sum(w.numel() for w in counted.values())
-        return masks.magnitude(weights, pruned_count(value.sparsity, total), previous)
-
-    def _measure(self, value: Value) -> tuple[dict[str, bytes], dict[str, Any]]:
-        assert isinstance(value, Measure)
-        try:
-            found = self._correlation(value)
-        except ValueError as error:
-            return {}, {"kind": "measure", "failed": str(error)}
-        rows = json.loads(found.layers.to_json(orient="records"))
-        frame = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        z = None if math.isnan(found.z) else found.z
-        return {"frame.jsonl": frame}, {
-            "kind": "measure",
-            "value": found.value,
-            "chance": found.chance,
-            "z": z,
-        }
-
-    def _correlation(self, value: Measure) -> CorrelationIndicator:
-        settings = dict(value.settings)
-        first, second = (at for at in value.of if isinstance(at, At))
-        assert isinstance(first.run.net, Net)
-        names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
-        theta, theta_prime = ({n: state(at, self.store)[n] for n in names} for at in (first, second))
-        left = [self._read_mask(value.mask or at.run.mask) for at in (first, second)]
-        whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
-        pair = (left[0] or whole, left[1] or whole)
-        return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
 
     def _read_mask(self, value: MaskValue) -> Mask | None:
         if value.key not in self._mask_cache:
@@ -472,8 +366,8 @@ class _Computation:
         jobs = []
         for train, kept in zip(members, keep, strict=True):
             carried = before[train].carried(start)
-            states = _tensors(carried[0]) if carried else self._initial(train)
-            carry = _tensors(carried[1]) if carried else None
+            states = as_tensors(carried[0]) if carried else self._initial(train)
+            carry = as_tensors(carried[1]) if carried else None
             jobs.append(Job(train, states, self._read_mask(train.mask), kept, carry))
         return Training(jobs, dataset, self.device, start), group
 
@@ -543,7 +437,7 @@ def _pack(tensors: Weights, plain: Mapping[str, Any]) -> bytes:
 
 def _unpack(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     line, _, rest = payload.partition(b"\n")
-    return json.loads(line), _tensors(safetensors.numpy.load(rest))
+    return json.loads(line), as_tensors(safetensors.numpy.load(rest))
 
 
 def _provenance(**fields: object) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ ROWS = [
     ["spec", "values"],
     ["data", "masks", "nets", "plan", "store"],
     ["replicas", "runs", "tickets", "weights"],
-    ["engine"],
+    ["derive", "engine"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],

@@ -1,0 +1,137 @@
+"""Reading states and masks, and deriving masks and measures from them."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from lthlab import masks, nets
+from lthlab.masks import Mask
+from lthlab.nets import Weights
+from lthlab.parts import Net, pruned_count
+from lthlab.runs import Run
+from lthlab.store import Store, tensor_bytes
+from lthlab.values import At, Magnitude, Measure, Permuted, Value
+from lthlab.values import Mask as MaskValue
+from lthlab.weights import CorrelationIndicator, correlation_indicator
+
+Derived = tuple[dict[str, bytes], dict[str, Any]]
+"""Files of a result, and its record."""
+
+
+def state(at: At, store: Store) -> Weights:
+    """Read a state of a training.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict of the ordinary network, pruned weights zero.
+
+    Raises
+    ------
+    LookupError
+        If the state is not kept; `compute([at], store)` obtains it.
+    """
+    run = Run(at.run, store)
+    if run.stale:
+        raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
+    return as_tensors(run.read(at.step))
+
+
+def mask(value: MaskValue, store: Store) -> Mask | None:
+    """Read a mask; None for the dense mask.
+
+    Raises
+    ------
+    LookupError
+        If it has not been computed.
+    """
+    if not value.stored:
+        return None
+    return masks.unpack(store.read_tensors(value.key, "mask.safetensors"))
+
+
+def as_tensors(arrays: Mapping[str, Any]) -> Weights:
+    """Turn what the store reads into tensors."""
+    return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
+
+
+def derive(value: Value, store: Store) -> Derived:
+    """Compute a mask or a measure from what the store holds.
+
+    A measure that its inputs do not allow is a result too, whose record says why.
+    """
+    if isinstance(value, Measure):
+        return _measure(value, store)
+    found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
+    layers = {name: int(kept.sum()) for name, kept in found.items()}
+    record = {
+        "kind": "mask",
+        "kept": sum(layers.values()),
+        "total": sum(kept.numel() for kept in found.values()),
+        "layers": layers,
+        "collapsed": masks.collapsed(found),
+    }
+    return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
+
+
+def _permuted(value: Permuted, store: Store) -> Mask:
+    source = mask(value.mask, store)
+    assert source is not None
+    return masks.permuted(source, value.scope, value.seed)
+
+
+def _magnitude(value: Value, store: Store) -> Mask:
+    assert isinstance(value, Magnitude)
+    run = value.of.run
+    assert isinstance(run.net, Net)
+    names = nets.prunable(run.net, run.data, value.prunable)
+    everything = state(value.of, store)
+    weights = {name: everything[name] for name in names}
+    previous = mask(run.mask, store)
+    if previous is not None:
+        previous = {name: previous[name] for name in names}
+    if value.layer_counts_of is not None:
+        imposed = mask(value.layer_counts_of, store)
+        assert imposed is not None
+        return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
+    assert value.sparsity is not None
+    if value.scope == "layer":
+        counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
+        return masks.per_layer(weights, counts, previous)
+    counted = weights
+    if value.denominator == "all":
+        counted = dict(nets.build(run.net, run.data).named_parameters())
+    total = sum(w.numel() for w in counted.values())
+    return masks.magnitude(weights, pruned_count(value.sparsity, total), previous)
+
+
+def _measure(value: Measure, store: Store) -> Derived:
+    try:
+        found = _correlation(value, store)
+    except ValueError as error:
+        return {}, {"kind": "measure", "failed": str(error)}
+    rows = json.loads(found.layers.to_json(orient="records"))
+    frame = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    z = None if math.isnan(found.z) else found.z
+    return {"frame.jsonl": frame}, {
+        "kind": "measure",
+        "value": found.value,
+        "chance": found.chance,
+        "z": z,
+    }
+
+
+def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
+    settings = dict(value.settings)
+    first, second = (at for at in value.of if isinstance(at, At))
+    assert isinstance(first.run.net, Net)
+    names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
+    theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
+    left = [mask(value.mask or at.run.mask, store) for at in (first, second)]
+    whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
+    pair = (left[0] or whole, left[1] or whole)
+    return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
