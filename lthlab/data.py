@@ -2,11 +2,11 @@
 
 import functools
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,12 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from lthlab.draws import Stream
+from lthlab.parts import DATASETS, nearest
+
+log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[np.generic]]
 """A decoded set: train_x and test_x, uint8 [N, C, H, W]; train_y and test_y, integers [N] from 0 on."""
-
-DIGITS_FINGERPRINT = "988bfb497fd200f239bee36699206e13"
-"""Fingerprint of scikit-learn's handwritten digits, split as `load` describes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +139,7 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
         fingerprint than it is registered with.
     """
     if name not in _sources:
-        near = get_close_matches(name, _sources, 1)
-        hint = f"; nearest is {near[0]!r}" if near else ""
-        raise ValueError(f"unknown data set {name!r}: registered are {', '.join(_sources)}{hint}")
+        raise ValueError(f"data set '{name}' is not known; {nearest(name, _sources)}")
     source = _sources[name]
     arrays = _decoded(name, source, cache)
     x, y = (torch.from_numpy(arrays[key]) for key in ("train_x", "train_y"))
@@ -256,7 +254,7 @@ def crop_flip(x: Tensor, pad: int, draws: Tensor) -> Tensor:
     return padded.flatten(2).gather(2, places).view(x.shape)
 
 
-@register("digits", fingerprint=DIGITS_FINGERPRINT, mean=(4.886878373168851,), std=(6.014557028580646,))
+@register("digits", fingerprint=DATASETS["digits"].fingerprint, mean=(4.886878373168851,), std=(6.014557028580646,))
 def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
@@ -276,24 +274,25 @@ def _decoded(name: str, source: _Source, cache: Path | None) -> Arrays:
     if path is not None and path.exists():
         try:
             arrays = load_file(path)
-            found = _fingerprint(arrays)
+            if _fingerprint(arrays) == source.fingerprint:
+                return arrays
+            reason = "has another fingerprint"
         except (SafetensorError, KeyError) as error:
-            found = f"none, as it cannot be read ({error})"
-        place = f"{path} (remove the file to have it made again)"
-    else:
-        decoded = source.decode()
-        arrays = {}
-        for part in ("train", "test"):
-            x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
-            if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.min() < 0:
-                given = f"{part} images {x.dtype} {x.shape}, labels {y.shape} from {y.min()} on"
-                raise ValueError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
-            arrays[f"{part}_x"], arrays[f"{part}_y"] = _canonical(x, y)
-        found, place = _fingerprint(arrays), f"what {source.decode.__name__} decoded"
+            reason = f"cannot be read ({error})"
+        log.warning("%s %s: decoded again", path, reason)
+    decoded = source.decode()
+    arrays = {}
+    for part in ("train", "test"):
+        x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
+        if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.min() < 0:
+            given = f"{part} images {x.dtype} {x.shape}, labels {y.shape} from {y.min()} on"
+            raise ValueError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = _canonical(x, y)
+    found = _fingerprint(arrays)
     if found != source.fingerprint:
-        expected = f"allowed is {source.fingerprint}"
-        raise ValueError(f"fingerprint of data set {name!r} is {found} in {place}: {expected}")
-    if path is not None and not path.exists():
+        where = f"what {source.decode.__name__} decoded"
+        raise ValueError(f"fingerprint of data set {name!r} is {found} in {where}: allowed is {source.fingerprint}")
+    if path is not None:
         _write(path, arrays)
     return arrays
 

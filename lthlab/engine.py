@@ -143,7 +143,7 @@ class Training:
         self.steps_per_epoch = first.steps_per_epoch
         self.iteration = first.start if start is None else start
         self.device = torch.device(device)
-        states = [_cleared(job.state, job.mask) for job in jobs]
+        states = [job.state for job in jobs]
         self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)  # type: ignore[arg-type]
         self.progress = [Progress() for _ in jobs]
         self.images = dataset.train_x.to(self.device)
@@ -162,11 +162,18 @@ class Training:
         count = {"sgd": 1, "adam": 2}[self.recipe.optimizer]
         self.moments = [{n: torch.zeros_like(p) for n, p in self.group.parameters.items()} for _ in range(count)]
         self.updates = 0
-        self.pruned = self._pruned()
+        self.momentum = self._column([job.train.recipe.momentum for job in jobs])
+        self.decay = self._column([job.train.recipe.weight_decay for job in jobs])
+        decays = any(job.train.recipe.weight_decay for job in jobs)
+        self.decayed = self.group.decayed[self.recipe.decay_on] if decays else set()
+        self.pruned: Weights = {}
         self._drawn_epoch = -1
         carries = [job.carry for job in jobs if job.carry is not None]
         if carries:
             self._resume(carries)
+        for number, job in enumerate(jobs):
+            if job.mask:
+                self.prune(number, job.mask)
 
     # --- one step -------------------------------------------------------------------------------------------
 
@@ -183,10 +190,24 @@ class Training:
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
+        self._check_finite(epoch + 1)
         if self.iteration % self.steps_per_epoch == 0:
-            self._check_finite(epoch + 1)
             self._evaluate()
         self._keep()
+
+    def prune(self, number: int, mask: Mask) -> None:
+        """Keep a replica's weights outside a mask at zero from here on.
+
+        Clears them and the optimizer's buffers of them; what is pruned already stays so.
+        """
+        slots = [number] if number or self.group.slots == len(self.jobs) else [0, len(self.jobs)]
+        for name, kept in mask.items():
+            parameter = self.group.parameters[name]
+            pruned = self.pruned.setdefault(name, torch.zeros_like(parameter, dtype=torch.bool))
+            for slot in slots:
+                pruned[slot] |= ~kept.to(self.device)
+                for tensors in (self.group.parameters, *self.moments):
+                    tensors[name][slot].masked_fill_(pruned[slot], 0)
 
     @property
     def alive(self) -> bool:
@@ -228,19 +249,17 @@ class Training:
         tensor, while fused forms differ between a vector's body and its tail.
         """
         self.updates += 1
-        recipes = [job.train.recipe for job in self.jobs]
         rate = self._column(rates)
-        decay = self._column([recipe.weight_decay for recipe in recipes])
         for name, parameter in self.group.parameters.items():
             gradient, pruned = self.group.gradients[name], self.pruned.get(name)
             if pruned is not None:
                 gradient.masked_fill_(pruned, 0)
             shape = (-1, *[1] * (parameter.dim() - 1))
-            if name in self.group.decayed[self.recipe.decay_on] and any(r.weight_decay for r in recipes):
-                gradient.add_(parameter * decay.view(shape))
+            if name in self.decayed:
+                gradient.add_(parameter * self.decay.view(shape))
             if self.recipe.optimizer == "sgd":
                 velocity = self.moments[0][name]
-                velocity.mul_(self._column([recipe.momentum for recipe in recipes]).view(shape)).add_(gradient)
+                velocity.mul_(self.momentum.view(shape)).add_(gradient)
                 parameter.sub_(velocity * rate.view(shape))
             else:
                 parameter.sub_(self._adam(name, gradient, rate.view(shape)))
@@ -258,17 +277,6 @@ class Training:
     def _column(self, numbers: Sequence[float]) -> Tensor:
         filled = [*numbers, *numbers[:1]][: self.group.slots]
         return torch.tensor(filled, dtype=self.group.dtype, device=self.device)
-
-    def _pruned(self) -> Weights:
-        names = {name for job in self.jobs for name in job.mask or {}}
-        pruned = {}
-        for name in names:
-            parameter = self.group.parameters[name]
-            rows = [
-                ~job.mask[name] if job.mask else torch.zeros(parameter.shape[1:], dtype=torch.bool) for job in self.jobs
-            ]
-            pruned[name] = torch.stack([*rows, *rows[:1]][: self.group.slots]).to(self.device)
-        return pruned
 
     # --- what is recorded -----------------------------------------------------------------------------------
 
@@ -300,7 +308,7 @@ class Training:
                 if row[f"{name}_accuracy"] > progress.best.get(name, -1.0):
                     progress.best[name] = row[f"{name}_accuracy"]
                     if f"best_{name}" in job.keep:
-                        progress.snapshots[f"best_{name}"] = self.group.state(number)
+                        progress.snapshots[f"best_{name}"] = self._state(number)
         self.loss_sum.zero_()
         self.correct_sum.zero_()
         self.seen = 0
@@ -309,11 +317,11 @@ class Training:
         for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
             step = job.train.step_text(self.iteration)
             if step in job.keep and step not in progress.snapshots and progress.diverged is None:
-                progress.snapshots[step] = self._masked_state(number)
+                progress.snapshots[step] = self._state(number)
 
-    def _masked_state(self, number: int) -> Weights:
-        state, mask = self.group.state(number), self.jobs[number].mask
-        revived = [name for name, keep in (mask or {}).items() if state[name][~keep].any()]
+    def _state(self, number: int) -> Weights:
+        state = self.group.state(number)
+        revived = [name for name, pruned in self.pruned.items() if state[name][pruned[number].cpu()].any()]
         if revived:
             raise RuntimeError(f"pruned weights of {self.jobs[number].train!r} are not zero in {', '.join(revived)}")
         return state
@@ -407,7 +415,3 @@ def shape_of(train: Train) -> tuple[object, ...]:
         train.start,
         train.end,
     )
-
-
-def _cleared(state: Weights, mask: Mask | None) -> Weights:
-    return state | {name: state[name].masked_fill(~keep, 0) for name, keep in (mask or {}).items()}

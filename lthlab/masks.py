@@ -1,18 +1,18 @@
 """Masks: which weights of a network survive, from magnitudes by exact counts or by permutation."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lthlab.draws import Stream
+from lthlab.parts import nearest
 
 Mask = dict[str, torch.Tensor]
 """A bool tensor for every prunable weight tensor, in network order; True = kept."""
 
+_FEW = 1 << 18  # up to here, counting 65,536 bins takes longer than selecting
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -239,8 +239,19 @@ def _smallest(ranks: torch.Tensor, count: int) -> torch.Tensor:
     """Mark the `count` smallest of integers [n] that are not negative; ties go by position."""
     if count == 0:
         return torch.zeros_like(ranks, dtype=torch.bool)
-    # Radix selection: 16 bits a pass find the rank of the last to go. Unlike partition and sort,
-    # its time does not depend on how many weights are equal, as zeros are.
+    last = int(ranks.kthvalue(count).values) if len(ranks) <= _FEW else _radix(ranks, count)
+    chosen, ties = ranks < last, ranks == last
+    left = count - int(chosen.count_nonzero())
+    if left < int(ties.count_nonzero()):
+        ties &= ties.cumsum(0) <= left
+    return chosen | ties
+
+
+def _radix(ranks: torch.Tensor, count: int) -> int:
+    """Find the rank of the last of the `count` smallest, 16 bits a pass.
+
+    Unlike partition and sort, its time does not depend on how many weights are equal, as zeros are.
+    """
     last, left = 0, count
     for shift in range(torch.iinfo(ranks.dtype).bits - 16, -1, -16):
         digits = (ranks >> shift).sub_(last >> shift).clamp_(-1, 1 << 16).add_(1)
@@ -248,10 +259,7 @@ def _smallest(ranks: torch.Tensor, count: int) -> torch.Tensor:
         digit = int(torch.searchsorted(below, left))
         last |= digit << shift
         left -= int(below[digit - 1]) if digit else 0
-    chosen, ties = ranks < last, ranks == last
-    end = bisect_left(range(len(ties)), left, key=lambda i: int(ties[: i + 1].count_nonzero())) + 1
-    chosen[:end] |= ties[:end]
-    return chosen
+    return last
 
 
 def _shuffled(flat: torch.Tensor, stream: Stream) -> torch.Tensor:
@@ -274,9 +282,7 @@ def _like(flat: torch.Tensor, layers: Mapping[str, torch.Tensor]) -> Mask:
 def _same_names(what: str, given: Mapping[str, object], expected: Mapping[str, object]) -> None:
     for name in given:
         if name not in expected:
-            near = get_close_matches(name, expected, 1)
-            hint = f"; nearest is {near[0]!r}" if near else ""
-            raise ValueError(f"{what} names a layer {name!r}: allowed are {', '.join(expected)}{hint}")
+            raise ValueError(f"{what} names a layer {name!r}; {nearest(name, expected)}")
     missing = [name for name in expected if name not in given]
     if missing:
         raise ValueError(f"{what} lacks the layers {', '.join(missing)}")

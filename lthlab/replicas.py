@@ -37,8 +37,11 @@ def capacity(net: Net, data: Data) -> int:
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use `count` threads within; None leaves the number as it is."""
+    if count is None:
+        yield
+        return
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

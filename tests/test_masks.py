@@ -11,6 +11,14 @@ from lthlab import masks
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, float("inf"), -float("inf")]
 
 
+@pytest.fixture(params=[masks._FEW, 0], ids=["select", "count"], autouse=True, scope="module")
+def way(request):
+    """Find thresholds of small sets by selection, as usual, and by counting, as for large ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_FEW", request.param)
+        yield
+
+
 @st.composite
 def networks(draw, dtypes=(np.float32, np.float64)):
     """Weights with ties, zeros, infinities and denormals, in one to four layers, some of them empty."""
@@ -144,7 +152,7 @@ PREVIOUS = {"conv1.weight": torch.tensor([[True] * 3, [False] * 3]), "fc.weight"
         ),
         (
             lambda: masks.per_layer(WEIGHTS, {"conv1.weight": 2, "fc.weigth": 1}),
-            "pruned names a layer 'fc.weigth': allowed are conv1.weight, fc.weight; nearest is 'fc.weight'",
+            "pruned names a layer 'fc.weigth'; allowed: conv1.weight, fc.weight; did you mean 'fc.weight'?",
         ),
         (lambda: masks.per_layer(WEIGHTS, {"fc.weight": 1}), "pruned lacks the layers conv1.weight"),
         (
@@ -165,7 +173,7 @@ PREVIOUS = {"conv1.weight": torch.tensor([[True] * 3, [False] * 3]), "fc.weight"
         ),
         (
             lambda: masks.hamming(PREVIOUS, {"fc.weight": PREVIOUS["fc.weight"]}),
-            "a names a layer 'conv1.weight': allowed are fc.weight; nearest is 'fc.weight'",
+            "a names a layer 'conv1.weight'; allowed: fc.weight; did you mean 'fc.weight'?",
         ),
         (lambda: masks.nested({}, PREVIOUS), "inner lacks the layers conv1.weight, fc.weight"),
         (
