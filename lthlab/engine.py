@@ -95,7 +95,7 @@ class Progress:
     snapshots : dict of str to dict of str to Tensor
         Kept states by step.
     diverged : int or None
-        Epoch in which the loss was no longer finite.
+        Epoch in which the loss or a weight was no longer finite.
     best : dict of str to float
         Highest accuracy so far on 'val' and 'test'.
     """
@@ -178,10 +178,15 @@ class Training:
     # --- one step -------------------------------------------------------------------------------------------
 
     def advance(self, until: int) -> None:
-        """Train to the next end of an epoch, but not beyond iteration `until`."""
+        """Train to the next end of an epoch, but not beyond iteration `until`.
+
+        The first call records the state at the start too, even if `until` lies there.
+        """
         if not self.iteration % self.steps_per_epoch and not self.progress[0].metrics and self.updates == 0:
             self._evaluate()
         self._keep()
+        if self.iteration >= until:
+            return
         epoch = self.iteration // self.steps_per_epoch
         until = min(until, (epoch + 1) * self.steps_per_epoch)
         kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
@@ -281,8 +286,11 @@ class Training:
     # --- what is recorded -----------------------------------------------------------------------------------
 
     def _check_finite(self, epoch: int) -> None:
-        for progress, loss in zip(self.progress, self.loss_sum.tolist(), strict=True):
-            if progress.diverged is None and not math.isfinite(loss):
+        finite = self.loss_sum.isfinite()
+        for parameter in self.group.parameters.values():
+            finite &= parameter[: len(self.jobs)].flatten(1).isfinite().all(1)
+        for progress, whole in zip(self.progress, finite.tolist(), strict=True):
+            if progress.diverged is None and not whole:
                 progress.diverged = epoch
                 progress.metrics.append({"epoch": epoch, "diverged": True})
 

@@ -22,7 +22,7 @@ from lthlab.derive import as_tensors, derive, mask, state
 from lthlab.engine import Job, Training, digest, shape_of
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data, Net
+from lthlab.parts import Data, Net, nearest
 from lthlab.replicas import capacity
 from lthlab.runs import Run
 from lthlab.spec import Config
@@ -77,8 +77,10 @@ def device_named(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda") or (name.startswith("cuda") and not torch.cuda.is_available()):
-        raise ValueError(f"device '{name}' is not here; allowed: auto, cpu" + (", cuda" * torch.cuda.is_available()))
+    allowed = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
+    allowed += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    if name not in allowed:
+        raise ValueError(f"device '{name}' is not here; {nearest(name, allowed)}")
     return torch.device(name)
 
 
@@ -112,16 +114,15 @@ def compute(
     Raises
     ------
     ValueError
-        Before anything is computed, if this version cannot compute a value.
+        Before anything is computed, if this version cannot compute a value or there is no such device.
     StoreError
         If the store cannot be written.
     """
     began = time.monotonic()
     asked = list(asked)
-    plan.refuse_unsupported(ancestors(asked))
-    store.check_writable()
+    place = _prepare(asked, store, device)
     for _ in range(1000):
-        computation = _Computation(asked, store, device_named(device), checkpoint_seconds, watcher)
+        computation = _Computation(asked, store, place, checkpoint_seconds, watcher)
         try:
             computation.run()
         except Damaged as damage:
@@ -138,12 +139,22 @@ def compute_study(
 ) -> Summary:
     """Compute all values of a study and note their roles in the store; arguments and errors as of `compute`."""
     labelled = tickets.expand(config)
-    plan.refuse_unsupported(ancestors(item.value for item in labelled))
-    store.check_writable()
+    _prepare([item.value for item in labelled], store, device)
     roles = [{"key": item.value.key, **item.role} for item in labelled]
     facts = {"title": config.title, "net": config.net.form(), "data": config.data.form()}
     store.write_study(config.name, facts | {"report": config.protocol.report, "roles": roles})
     return compute([item.value for item in labelled], store, device, checkpoint_seconds, watcher)
+
+
+def _prepare(asked: Iterable[Value], store: Store, device: str) -> torch.device:
+    """Refuse what cannot be computed or stored, then store the descriptions of everything."""
+    everything = ancestors(asked)
+    plan.refuse_unsupported(everything)
+    place = device_named(device)
+    store.check_writable()
+    for value in everything:
+        store.describe(canonical(value.form()))
+    return place
 
 
 def _drop(store: Store, damage: Damaged) -> None:
@@ -181,8 +192,6 @@ class _Computation:
         self._mask_cache: dict[str, Mask | None] = {}
 
     def run(self) -> None:
-        for value in self.values:
-            self.store.describe(canonical(value.form()))
         damaged = next((problem for value in self.values for problem in self._problems(value)), None)
         if damaged is not None:
             raise damaged
@@ -210,8 +219,8 @@ class _Computation:
         left = [train for train in self.needs if self._missing(train)]
         epochs = 0
         for train in left:
-            reached = Run(train, self.store).reached
-            epochs += -(-max(self.needs[train].until - reached, 0) // train.steps_per_epoch)
+            start, until = self._span(train)
+            epochs += -(-(until - start) // train.steps_per_epoch)
         total = len(self.needs)
         self.watcher.begin(total, total - len(left), self.summary.shared, epochs)
 
@@ -275,7 +284,10 @@ class _Computation:
             if not progressed:
                 time.sleep(0.5)
         for train in wave:
-            if Run(train, self.store).diverged is not None and train not in self.summary.diverged:
+            run = Run(train, self.store)
+            if run.stale:
+                self._bury(train, "stale")
+            elif run.diverged is not None:
                 self.summary.diverged.append(train)
 
     def _interrupted(self, pending: list[Train]) -> Iterator[list[Train]]:
@@ -333,6 +345,7 @@ class _Computation:
         before = {train: Run(train, self.store) for train in members}
         start, until = before[members[0]].span(self.needs[members[0]])
         training, group = self._start(members, before, start, until)
+        training.advance(start)
         saved = time.monotonic()
         while training.iteration < until and training.alive:
             at = training.iteration
@@ -400,26 +413,29 @@ class _Computation:
 
     def _commit(self, train: Train, before: Run, training: Training, number: int, start: int, seconds: float) -> None:
         progress, need = training.progress[number], self.needs[train]
-        final = training.group.state(number)
+        final, until = training.group.state(number), training.iteration
+        if progress.diverged is not None:
+            until = progress.diverged * train.steps_per_epoch  # however long the others of its group went on
         record: dict[str, Any] = {
             "kind": "train",
             "from": start,
-            "until": training.iteration,
+            "until": until,
             "end": train.end,
             "keep": sorted(need.keep),
             "diverged": progress.diverged,
-            "digest": digest(final),
+            "digest": digest(final) if progress.diverged is None else None,
         }
-        files = {f"{step}.safetensors": tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
+        states = {step: tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
+        files = {f"{step}.safetensors": content for step, content in states.items() if not before.has(step)}
         if before.reached > start:
-            different = before.differs(progress.metrics, training.iteration, record["digest"], files)
+            states[train.step_text(until)] = tensor_bytes(_arrays(final))
+            different = before.differs(progress.metrics, until, record["digest"], states)
             if different:
                 record = {"kind": "stale", "reason": different}
-                self._bury(train, "stale")
                 files = {}
         else:
             files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in progress.metrics).encode()
-            if progress.diverged is None and training.iteration < train.end:
+            if progress.diverged is None and train.start < until < train.end:
                 files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
                 files["state.safetensors"] = tensor_bytes(_arrays(final))
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}

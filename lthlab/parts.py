@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model
 
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """Word what is allowed, and the nearest match to a misspelt name."""
-    options = sorted(allowed)
+    options = {option.lower(): option for option in sorted(allowed)}
     match = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
-    return f"allowed: {', '.join(options)}" + (f"; did you mean '{match[0]}'?" if match else "")
+    return f"allowed: {', '.join(options.values())}" + (f"; did you mean '{options[match[0]]}'?" if match else "")
 
 
 # --- facts about data sets and networks -----------------------------------------------------------------------
@@ -56,7 +56,7 @@ POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet
 
 # --- steps and sparsities -------------------------------------------------------------------------------------
 
-_STEP = re.compile(r"(0|[1-9]\d*)(ep|it)")
+_STEP = re.compile(r"(0|[1-9][0-9]{0,11})(ep|it)")
 _NAMED_STEPS = ("last", "best_val", "best_test")
 
 
@@ -92,6 +92,15 @@ def iterations(text: str, steps_per_epoch: int) -> int:
     return number * steps_per_epoch if unit == "ep" else number
 
 
+def step_text(iteration: int, steps_per_epoch: int) -> str:
+    """Name an iteration: in epochs where it ends one."""
+    epochs, rest = divmod(iteration, steps_per_epoch)
+    return f"{iteration}it" if rest else f"{epochs}ep"
+
+
+MAX_LEVEL = 1000
+
+
 @dataclass(frozen=True)
 class Level:
     """Level `k` of the sparsity ladder 1 - (1 - rate)**k (Ma Table 1; Morcos 3.1).
@@ -99,7 +108,7 @@ class Level:
     Parameters
     ----------
     k : int
-        Level, at least 1.
+        Level, from 1 to 1000.
     rate : float or str, optional
         Share of the remaining weights that goes at every level, in (0, 1).
 
@@ -113,10 +122,9 @@ class Level:
     rate: str = "0.2"
 
     def __init__(self, k: int, rate: float | str = "0.2") -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(
-                f"level {k!r} is not allowed; allowed: whole numbers from 1 (level 0 is the dense network)"
-            )
+        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_LEVEL:
+            allowed = f"whole numbers from 1 to {MAX_LEVEL} (level 0 is the dense network)"
+            raise ValueError(f"level {k!r} is not allowed; allowed: {allowed}")
         object.__setattr__(self, "k", k)
         object.__setattr__(self, "rate", decimal_text(rate, "rate"))
         if self.rate == "0":
@@ -145,7 +153,13 @@ def decimal_text(value: object, name: str = "sparsity") -> str:
         number = Decimal("NaN")
     if not (number.is_finite() and 0 <= number < 1):
         raise ValueError(f"{name} {value!r} is not allowed; allowed: numbers from 0 up to but not including 1")
-    return format(number.normalize(), "f") if number else "0"
+    return plain_decimal(number)
+
+
+def plain_decimal(number: Decimal) -> str:
+    """Write a finite number without exponent and without zeros that say nothing."""
+    text = format(number, "f")
+    return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
 
 
 def sparsity_fraction(sparsity: Sparsity) -> Fraction:
@@ -160,14 +174,12 @@ def pruned_count(sparsity: Sparsity, total: int) -> int:
 
 # --- parts of a training's description ------------------------------------------------------------------------
 
-Count = Annotated[int, Strict(), Field(ge=1)]
+Count = Annotated[int, Strict(), Field(ge=1, le=10**9)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
-Real = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]
+Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(abs)]
 Duration = Annotated[str, AfterValidator(duration)]
-Moment = Annotated[str, AfterValidator(step)]
 
 
 class Part(BaseModel):
@@ -178,6 +190,11 @@ class Part(BaseModel):
     def form(self) -> dict[str, Any]:
         """Return the fields that are not at their defaults."""
         return self.model_dump(mode="json", exclude_defaults=True)
+
+    def _reset(self, *names: str) -> None:
+        """Set fields that have no effect to their defaults, so that one experiment has one key."""
+        for name in names:
+            object.__setattr__(self, name, type(self).model_fields[name].default)
 
 
 class Net(Part):
@@ -240,6 +257,8 @@ class Data(Part):
             raise ValueError(f"val_size: {self.val_size} of {pool} images of '{self.name}'; allowed: 0 to {pool - 1}")
         if self.train_size is not None and self.train_size > pool - self.val_size:
             raise ValueError(f"train_size: {self.train_size} images; allowed: 1 to {pool - self.val_size}")
+        if self.train_size == pool - self.val_size:
+            self._reset("train_size")
         return self
 
     @property
@@ -258,6 +277,9 @@ class Data(Part):
 
 class Recipe(Part):
     """How a network is trained, from the first epoch of the schedule to the last.
+
+    Fields that have no effect are set to their defaults: `betas` with SGD, `momentum` with Adam, `decay_on`
+    without decay, `gamma` without milestones.
 
     Parameters
     ----------
@@ -312,4 +334,28 @@ class Recipe(Part):
             raise ValueError("milestones: missing; allowed with lr_schedule 'step': steps such as [80ep, 120ep]")
         if self.warmup.endswith("ep") and int(self.warmup[:-2]) >= self.epochs:
             raise ValueError(f"warmup: {self.warmup} is not before the end; allowed: below {self.epochs}ep")
+        self._reset("betas" if self.optimizer == "sgd" else "momentum")
+        if not self.weight_decay:
+            self._reset("decay_on")
+        if not self.milestones:
+            self._reset("gamma")
         return self
+
+    def aligned(self, steps_per_epoch: int) -> Self:
+        """Bring milestones and warmup to the one form that they have in keys.
+
+        Raises
+        ------
+        ValueError
+            If one of them does not lie before the end.
+        """
+        end = self.epochs * steps_per_epoch
+        for name, moment in [*(("milestones", m) for m in self.milestones), ("warmup", self.warmup)]:
+            if iterations(moment, steps_per_epoch) >= end:
+                raise ValueError(f"{name}: {moment} is not before the end; allowed: below {self.epochs}ep, {end}it")
+        counts = sorted(iterations(milestone, steps_per_epoch) for milestone in self.milestones)
+        milestones = tuple(step_text(count, steps_per_epoch) for count in counts)
+        warmup = step_text(iterations(self.warmup, steps_per_epoch), steps_per_epoch)
+        if (milestones, warmup) == (self.milestones, self.warmup):
+            return self
+        return self.model_copy(update={"milestones": milestones, "warmup": warmup})

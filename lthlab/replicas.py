@@ -182,7 +182,7 @@ class Group:
                 losses, right = _loss(self._logits(shared), truth.expand(self.slots, -1))
                 loss += losses[: self.replicas].double().cpu() * len(truth)
                 correct += right[: self.replicas].cpu()
-        return loss / len(labels), correct / len(labels)
+        return loss / len(labels), correct.double() / len(labels)
 
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, on the CPU, with ordinary names and shapes."""

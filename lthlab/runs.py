@@ -26,7 +26,7 @@ class Run:
     reached : int
         Iteration up to which it has been trained; `train.start` where nothing is there.
     diverged : int or None
-        Epoch in which its loss ceased to be finite.
+        Epoch in which its loss or a weight ceased to be finite.
     stale : str or None
         Why its bits could not be repeated.
     """
@@ -94,6 +94,8 @@ class Run:
 
     def carried(self, iteration: int) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """Read the state and the optimizer's buffers where an earlier part stopped; None at the beginning."""
+        if iteration == self.train.start:
+            return None
         for part in self.parts:
             if part.record.get("until") == iteration and "carry.safetensors" in part.files:
                 names = ("state.safetensors", "carry.safetensors")
@@ -117,8 +119,22 @@ class Run:
         """Read the metrics: one row per epoch so far."""
         return read_metrics(self.store, self.train.key, self.parts)
 
-    def differs(self, metrics: list[dict[str, Any]], until: int, final: str, states: Mapping[str, bytes]) -> str | None:
-        """Compare a repeated training with what is kept of it; says what differs, None if nothing does."""
+    def differs(
+        self, metrics: list[dict[str, Any]], until: int, final: str | None, states: Mapping[str, bytes]
+    ) -> str | None:
+        """Compare a repeated training with what is kept of it; says what differs, None if nothing does.
+
+        Parameters
+        ----------
+        metrics : list of dict
+            Rows by epoch.
+        until : int
+            Iteration to which it was repeated.
+        final : str or None
+            Digest of the state there; None if it diverged.
+        states : mapping of str to bytes
+            States by canonical step, as they would be stored.
+        """
         known = {row["epoch"]: row for row in self.metrics()}
         for row in metrics:
             if known.get(row["epoch"], row) != row:
@@ -126,9 +142,9 @@ class Run:
         for part in self.parts:
             if part.record.get("until") == until and part.record["digest"] != final:
                 return f"weights at {self.train.step_text(until)} came out differently when trained again"
-        for name, content in states.items():
-            if name.removesuffix(".safetensors") in self._kept() and self.store.read(self.train.key, name) != content:
-                return f"{name} came out differently when trained again"
+        for step in states.keys() & self._kept():
+            if self.store.read(self.train.key, f"{step}.safetensors") != states[step]:
+                return f"weights at {step} came out differently when trained again"
         return None
 
 

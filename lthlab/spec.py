@@ -12,13 +12,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     create_model,
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from lthlab import parts
 from lthlab.parts import POLICIES, Count, Data, Level, Net, Part, Recipe, Sparsity, nearest
@@ -72,6 +74,11 @@ def _named(value: object) -> object:
     return {"name": value} if isinstance(value, str) else value
 
 
+def _blank(value: object) -> object:
+    """Let a name with nothing behind it ask for what it names, with its defaults."""
+    return {} if value is None else value
+
+
 def _grid(model: type[Part]) -> type[BaseModel]:
     """Make a model of which every field is a list of what `model` takes; a single value is a list of one."""
     fields: dict[str, Any] = {}
@@ -107,9 +114,9 @@ class Rewound(Ticket):
 class Tickets(_Model):
     """Tickets to evaluate, by their names in Ma."""
 
-    LT: Ticket | None = None
-    RR: Ticket | None = None
-    WR: Rewound | None = None
+    LT: Annotated[Ticket | None, BeforeValidator(_blank)] = None
+    RR: Annotated[Ticket | None, BeforeValidator(_blank)] = None
+    WR: Annotated[Rewound | None, BeforeValidator(_blank)] = None
 
 
 class Prune(_Model):
@@ -125,9 +132,9 @@ class Prune(_Model):
         Share of the remaining weights that goes at every level.
     """
 
-    levels: Annotated[list[Count], BeforeValidator(_as_list)] = []
+    levels: Annotated[list[Annotated[Count, Field(le=parts.MAX_LEVEL)]], BeforeValidator(_as_list)] = []
     sparsities: Annotated[list[parts.Share], BeforeValidator(_as_list)] = []
-    rate: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    rate: Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
 
 
 class Protocol(_Model):
@@ -169,14 +176,14 @@ class Protocol(_Model):
 class Correlation(_Model):
     """The correlation indicator R_p between weights before and after training (Ma appendix G)."""
 
-    p: Annotated[float, Field(gt=0, le=1)] = 0.1
+    p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
 
 
 class Measures(_Model):
     """Analyses of the trained weights."""
 
-    correlation_indicator: Correlation | None = None
+    correlation_indicator: Annotated[Correlation | None, BeforeValidator(_blank)] = None
 
 
 class _Study(_Model):
@@ -184,7 +191,7 @@ class _Study(_Model):
     title: str = ""
     net: Annotated[Net, BeforeValidator(_named)]
     data: Annotated[Data, BeforeValidator(_named)]
-    replicates: Count = 1
+    replicates: Annotated[Count, Field(le=10_000)] = 1
     find: _grid(Recipe)  # type: ignore[valid-type]
     eval: _grid(Recipe) | None = None  # type: ignore[valid-type]
     prune: Prune = Prune()
@@ -255,7 +262,7 @@ def read(path: str | Path) -> Config:
 
 def parse(text: str, name: str = "<study>") -> Config:
     """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
-    tree, places = _load(text, name)
+    tree, places, problems = _load(text, name)
 
     def locate(place: Place, message: str) -> Problem:
         known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in places)
@@ -264,22 +271,14 @@ def parse(text: str, name: str = "<study>") -> Config:
         field = ".".join(str(item) for item in (*known, *beyond))
         return Problem(name, line, column, field, message)
 
-    problems: list[Problem] = []
-    study: _Study | None = None
-    try:
-        study = _Study.model_validate(tree)
-    except ValidationError as error:
-        problems += [locate(*_explain(item)) for item in error.errors()]
+    study, wrong = _checked(tree)
     recipes: list[tuple[Recipe, Recipe]] = []
     if study is not None:
-        try:
-            recipes = list(_recipes(study))
-        except _FieldError as error:
-            problems.append(locate(error.place, error.message))
-        problems += [locate(place, message) for place, message in _cross_checks(study, recipes)]
-    if problems:
+        recipes, unfit = _recipes(study)
+        wrong += [*unfit, *_cross_checks(study, recipes)]
+    problems += [locate(place, message) for place, message in wrong]
+    if problems or study is None:
         raise StudyError(sorted(problems, key=lambda problem: (problem.line, problem.column, problem.field)))
-    assert study is not None
     return Config(
         name=study.name,
         title=study.title or study.name,
@@ -295,19 +294,53 @@ def parse(text: str, name: str = "<study>") -> Config:
     )
 
 
-class _FieldError(Exception):
-    def __init__(self, place: Place, message: str) -> None:
-        super().__init__(message)
-        self.place, self.message = place, message
+def _checked(tree: Any) -> tuple[_Study | None, list[tuple[Place, str]]]:
+    """Check the fields; where some are wrong, the sections without fault are still returned to be compared."""
+    try:
+        return _Study.model_validate(tree), []
+    except ValidationError as error:
+        wrong = [_explain(item) for item in error.errors()]
+    faulty = {place[0] for place, _ in wrong if place}
+    if not isinstance(tree, dict) or not faulty:
+        return None, wrong
+    if "tickets" in faulty:
+        faulty.add("measures")
+    rest = {name: section for name, section in tree.items() if name not in faulty}
+    try:
+        return _Study.model_validate({"name": "unnamed"} | rest), wrong
+    except ValidationError:
+        return None, wrong
 
 
-def _recipes(study: _Study) -> Iterator[tuple[Recipe, Recipe]]:
+def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Place, str]]]:
     """Pair finding with evaluating recipes: equal ones, or every one with every override of `eval`."""
     override = {} if study.eval is None else _axes(study.eval)
+    pairs: dict[tuple[Recipe, Recipe], None] = {}
+    wrong: dict[tuple[Place, str], None] = {}
+
+    def recipe(fields: Mapping[str, Any], section: str) -> Recipe | None:
+        try:
+            found = Recipe(**fields)
+            found.aligned(_steps_per_epoch(study, found))
+            return found
+        except ValidationError as error:
+            problems = [_explain(item) for item in error.errors()]
+        except ValueError as error:
+            problems = [_fielded((), str(error))]
+        wrong.update(dict.fromkeys(((section, *place), message) for place, message in problems))
+        return None
+
     for finding in _product(_axes(study.find)):
-        find = _recipe(finding, "find")
-        for evaluating in _product(override):
-            yield find, _recipe(finding | evaluating, "eval") if evaluating else find
+        find = recipe(finding, "find")
+        for evaluating in _product(override) if find is not None else ():
+            evaluate = recipe(finding | evaluating, "eval") if evaluating else find
+            if find is not None and evaluate is not None:
+                pairs[find, evaluate] = None
+    return list(pairs), list(wrong)
+
+
+def _steps_per_epoch(study: _Study, recipe: Recipe) -> int:
+    return -(-study.data.images // recipe.batch_size)
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
@@ -316,14 +349,6 @@ def _axes(grid: BaseModel) -> dict[str, list[Any]]:
 
 def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, choice, strict=True)) for choice in itertools.product(*axes.values()))
-
-
-def _recipe(fields: Mapping[str, Any], section: str) -> Recipe:
-    try:
-        return Recipe(**fields)
-    except ValidationError as error:
-        place, message = _explain(error.errors()[0])
-        raise _FieldError((section, *place), message) from error
 
 
 def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
@@ -335,17 +360,14 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
                     (section, "batch_size"),
                     f"{size} is larger than the training set; allowed: 1 to {images}",
                 )
-    rewound, epochs = study.tickets.WR, [find.epochs for find, _ in recipes]
-    if rewound is not None and epochs:
-        per_epoch = -(-images // max(find.batch_size for find, _ in recipes))
-        if parts.iterations(rewound.rewind, per_epoch) >= min(epochs) * per_epoch:
-            yield (
-                ("tickets", "WR", "rewind"),
-                f"{rewound.rewind} is not before the end; allowed: below {min(epochs)}ep",
-            )
-    asked = [name for name, ticket in study.tickets if ticket is not None]
-    if asked and not study.prune.levels and not study.prune.sparsities:
-        yield ("prune", "levels"), f"missing; {', '.join(asked)} need levels, such as [4, 8]"
+    if study.tickets.WR is not None:
+        rewind = study.tickets.WR.rewind
+        problems = {_rewind_problem(study, rewind, find, evaluate): None for find, evaluate in recipes}
+        yield from ((("tickets", "WR", "rewind"), f"{rewind} {problem}") for problem in problems if problem)
+    asked = {name: ticket.methods for name, ticket in study.tickets if ticket is not None}
+    lacking = [name for name, methods in asked.items() if "IMP" in methods or not study.prune.sparsities]
+    if lacking and not study.prune.levels:
+        yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
     measure = study.measures.correlation_indicator
     for number, ticket in enumerate(measure.of if measure else ()):
         if ticket != "dense" and ticket not in asked:
@@ -358,6 +380,21 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
             ("protocol", "prunable"),
             f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
         )
+
+
+def _rewind_problem(study: _Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
+    """Say why tickets cannot be rewound to a step; None if they can."""
+    steps, steps_after = _steps_per_epoch(study, find), _steps_per_epoch(study, evaluate)
+    at = parts.iterations(rewind, steps)
+    if at >= find.epochs * steps:
+        return f"is not before the end; allowed: below {find.epochs}ep, {find.epochs * steps}it"
+    if study.protocol.schedule == "restart":
+        return None
+    if at % steps and steps != steps_after:
+        return f"lies within an epoch, and epochs of find and eval differ in length, {steps} and {steps_after} steps"
+    if parts.iterations(parts.step_text(at, steps), steps_after) >= evaluate.epochs * steps_after:
+        return f"leaves nothing of the {evaluate.epochs} epochs of eval; allowed: below {evaluate.epochs}ep"
+    return None
 
 
 # --- located errors -------------------------------------------------------------------------------------------
@@ -390,9 +427,7 @@ def _explain(error: Any) -> tuple[Place, str]:
     if kind == "missing":
         return place, "missing"
     if kind == "value_error":
-        message = str(context["error"])
-        inner = _FIELD.fullmatch(message)
-        return ((*place, inner[1]), inner[2]) if inner else (place, message)
+        return _fielded(place, str(context["error"]))
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
         return place, f"{value!r} is not allowed; {nearest(value, options)}"
@@ -402,6 +437,12 @@ def _explain(error: Any) -> tuple[Place, str]:
     if kind in _WORDS:
         return place, f"{value!r} is not allowed; allowed: {_WORDS[kind]}"
     return place, f"{value!r} is not allowed: {error['msg']}"
+
+
+def _fielded(place: Place, message: str) -> tuple[Place, str]:
+    """Split 'field: message'."""
+    inner = _FIELD.fullmatch(message)
+    return ((*place, inner[1]), inner[2]) if inner else (place, message)
 
 
 def _model_at(place: Place) -> type[BaseModel] | None:
@@ -416,34 +457,57 @@ def _model_at(place: Place) -> type[BaseModel] | None:
     return model
 
 
-def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]]]:
-    reader = YAML(typ="rt", pure=True)
+def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]], list[Problem]]:
+    """Read YAML as plain values, note where each stands and what YAML allows but a study does not."""
+    reader = YAML(typ="safe", pure=True)
+    problems: list[Problem] = []
+
+    def refuse(mark: Any, place: Place, message: str) -> None:
+        problems.append(Problem(name, mark.line + 1, mark.column + 1, ".".join(map(str, place)), message))
+
     try:
-        tree = reader.load(text)
+        for event in reader.parse(text):
+            if isinstance(event, AliasEvent):
+                refuse(event.start_mark, (), f"alias *{event.anchor}: not allowed; write the value out")
+            elif getattr(event, "ctag", None):
+                refuse(event.start_mark, (), f"tag {event.ctag}: not allowed; write plain values")
+        if problems:
+            raise StudyError(problems)
+        root = reader.compose(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise StudyError([Problem(name, line, column, "", f"not valid YAML: {error.problem}")]) from error
-    except YAMLError as error:
-        raise StudyError([Problem(name, 1, 1, "", f"not valid YAML: {error}")]) from error
+    except (YAMLError, RecursionError) as error:
+        before = text[: getattr(error, "position", 0)]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        message = f"not valid YAML: {getattr(error, 'reason', error)}"
+        raise StudyError([Problem(name, line, column, "", message)]) from error
     places: dict[Place, tuple[int, int]] = {(): (1, 1)}
 
     def plain(node: Any, place: Place) -> Any:
-        if isinstance(node, CommentedMap):
-            for key in node:
-                line, column = node.lc.key(key)
-                places[(*place, str(key))] = (line + 1, column + 1)
-            return {str(key): plain(node[key], (*place, str(key))) for key in node}
-        if isinstance(node, CommentedSeq):
-            for index in range(len(node)):
-                line, column = node.lc.item(index)
-                places[(*place, index)] = (line + 1, column + 1)
-            return [plain(item, (*place, index)) for index, item in enumerate(node)]
-        if isinstance(node, bool) or node is None:
-            return node
-        for kind in (int, float, str):
-            if isinstance(node, kind):
-                return kind(node)
-        raise StudyError([Problem(name, *places[place], ".".join(map(str, place)), f"{node!r} is not a plain value")])
+        if isinstance(node, SequenceNode):
+            for index, item in enumerate(node.value):
+                places[(*place, index)] = (item.start_mark.line + 1, item.start_mark.column + 1)
+            return [plain(item, (*place, index)) for index, item in enumerate(node.value)]
+        if isinstance(node, MappingNode):
+            found: dict[str, Any] = {}
+            for key, item in node.value:
+                here = (*place, str(key.value))
+                if not isinstance(key, ScalarNode):
+                    refuse(key.start_mark, place, "the name of a field must be text")
+                elif key.value in found:
+                    refuse(key.start_mark, here, f"given twice, first in line {places[here][0]}")
+                else:
+                    places[here] = (key.start_mark.line + 1, key.start_mark.column + 1)
+                    found[key.value] = plain(item, here)
+            return found
+        if node is None or node.tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
+            return node and node.value
+        try:
+            return reader.constructor.construct_object(node)
+        except ValueError as error:
+            refuse(node.start_mark, place, f"not a number: {error}")
+            return node.value
 
-    return plain(tree, ()), places
+    return plain(root, ()), places, problems

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
 
 from lthlab.parts import (
@@ -26,8 +27,10 @@ from lthlab.parts import (
     duration,
     iterations,
     nearest,
+    plain_decimal,
     sparsity_fraction,
     step,
+    step_text,
 )
 
 KINDS: dict[str, type["Value"]] = {}
@@ -218,6 +221,9 @@ class Dense(Mask):
 class Magnitude(Mask):
     """Keep the weights of largest magnitude; what the ranked training's own mask had pruned stays pruned.
 
+    Fields that have no effect are set to their defaults: `scope` and `denominator` with `layer_counts_of`,
+    `denominator` within layers, `norm` of single weights.
+
     Parameters
     ----------
     of : At
@@ -263,6 +269,12 @@ class Magnitude(Mask):
         _choice(self.denominator, ("prunable", "all"), "denominator")
         _choice(self.granularity, ("weight", "filter"), "granularity")
         _choice(self.norm, ("l1", "l2"), "norm")
+        if self.layer_counts_of is not None:
+            self._set(scope="global", denominator="prunable")
+        if self.scope == "layer":
+            self._set(denominator="prunable")
+        if self.granularity == "weight":
+            self._set(norm="l1")
 
     @property
     def net(self) -> "Net | Narrow":
@@ -301,13 +313,21 @@ class Permuted(Mask):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskOf(Mask):
-    """The mask that a training which prunes on its way has at a step, after any pruning there."""
+    """The mask that a training which prunes on its way has at a step, after any pruning there.
+
+    Raises
+    ------
+    ValueError
+        If the training does not prune, or the step lies outside it.
+    """
 
     stored: ClassVar[bool] = True
     run: "Train"
     step: str = "last"
 
     def _check(self) -> None:
+        if self.run.pruning is None:
+            raise ValueError(f"{self.run!r} does not prune on its way; its mask is {self.run.mask!r}")
         self._set(step=self.run.canonical_step(self.step))
 
     @property
@@ -352,6 +372,11 @@ class Gradual(Value):
         Form of the curve.
     prunable, scope : str, optional
         As in `Magnitude`.
+
+    Raises
+    ------
+    ValueError
+        If the sparsity falls, or a training is too short for the curve.
     """
 
     start: str
@@ -366,10 +391,22 @@ class Gradual(Value):
     def _check(self) -> None:
         for name in ("start", "end", "every"):
             duration(getattr(self, name))
+        if iterations(self.every, 1) == 0:
+            raise ValueError(f"every {self.every!r} is not allowed; allowed: '1it' or more")
         self._set(sparsity=_sparsity(self.sparsity), initial=_sparsity(self.initial))
+        if sparsity_fraction(self.initial) > sparsity_fraction(self.sparsity):
+            raise ValueError(f"sparsity {self.sparsity!r} is below the initial one, {self.initial!r}")
         _choice(self.shape, ("cubic", "linear"), "shape")
         _choice(self.prunable, POLICIES, "prunable")
         _choice(self.scope, ("global", "layer"), "scope")
+
+    def aligned(self, train: "Train") -> "Gradual":
+        """Bring the steps to the one form that they have in keys of a training."""
+        start, end = train.canonical_step(self.start), train.canonical_step(self.end)
+        if train.iteration(start) >= train.iteration(end):
+            raise ValueError(f"pruning from {self.start} to {self.end}: the end is not behind the start")
+        every = step_text(iterations(self.every, train.steps_per_epoch), train.steps_per_epoch)
+        return dataclasses.replace(self, start=start, end=end, every=every)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -382,6 +419,11 @@ class Explicit(Value):
         Steps, rising, each with the sparsity that holds from there on, not falling.
     prunable, scope : str, optional
         As in `Magnitude`.
+
+    Raises
+    ------
+    ValueError
+        If the sparsities fall, or the steps do not rise or lie outside a training.
     """
 
     points: tuple[tuple[str, Sparsity], ...]
@@ -396,10 +438,20 @@ class Explicit(Value):
         _choice(self.prunable, POLICIES, "prunable")
         _choice(self.scope, ("global", "layer"), "scope")
 
+    def aligned(self, train: "Train") -> "Explicit":
+        """Bring the steps to the one form that they have in keys of a training."""
+        counts = [train.iteration(at) for at, _ in self.points]
+        if counts != sorted(set(counts)):
+            raise ValueError(f"points: the steps {', '.join(at for at, _ in self.points)} do not rise")
+        points = tuple((train.step_text(n), s) for n, (_, s) in zip(counts, self.points, strict=True))
+        return dataclasses.replace(self, points=points)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Train(Value):
     """Take these weights, under this mask, on this data, in this order, with this recipe; train.
+
+    Fields that have no effect are set to their defaults: `schedule` at step 0, `batchnorm` with fresh weights.
 
     Parameters
     ----------
@@ -462,6 +514,11 @@ class Train(Value):
             if start >= self.end:
                 raise ValueError(f"schedule 'resume' at {source.step}: nothing is left of {self.recipe.epochs}ep")
         self._set(schedule="resume" if start else "restart", _start=start)
+        self._set(recipe=self.recipe.aligned(self.steps_per_epoch))
+        if isinstance(self.init, Fresh):
+            self._set(batchnorm="rewound")
+        if self.pruning is not None:
+            self._set(pruning=self.pruning.aligned(self))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -494,8 +551,7 @@ class Train(Value):
 
     def step_text(self, iteration: int) -> str:
         """Name an iteration: in epochs where it ends one."""
-        epochs, rest = divmod(iteration, self.steps_per_epoch)
-        return f"{iteration}it" if rest else f"{epochs}ep"
+        return step_text(iteration, self.steps_per_epoch)
 
     def canonical_step(self, at: str) -> str:
         """Bring a step to the one name that it has in keys."""
@@ -515,9 +571,14 @@ class Measure(Value):
     of : tuple of At or Mask
         What is measured, in the order that the analysis expects.
     settings : mapping or tuple of pairs, optional
-        Settings by name; numbers as decimal text.
+        Settings by name, text or numbers; those not given have the values in `MEASURES`.
     mask : Mask, optional
         Restrict to the weights that this mask keeps, instead of the mask that the trainings have.
+
+    Raises
+    ------
+    ValueError
+        For an unknown measure or setting, or if `of` is not what the measure is about.
     """
 
     stored: ClassVar[bool] = True
@@ -527,12 +588,39 @@ class Measure(Value):
     mask: Mask | None = None
 
     def _check(self) -> None:
-        _choice(self.name, MEASURES, "measure")
-        settings = self.settings.items() if isinstance(self.settings, Mapping) else self.settings
-        self._set(of=tuple(self.of), settings=tuple(sorted((str(k), str(v)) for k, v in settings)))
+        _choice(self.name, tuple(MEASURES), "measure")
+        given, known = dict(self.settings), MEASURES[self.name]
+        for name in given:
+            _choice(name, tuple(known), "setting")
+        settings = {name: _setting(value, name) for name, value in (known | given).items()}
+        _choice(settings["prunable"], POLICIES, "prunable")
+        if not re.fullmatch(r"0\.[0-9]+|1", settings["p"]):
+            raise ValueError(f"p {settings['p']!r} is not allowed; allowed: numbers above 0 up to 1")
+        self._set(of=tuple(self.of), settings=tuple(sorted(settings.items())))
+        if len(self.of) != 2 or not all(isinstance(item, At) for item in self.of):
+            raise ValueError(f"{self.name} is of two states of trainings, not of {self.of!r}")
+
+    def form(self) -> dict[str, Any]:
+        form = super().form()
+        form["settings"] = [list(pair) for pair in self.settings if pair not in MEASURES[self.name].items()]
+        return form if form["settings"] else {name: item for name, item in form.items() if name != "settings"}
 
 
-MEASURES = ("correlation_indicator",)
+MEASURES: dict[str, dict[str, str]] = {"correlation_indicator": {"p": "0.1", "prunable": "all_but_head"}}
+"""Known measures, each with its settings and their defaults."""
+
+
+def _setting(value: object, name: str) -> str:
+    """Write a setting as text, equal numbers alike."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"setting {name} {value!r} is not allowed; allowed: text and numbers")
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return str(value)
+    if not number.is_finite():
+        raise ValueError(f"setting {name} {value!r} is not allowed; allowed: text and finite numbers")
+    return plain_decimal(number)
 
 
 def ancestors(values: Iterable[Value]) -> list[Value]:
@@ -564,7 +652,7 @@ def parse(form: Mapping[str, Any], fetch: Callable[[str], Mapping[str, Any]]) ->
     Raises
     ------
     ValueError
-        If the form is of an unknown kind or was written by another revision of it.
+        If the form is of an unknown kind, or was written by another revision of it or for other data.
     """
     known: dict[str, Value] = {}
 
@@ -593,7 +681,10 @@ def parse(form: Mapping[str, Any], fetch: Callable[[str], Mapping[str, Any]]) ->
         if node.get("revision", 1) != kind.revision:
             raise ValueError(f"{kind.__name__} of revision {node.get('revision', 1)}; this version has {kind.revision}")
         fields = {k: decode(v, k) for k, v in node.items() if k not in ("kind", "revision")}
-        return kind(**fields)
+        value = kind(**fields)
+        if value.key != key_of(canonical(node)):
+            raise ValueError(f"{value!r} was described otherwise, as {canonical(node)}")
+        return value
 
     return build(form)
 

@@ -1,0 +1,326 @@
+"""Tidy frames drawn on matplotlib Axes, and put into words."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import matplotlib.ticker
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+
+from lthlab import results
+
+CELL = ["study", "network", "data", "what", "ticket", "method", "level", "sparsity", "rewind", "find_lr", "eval_lr"]
+"""Columns that tell cells of a study apart; within a cell only the replicate differs."""
+TICKETS = ("dense", "LT", "WR", "RR")
+METHODS = ("IMP", "OMP")
+# Okabe and Ito's colours, which colour-blind readers tell apart; markers and lines say the same without colour.
+_COLOURS = {"dense": "#4d4d4d", "LT": "#0072b2", "WR": "#009e73", "RR": "#d55e00"}
+_OTHER_COLOUR = "#8c4b85"
+_MARKERS = {"dense": "D", "LT": "o", "WR": "^", "RR": "s"}
+_DASHED = (0, (4.0, 2.0))
+_MOST_TICKS = 7
+
+
+def accuracy_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw test accuracy against the weights that remain, with the dense networks as a level.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings at one learning rate, dense ones included.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracy in %; sparse networks at 1 - sparsity in % on a logarithmic axis, denser to the left.
+        Means with the interval of `lthlab.results.summarise`.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"]))
+    dense = done["ticket"] == "dense"
+    _level(ax, done[dense])
+    _series(ax, done[~dense], "sparsity", lambda sparsity: 100 * (1 - sparsity))
+    _sparsity_axis(ax, done[~dense])
+    ax.set_ylabel("test accuracy (%)")
+    return legend(ax) if alone else ax
+
+
+def accuracy_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw test accuracy against the learning rate that tickets are trained with.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings at one sparsity, and of dense ones.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracy in %, learning rate on a logarithmic axis; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["eval_lr"]))
+    _series(ax, done, "eval_lr", lambda lr: lr)
+    _lr_axis(ax, done)
+    ax.set_ylabel("test accuracy (%)")
+    return legend(ax) if alone else ax
+
+
+def difference_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw paired differences in accuracy against the weights that remain, each pair as a dot.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.results.differences` returns for one learning rate, by method, level and sparsity; an
+        optional column `ticket` says what was subtracted.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Differences in percentage points; weights that remain in % on a logarithmic axis, denser to the left.
+
+    Raises
+    ------
+    ValueError
+        If there are no pairs, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"]))
+    ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
+    _series(ax, done, "sparsity", lambda sparsity: 100 * (1 - sparsity), dots=True)
+    _sparsity_axis(ax, done)
+    names = ", ".join(map(str, done["ticket"].unique())) if "ticket" in done else "difference"
+    ax.set_ylabel(f"{names} (percentage points)")
+    return legend(ax) if alone else ax
+
+
+def correlation_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p against the learning rate, with its chance level.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of the measure 'correlation_indicator' at one sparsity, and of dense networks.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1], learning rate on a logarithmic axis; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _done(frame, ["eval_lr"])
+    chance = done["chance"].mean()
+    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+    _series(ax, done, "eval_lr", lambda lr: lr)
+    _lr_axis(ax, done)
+    ax.set_ylabel("correlation indicator $R_p$")
+    ax.set_ylim(bottom=0)
+    return legend(ax) if alone else ax
+
+
+def legend(ax: Axes) -> Axes:
+    """Name what an Axes shows in a legend to the right of the data."""
+    ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0, frameon=False)
+    return ax
+
+
+def caption(frame: pd.DataFrame, confidence: float = 0.95) -> str:
+    """Say how many replicates, which estimator and which interval figures of a frame show.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows as they are drawn.
+    confidence : float, optional
+        Coverage of the interval, as in `lthlab.results.summarise`.
+    """
+    text = f"Points are means over {sample_size(frame)}"
+    most = _counts(frame).max() if (frame["status"] == "done").any() else 0
+    interval = f"bars are {100 * confidence:g} % intervals of the mean (Student's t)"
+    text += f"; {interval}." if most > 1 else "; one replicate gives no interval."
+    if "epoch" in frame and frame["epoch"].notna().any():
+        epochs = sorted(int(epoch) for epoch in frame["epoch"].dropna().unique())
+        text += f" Accuracy on the test set after epoch {_span(epochs)}."
+    return text
+
+
+def sample_size(frame: pd.DataFrame) -> str:
+    """Say how many replicates are done in each cell, such as 'n = 6 replicates' or 'n = 4 to 6 replicates'."""
+    counts = _counts(frame) if (frame["status"] == "done").any() else [0]
+    return f"n = {_span(sorted(set(counts)))} replicate" + ("" if max(counts) == 1 else "s")
+
+
+def describe(ax: Axes) -> str:
+    """Put into words what an Axes shows: what against what, the range, and the trend of each series.
+
+    Parameters
+    ----------
+    ax : Axes
+        Drawn by a function of this module.
+
+    Returns
+    -------
+    str
+        An alternative text for readers who do not see the figure.
+    """
+    x, y = (label.replace("$R_p$", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
+    series = [item for item in ax.containers if isinstance(item, ErrorbarContainer)]
+    ys = [np.asarray(item.lines[0].get_ydata(), dtype=float) for item in series if item.lines[0] is not None]
+    lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
+    title = f"{ax.get_title()}. " if ax.get_title() else ""
+    lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
+    text = f"{title}Line chart of {y} against {x}; means range from {lowest:.3g} to {highest:.3g}. "
+    trends = [f"{item.get_label()} {_trend(values)}" for item, values in zip(series, ys, strict=True)]
+    levels = [f"{name} is at {np.mean(np.asarray(line.get_ydata())):.3g}" for name, line in lines.items()]
+    return text + "; ".join(trends + levels) + "."
+
+
+# --- parts of a drawing ---------------------------------------------------------------------------------------
+
+
+def _axes(ax: Axes | None) -> tuple[Axes, bool]:
+    if ax is not None:
+        return ax, False
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1], True
+
+
+def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
+    """The rows that are done, refused if a point would mix what is not a replicate of the same."""
+    done = frame[frame["status"] == "done"]
+    if done.empty:
+        raise ValueError(f"nothing to draw: none of {len(frame)} rows is done")
+    for column in ("study", "what", "metric"):
+        if column in done and done[column].nunique() > 1:
+            raise ValueError(f"rows differ in {column}: {', '.join(sorted(done[column].unique()))}; choose one")
+    point = [name for name in (*x, "ticket", "method", "replicate") if name in done]
+    double = done[done.duplicated(point, keep=False)]
+    if len(double):
+        differ = [c for c in double if c not in point and c not in ("key", "value") and double[c].astype(str).nunique() > 1]
+        first = ", ".join(f"{name} {double.iloc[0][name]}" for name in point)
+        raise ValueError(f"several rows for one point ({first}): they differ in {', '.join(differ) or 'nothing'}")
+    return done
+
+
+def _percent(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(value=100 * frame["value"])
+
+
+def _counts(frame: pd.DataFrame) -> "pd.Series[int]":
+    return results.summarise(frame, [name for name in CELL if name in frame])["n"]
+
+
+def _span(values: Sequence[int]) -> str:
+    return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def _level(ax: Axes, dense: pd.DataFrame) -> None:
+    """Draw dense networks as a level with its interval."""
+    if dense.empty:
+        return
+    (cell,) = results.summarise(dense, ["ticket"]).to_dict("records")
+    ax.axhspan(cell["low"], cell["high"], color=_COLOURS["dense"], alpha=0.18, linewidth=0, zorder=0)
+    ax.axhline(cell["mean"], color=_COLOURS["dense"], linewidth=1.1, zorder=1, label="dense, with its interval")
+
+
+def _series(
+    ax: Axes, done: pd.DataFrame, x: str, place: Callable[["pd.Series[float]"], "pd.Series[float]"], dots: bool = False
+) -> None:
+    """Draw one line per ticket and method, moved a little sideways so that intervals do not hide each other."""
+    names = ["ticket", "method"]
+    labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names})
+    cells = results.summarise(labelled, [*names, x]).sort_values(x)
+    found = sorted(set(zip(cells["ticket"], cells["method"], strict=True)), key=_rank)
+    for number, (ticket, method) in enumerate(found):
+        own = cells[(cells["ticket"] == ticket) & (cells["method"] == method)]
+        shift = 1.035 ** (number - (len(found) - 1) / 2)
+        colour = _COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else _COLOURS["LT"])
+        ax.errorbar(
+            place(own[x]) * shift,
+            own["mean"],
+            yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
+            color=colour,
+            linestyle=_DASHED if method == "OMP" else "-",
+            marker=_MARKERS.get(ticket, "s" if method == "OMP" else "o"),
+            markerfacecolor="white" if method == "OMP" else colour,
+            markersize=4.6,
+            linewidth=1.2,
+            elinewidth=1,
+            capsize=2.2,
+            label=f"{ticket} on {method} masks" if method else ticket,
+            zorder=3,
+        )
+        if dots:
+            points = labelled[(labelled["ticket"] == ticket) & (labelled["method"] == method)]
+            ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
+
+
+def _rank(name: tuple[str, ...]) -> tuple[int, ...]:
+    known = [*TICKETS, *METHODS]
+    return tuple(known.index(part) if part in known else len(known) for part in name)
+
+
+def _sparsity_axis(ax: Axes, done: pd.DataFrame) -> None:
+    cells = done.drop_duplicates("sparsity").sort_values("sparsity")
+    remaining = 100 * (1 - cells["sparsity"])
+    level = ["" if pd.isna(k) else f"\n{int(k)}" for k in cells["level"]]
+    _log_axis(ax, remaining, [f"{share:.3g}{k}" for share, k in zip(remaining, level, strict=True)])
+    ax.invert_xaxis()
+    ax.set_xlabel("prunable weights remaining (%)" + ("\nand pruning level" if any(level) else ""))
+
+
+def _lr_axis(ax: Axes, done: pd.DataFrame) -> None:
+    rates = sorted(done["eval_lr"].unique())
+    _log_axis(ax, rates, [f"{rate:g}" for rate in rates])
+    ax.set_xlabel("learning rate")
+
+
+def _log_axis(ax: Axes, places: Iterable[float], labels: Sequence[str]) -> None:
+    at = np.asarray(list(places), dtype=float)
+    step = -(-len(at) // _MOST_TICKS)
+    ax.set_xscale("log")
+    ax.set_xlim(at.min() / 1.35, at.max() * 1.35)
+    ax.set_xticks(at[::step], labels[::step])
+    ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+
+
+def _trend(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
+    first, last = values[0], values[-1]
+    if len(values) == 1:
+        return f"is at {first:.3g}"
+    steps = np.diff(values)
+    if (steps < 0).all() or (steps > 0).all():
+        return f"{'falls' if last < first else 'rises'} from {first:.3g} to {last:.3g}"
+    return f"goes from {first:.3g} to {last:.3g}, between {values.min():.3g} and {values.max():.3g}"
+
+
