@@ -28,7 +28,7 @@ def state(at: At, store: Store) -> Weights:
     Returns
     -------
     dict of str to Tensor
-        State dict of the ordinary network, pruned weights zero.
+        State dict of the ordinary network, in its order, pruned weights zero.
 
     Raises
     ------
@@ -38,7 +38,9 @@ def state(at: At, store: Store) -> Weights:
     run = Run(at.run, store)
     if run.stale:
         raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
-    return as_tensors(run.read(at.step))
+    assert isinstance(at.run.net, Net)
+    found = as_tensors(run.read(at.step))
+    return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
 
 
 def mask(value: MaskValue, store: Store) -> Mask | None:

@@ -8,6 +8,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -333,8 +334,11 @@ class _Computation:
         try:
             mine = [train for train in claims if self._missing(train)]
             if mine:
-                alone = self.device.type == "cpu"
+                span, alone = self._span(mine[0]), self.device.type == "cpu"
                 self._train(mine if alone else [t for t in group if t in mine or not self._missing(t)], set(mine))
+                for train in mine:
+                    if self._missing(train) and self._span(train) == span:
+                        raise RuntimeError(f"{train!r} was trained from step {span[0]} to {span[1]} to no avail")
             return bool(claims)
         finally:
             for claim in claims.values():
@@ -345,7 +349,20 @@ class _Computation:
         before = {train: Run(train, self.store) for train in members}
         start, until = before[members[0]].span(self.needs[members[0]])
         training, group = self._start(members, before, start, until)
-        training.advance(start)
+        with self.store.claim(group) or nullcontext():  # else a sweep elsewhere takes the progress file
+            self._advance(members, wanted, training, until, group)
+            seconds = time.monotonic() - began
+            for number, train in enumerate(members):
+                if train in wanted:
+                    self._commit(train, before[train], training, number, start, seconds)
+            self.store.remove_checkpoint(group)
+            self.store.remove_progress(group)
+        self.summary.trained += len(wanted)
+        if self.watcher is not None:
+            self.watcher.advance(0, len(wanted))
+
+    def _advance(self, members: list[Train], wanted: set[Train], training: Training, until: int, group: str) -> None:
+        training.advance(training.iteration)
         saved = time.monotonic()
         while training.iteration < until and training.alive:
             at = training.iteration
@@ -357,24 +374,15 @@ class _Computation:
             if time.monotonic() - saved >= self.seconds and training.iteration < until:
                 self._checkpoint(group, members, training)
                 saved = time.monotonic()
-        seconds = time.monotonic() - began
-        for number, train in enumerate(members):
-            if train in wanted:
-                self._commit(train, before[train], training, number, start, seconds)
-        self.store.remove_checkpoint(group)
-        self.store.remove_progress(group)
-        self.summary.trained += len(wanted)
-        if self.watcher is not None:
-            self.watcher.advance(0, len(wanted))
 
     def _start(self, members: list[Train], before: Mapping[Train, Run], start: int, until: int) -> tuple[Training, str]:
         keep = [self.needs[train].keep for train in members]
         text = json.dumps([start, until, [[t.key, sorted(k)] for t, k in zip(members, keep, strict=True)]])
         group = hashlib.sha256(text.encode()).hexdigest()[:32]
         dataset = self._dataset(members[0].data)
-        if group in self.store.checkpoints():
+        if saved := self._saved(group):
+            plain, tensors = saved
             jobs = [Job(t, {}, self._read_mask(t.mask), k) for t, k in zip(members, keep, strict=True)]
-            plain, tensors = _unpack(self.store.read_checkpoint(group))
             return Training.restore(jobs, dataset, tensors, plain, self.device), group
         jobs = []
         for train, kept in zip(members, keep, strict=True):
@@ -383,6 +391,17 @@ class _Computation:
             carry = as_tensors(carried[1]) if carried else None
             jobs.append(Job(train, states, self._read_mask(train.mask), kept, carry))
         return Training(jobs, dataset, self.device, start), group
+
+    def _saved(self, group: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """Read the checkpoint of a group; one that is damaged is named and the group trained from the start."""
+        if group not in self.store.checkpoints():
+            return None
+        try:
+            return _unpack(self.store.read_checkpoint(group))
+        except Damaged as damage:
+            log.warning("%s: not used", damage)
+            self.store.remove_checkpoint(group)
+            return None
 
     def _initial(self, train: Train) -> Weights:
         assert isinstance(train.net, Net)

@@ -14,7 +14,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """Word what is allowed, and the nearest match to a misspelt name."""
     options = {option.lower(): option for option in sorted(allowed)}
-    match = difflib.get_close_matches(str(name).lower(), options, n=1, cutoff=0.5)
+    text = str(name).lower()
+    match = difflib.get_close_matches(text, options, n=1, cutoff=0.5)
+    match = [option for option in options if len(text) > 3 and option.startswith(text)][:1] or match
     return f"allowed: {', '.join(options.values())}" + (f"; did you mean '{options[match[0]]}'?" if match else "")
 
 
@@ -177,7 +179,7 @@ def pruned_count(sparsity: Sparsity, total: int) -> int:
 Count = Annotated[int, Strict(), Field(ge=1, le=10**9)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False), AfterValidator(abs)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(abs)]
 Duration = Annotated[str, AfterValidator(duration)]
 
@@ -325,21 +327,25 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for milestone in self.milestones:
-            if milestone.endswith("ep") and int(milestone[:-2]) >= self.epochs:
-                raise ValueError(f"milestones: {milestone} is not before the end; allowed: below {self.epochs}ep")
+        wrong = []
+        for name, moment in self._moments():
+            if moment.endswith("ep") and int(moment[:-2]) >= self.epochs:
+                wrong.append(f"{name}: {moment} is not before the end; allowed: below {self.epochs}ep")
         if self.milestones and self.lr_schedule != "step":
-            raise ValueError(f"milestones: given with lr_schedule '{self.lr_schedule}'; allowed with: step")
+            wrong.append(f"milestones: given with lr_schedule '{self.lr_schedule}'; allowed with: step")
         if self.lr_schedule == "step" and not self.milestones:
-            raise ValueError("milestones: missing; allowed with lr_schedule 'step': steps such as [80ep, 120ep]")
-        if self.warmup.endswith("ep") and int(self.warmup[:-2]) >= self.epochs:
-            raise ValueError(f"warmup: {self.warmup} is not before the end; allowed: below {self.epochs}ep")
+            wrong.append("milestones: missing; allowed with lr_schedule 'step': steps such as [80ep, 120ep]")
+        if wrong:
+            raise ValueError("\n".join(wrong))
         self._reset("betas" if self.optimizer == "sgd" else "momentum")
         if not self.weight_decay:
             self._reset("decay_on")
         if not self.milestones:
             self._reset("gamma")
         return self
+
+    def _moments(self) -> list[tuple[str, str]]:
+        return [*(("milestones", milestone) for milestone in self.milestones), ("warmup", self.warmup)]
 
     def aligned(self, steps_per_epoch: int) -> Self:
         """Bring milestones and warmup to the one form that they have in keys.
@@ -350,9 +356,10 @@ class Recipe(Part):
             If one of them does not lie before the end.
         """
         end = self.epochs * steps_per_epoch
-        for name, moment in [*(("milestones", m) for m in self.milestones), ("warmup", self.warmup)]:
-            if iterations(moment, steps_per_epoch) >= end:
-                raise ValueError(f"{name}: {moment} is not before the end; allowed: below {self.epochs}ep, {end}it")
+        late = [(name, moment) for name, moment in self._moments() if iterations(moment, steps_per_epoch) >= end]
+        if late:
+            allowed = f"allowed: below {self.epochs}ep, {end}it"
+            raise ValueError("\n".join(f"{name}: {moment} is not before the end; {allowed}" for name, moment in late))
         counts = sorted(iterations(milestone, steps_per_epoch) for milestone in self.milestones)
         milestones = tuple(step_text(count, steps_per_epoch) for count in counts)
         warmup = step_text(iterations(self.warmup, steps_per_epoch), steps_per_epoch)

@@ -68,8 +68,8 @@ def needs(asked: Iterable[Value]) -> dict[Train, Need]:
 
 
 def refuse_unsupported(wanted: Iterable[Value]) -> None:
-    """Raise ValueError naming all values that this version describes but does not compute."""
-    problems = []
+    """Raise ValueError naming all that this version describes but does not compute."""
+    refused: dict[str, list[Value]] = {}
     for value in wanted:
         reasons = []
         if isinstance(value, Train):
@@ -80,9 +80,11 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
             reasons += ["random labels"] * (value.data.random_labels is not None)
         reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
         reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
-        problems += [f"{value!r}: {reason} cannot be computed in this version" for reason in reasons]
-    if problems:
-        raise ValueError("\n".join(dict.fromkeys(problems)))
+        for reason in reasons:
+            refused.setdefault(reason, []).append(value)
+    if refused:
+        found = (f"{reason} ({len(values)} values, such as {values[0]!r})" for reason, values in refused.items())
+        raise ValueError("\n".join(f"this version does not compute {text}" for text in found))
 
 
 def depths(ordered: Iterable[Value]) -> dict[Value, int]:

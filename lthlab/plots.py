@@ -190,7 +190,7 @@ def describe(ax: Axes) -> str:
     """
     x, y = (label.replace("$R_p$", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
     series = [item for item in ax.containers if isinstance(item, ErrorbarContainer)]
-    ys = [np.asarray(item.lines[0].get_ydata(), dtype=float) for item in series if item.lines[0] is not None]
+    ys = [np.asarray(item.lines[0].get_ydata(orig=False), dtype=float) for item in series if item.lines[0] is not None]
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
     title = f"{ax.get_title()}. " if ax.get_title() else ""
     lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
@@ -220,11 +220,12 @@ def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
         if column in done and done[column].nunique() > 1:
             raise ValueError(f"rows differ in {column}: {', '.join(sorted(done[column].unique()))}; choose one")
     point = [name for name in (*x, "ticket", "method", "replicate") if name in done]
-    double = done[done.duplicated(point, keep=False)]
-    if len(double):
-        differ = [c for c in double if c not in point and c not in ("key", "value") and double[c].astype(str).nunique() > 1]
-        first = ", ".join(f"{name} {double.iloc[0][name]}" for name in point)
-        raise ValueError(f"several rows for one point ({first}): they differ in {', '.join(differ) or 'nothing'}")
+    same = next((rows for _, rows in done.groupby(point, dropna=False) if len(rows) > 1), None)
+    if same is not None:
+        place = ", ".join(f"{name} {same[name].iloc[0]}" for name in point)
+        texts = same.drop(columns=["key", "value"], errors="ignore").astype(str)
+        differ = [str(name) for name in texts if texts[name].nunique() > 1]
+        raise ValueError(f"several rows for one point ({place}); they differ in: {', '.join(differ) or 'nothing'}")
     return done
 
 
@@ -322,5 +323,3 @@ def _trend(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
     if (steps < 0).all() or (steps > 0).all():
         return f"{'falls' if last < first else 'rises'} from {first:.3g} to {last:.3g}"
     return f"goes from {first:.3g} to {last:.3g}, between {values.min():.3g} and {values.max():.3g}"
-
-

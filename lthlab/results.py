@@ -8,12 +8,12 @@ import pandas as pd
 
 from lthlab.parts import nearest
 from lthlab.runs import read_metrics
-from lthlab.store import Part, Store
+from lthlab.store import Damaged, Part, Store
 from lthlab.values import KINDS
 
 STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
-"""What a value can be: computed; not (yet); an analysis that refused; a training whose loss ceased to be finite;
-in need of such a one; of another revision, or of bits that could not be repeated."""
+"""What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
+finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
 
 def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
@@ -76,7 +76,10 @@ class _Reader:
     def status(self, key: str) -> tuple[str, str | None]:
         """Status of a value, and a note that explains it."""
         if key not in self._statuses:
-            self._statuses[key] = self._status(key)
+            try:
+                self._statuses[key] = self._status(key)
+            except Damaged as damage:
+                self._statuses[key] = "missing", str(damage)
         return self._statuses[key]
 
     def _status(self, key: str) -> tuple[str, str | None]:
@@ -102,13 +105,18 @@ class _Reader:
         if complete:
             return "done", None
         for source in _keys(form):
-            if self.status(source)[0] in ("diverged", "blocked"):
-                return "blocked", f"needs {source}, whose loss is not finite"
+            status, note = self.status(source)
+            if status in ("diverged", "blocked"):
+                return "blocked", note if status == "blocked" else f"needs {source}, whose loss is not finite"
         return "missing", None
 
     def _outcome(self, key: str, report: str) -> dict[str, Any]:
         if (key, report) not in self._outcomes:
-            self._outcomes[key, report] = self._read(key, report)
+            try:
+                self._outcomes[key, report] = self._read(key, report)
+            except Damaged as damage:
+                nothing = dict.fromkeys(("kept", "epoch", "metric", "value", "chance"))
+                self._outcomes[key, report] = nothing | {"status": "missing", "note": str(damage)}
         return self._outcomes[key, report]
 
     def _read(self, key: str, report: str) -> dict[str, Any]:
@@ -127,19 +135,21 @@ class _Reader:
             if status == "done":
                 row |= {"value": parts[0].record["value"], "chance": parts[0].record["chance"]}
         else:
-            row |= {"metric": "kept", "value": row["kept"]}
+            row |= {"metric": "kept", "value": row["kept"] if status == "done" else None}
         return row | {"status": status, "note": note}
 
     def _kept(self, key: str) -> int | None:
         """Weights that a mask keeps, or the mask that a training or the first training of a measure is under."""
-        form = self.form(key)
+        try:
+            form, parts = self.form(key), self.parts(key)
+        except Damaged:
+            return None
         if form["kind"] == "Measure":
             first = form["of"][0]
             return self._kept(first["run"] if isinstance(first, dict) else first)
         if form["kind"] == "Train":
             under = form.get("mask")
             return self._kept(under) if isinstance(under, str) else None
-        parts = self.parts(key)
         return parts[0].record["kept"] if parts else None
 
 

@@ -47,15 +47,8 @@ class Run:
 
     def has(self, step: str) -> bool:
         """Whether the state at a canonical step is kept, or for 'best_…' will not change any more."""
-        if step not in self._kept():
-            return False
-        if not step.startswith("best"):
-            return True
-        return self.complete and any(step in r["keep"] for r in self._from_start())
-
-    def _from_start(self) -> list[Mapping[str, Any]]:
-        records = (part.record for part in self.parts if part.record["kind"] == "train")
-        return [r for r in records if r["from"] == self.train.start and r["until"] >= self.train.end]
+        settled = self.complete and self.diverged is None
+        return step in self._kept() and (settled or not step.startswith("best"))
 
     def lacks(self, need: Need) -> bool:
         """Whether anything of what is asked for is missing and can still be had."""
@@ -94,8 +87,6 @@ class Run:
 
     def carried(self, iteration: int) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
         """Read the state and the optimizer's buffers where an earlier part stopped; None at the beginning."""
-        if iteration == self.train.start:
-            return None
         for part in self.parts:
             if part.record.get("until") == iteration and "carry.safetensors" in part.files:
                 names = ("state.safetensors", "carry.safetensors")

@@ -19,7 +19,7 @@ from pydantic import (
 )
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from lthlab import parts
@@ -174,7 +174,15 @@ class Protocol(_Model):
 
 
 class Correlation(_Model):
-    """The correlation indicator R_p between weights before and after training (Ma appendix G)."""
+    """The correlation indicator R_p between weights before and after training (Ma appendix G).
+
+    Parameters
+    ----------
+    p : float
+        Share of each layer's weights that counts as large, in (0, 1].
+    of : list of str
+        Which trainings; by default dense ones and those of LT and RR, as far as the study has them.
+    """
 
     p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
@@ -271,11 +279,11 @@ def parse(text: str, name: str = "<study>") -> Config:
         field = ".".join(str(item) for item in (*known, *beyond))
         return Problem(name, line, column, field, message)
 
-    study, wrong = _checked(tree)
+    study, wrong, doubtful = _checked(tree)
     recipes: list[tuple[Recipe, Recipe]] = []
     if study is not None:
         recipes, unfit = _recipes(study)
-        wrong += [*unfit, *_cross_checks(study, recipes)]
+        wrong += [item for item in (*unfit, *_cross_checks(study, recipes)) if item[0][0] not in doubtful]
     problems += [locate(place, message) for place, message in wrong]
     if problems or study is None:
         raise StudyError(sorted(problems, key=lambda problem: (problem.line, problem.column, problem.field)))
@@ -294,22 +302,27 @@ def parse(text: str, name: str = "<study>") -> Config:
     )
 
 
-def _checked(tree: Any) -> tuple[_Study | None, list[tuple[Place, str]]]:
-    """Check the fields; where some are wrong, the sections without fault are still returned to be compared."""
+def _checked(tree: Any) -> tuple[_Study | None, list[tuple[Place, str]], set[str | int]]:
+    """Check the fields; where some are wrong, the other sections are still returned, to be compared.
+
+    The last of what is returned are the sections of which nothing more can be said.
+    """
     try:
-        return _Study.model_validate(tree), []
+        return _Study.model_validate(tree), [], set()
     except ValidationError as error:
-        wrong = [_explain(item) for item in error.errors()]
-    faulty = {place[0] for place, _ in wrong if place}
-    if not isinstance(tree, dict) or not faulty:
-        return None, wrong
-    if "tickets" in faulty:
-        faulty.add("measures")
-    rest = {name: section for name, section in tree.items() if name not in faulty}
+        wrong = [problem for item in error.errors() for problem in _explain(item)]
+    doubtful = {place[0] for place, _ in wrong if place}
+    if not isinstance(tree, dict) or not doubtful:
+        return None, wrong, doubtful
+    rest = {name: section for name, section in tree.items() if name not in doubtful}
+    if doubtful - set(_Study.model_fields):
+        doubtful |= {"prune", "measures"}
+    if "tickets" in doubtful:
+        doubtful |= {"measures"}
     try:
-        return _Study.model_validate({"name": "unnamed"} | rest), wrong
+        return _Study.model_validate({"name": "unnamed"} | rest), wrong, doubtful
     except ValidationError:
-        return None, wrong
+        return None, wrong, doubtful
 
 
 def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Place, str]]]:
@@ -324,9 +337,9 @@ def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Pla
             found.aligned(_steps_per_epoch(study, found))
             return found
         except ValidationError as error:
-            problems = [_explain(item) for item in error.errors()]
+            problems = [problem for item in error.errors() for problem in _explain(item)]
         except ValueError as error:
-            problems = [_fielded((), str(error))]
+            problems = _fielded((), str(error))
         wrong.update(dict.fromkeys(((section, *place), message) for place, message in problems))
         return None
 
@@ -369,7 +382,7 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
     if lacking and not study.prune.levels:
         yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
     measure = study.measures.correlation_indicator
-    for number, ticket in enumerate(measure.of if measure else ()):
+    for number, ticket in enumerate(measure.of if measure and "of" in measure.model_fields_set else ()):
         if ticket != "dense" and ticket not in asked:
             place = ("measures", "correlation_indicator", "of", number)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
@@ -409,40 +422,50 @@ _WORDS = {
     "string_type": "text",
     "list_type": "a list",
     "tuple_type": "a list",
+    "too_short": "one value or more",
     "model_type": "a mapping",
     "model_attributes_type": "a mapping",
     "dict_type": "a mapping",
 }
-_BOUNDS = {"greater_than": "above {gt}", "greater_than_equal": "{ge} or more", "less_than": "below {lt}"}
-_FIELD = re.compile(r"([a-z_]+): (.*)", re.DOTALL)
+_BOUNDS = {"greater_than": "above {gt:g}", "greater_than_equal": "{ge:g} or more", "less_than": "below {lt:g}"}
+_FIELD = re.compile(r"([a-z_]+): (.*)")
 
 
-def _explain(error: Any) -> tuple[Place, str]:
+def _explain(error: Any) -> list[tuple[Place, str]]:
     """Word one of pydantic's errors: where, what, what is allowed, the nearest match."""
+    if error["type"] == "value_error":
+        return _fielded(tuple(error["loc"]), str(error["ctx"]["error"]))
+    return [_worded(error)]
+
+
+def _worded(error: Any) -> tuple[Place, str]:
     place, kind, context = tuple(error["loc"]), error["type"], error.get("ctx", {})
-    value = error["input"]
+    value = _shown(error["input"])
     if kind == "extra_forbidden":
         model = _model_at(place[:-1])
         return place, f"unknown field; {nearest(place[-1], model.model_fields if model else ())}"
     if kind == "missing":
         return place, "missing"
-    if kind == "value_error":
-        return _fielded(place, str(context["error"]))
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", context["expected"])
-        return place, f"{value!r} is not allowed; {nearest(value, options)}"
+        return place, f"{value} is not allowed; {nearest(error['input'], options)}"
     if kind in _BOUNDS or kind == "less_than_equal":
-        bound = _BOUNDS.get(kind, "{le} or less").format(**context)
-        return place, f"{value!r} is not allowed; allowed: {bound}"
+        bound = _BOUNDS.get(kind, "{le:.10g} or less").format(**context)
+        return place, f"{value} is not allowed; allowed: {bound}"
     if kind in _WORDS:
-        return place, f"{value!r} is not allowed; allowed: {_WORDS[kind]}"
-    return place, f"{value!r} is not allowed: {error['msg']}"
+        return place, f"{value} is not allowed; allowed: {_WORDS[kind]}"
+    return place, f"{value} is not allowed: {error['msg']}"
 
 
-def _fielded(place: Place, message: str) -> tuple[Place, str]:
-    """Split 'field: message'."""
-    inner = _FIELD.fullmatch(message)
-    return ((*place, inner[1]), inner[2]) if inner else (place, message)
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _fielded(place: Place, message: str) -> list[tuple[Place, str]]:
+    """Split lines of the form 'field: message'."""
+    lines = [(_FIELD.fullmatch(line), line) for line in message.split("\n")]
+    return [((*place, inner[1]), inner[2]) if inner else (place, line) for inner, line in lines]
 
 
 def _model_at(place: Place) -> type[BaseModel] | None:
@@ -465,8 +488,13 @@ def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]], list
     def refuse(mark: Any, place: Place, message: str) -> None:
         problems.append(Problem(name, mark.line + 1, mark.column + 1, ".".join(map(str, place)), message))
 
+    depth = 0
     try:
         for event in reader.parse(text):
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > 20:
+                refuse(event.start_mark, (), "nested too deep for a study")
+                break
             if isinstance(event, AliasEvent):
                 refuse(event.start_mark, (), f"alias *{event.anchor}: not allowed; write the value out")
             elif getattr(event, "ctag", None):
@@ -478,7 +506,7 @@ def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]], list
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise StudyError([Problem(name, line, column, "", f"not valid YAML: {error.problem}")]) from error
-    except (YAMLError, RecursionError) as error:
+    except YAMLError as error:
         before = text[: getattr(error, "position", 0)]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
         message = f"not valid YAML: {getattr(error, 'reason', error)}"
@@ -506,8 +534,7 @@ def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]], list
             return node and node.value
         try:
             return reader.constructor.construct_object(node)
-        except ValueError as error:
-            refuse(node.start_mark, place, f"not a number: {error}")
+        except ValueError:
             return node.value
 
     return plain(root, ()), places, problems

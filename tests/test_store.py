@@ -1,6 +1,7 @@
 """The store, with faults before and inside every file operation, damaged bytes, rivals and killed owners."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -189,6 +190,9 @@ def test_fault_at_every_operation(act, fault, tmp_path):
         if caught.type is StoreError:
             assert str(root) in str(caught.value) and "bytes free" in str(caught.value)
             assert caught.value.errno == FAULTS[fault]["error"].errno
+            if act not in ("claim", "sweep"):
+                staged = set(leftovers(Store(root))) - {f".work/{GROUP}.checkpoint", f".work/{GROUP}.progress"}
+                assert staged == set(), "what was staged takes up space"
         del caught
         store = Store(root)
         where = f"operation {number}, {operations[number]}"
@@ -305,6 +309,28 @@ def test_power_loss(names_too, tmp_path):
         if finished == 2:
             return
     raise AssertionError("the commits did not end")
+
+
+@pytest.mark.parametrize("act", ["checkpoint", "study"])
+def test_power_loss_while_something_is_replaced(act, tmp_path):
+    """The old one or the new one is there, the new one once the call returned."""
+    prepare, do, observe = ACTS[act]
+    seen = []
+    for stop in range(100):
+        store = Store(tmp_path / str(stop))
+        prepare(store)
+        old, store.files, finished = observe(store), PowerLoss(stop), False
+        try:
+            do(store)
+            finished = True
+        except Crash:
+            pass
+        store.files.lose(store.root, names_too=False)
+        seen.append(observe(Store(store.root)) == old)
+        if finished:
+            assert seen[0] and not seen[-1]
+            return
+    raise AssertionError("the call did not end")
 
 
 def test_write_and_sync_dir_reach_the_disk(tmp_path, monkeypatch):
@@ -427,6 +453,29 @@ def test_parts(store):
     assert (store.root / KEY / "0" / "manifest.json").read_text().startswith('{"blake2b": ')
 
 
+def test_order_of_a_commit(store):
+    """The manifest is written last, its bytes do not depend on the order of the files; what stands is not staged."""
+    store.files = Faulty()
+    store.commit(OTHER, 0, FIRST, {})
+    written = [path.name for name, path in store.files.log if name == "write"]
+    assert written == [*FIRST, "manifest.json"]
+    store.files.log.clear()
+    store.commit(OTHER, 0, FIRST, {})
+    assert store.files.log == [("sync_dir", store.root / OTHER)]
+    text = manifest(store, OTHER).read_bytes()
+    store.discard(OTHER)
+    store.commit(OTHER, 0, dict(reversed(FIRST.items())), {})
+    assert manifest(store, OTHER).read_bytes() == text
+
+
+def test_the_root_stays_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Store("runs")
+    monkeypatch.chdir("/")
+    store.describe(TEXT)
+    assert (tmp_path / "runs" / KEY).is_dir()
+
+
 def test_records_and_names_that_are_refused(store):
     for record in ({"loss": float("nan")}, {"x": object()}):
         with pytest.raises((ValueError, TypeError)):
@@ -437,8 +486,9 @@ def test_records_and_names_that_are_refused(store):
     assert store.keys() == [KEY]
 
 
-def test_a_description_before_its_result(tmp_path):
-    """Descriptions of 400 values are written and read in under a second."""
+def test_a_description_before_its_result(tmp_path, monkeypatch):
+    """Descriptions of 400 values are written and read in under a second, without waiting for the disk."""
+    monkeypatch.setattr(os, "fsync", None)
     store = Store(tmp_path / "runs")
     texts = [json.dumps({"replicate": i, "text": "ä" * 100}) for i in range(400)]
     start = time.perf_counter()
@@ -977,6 +1027,22 @@ claim = store.claim(sys.argv[2])
 store.commit(sys.argv[2], 0, {"a": b"half"}, {})
 """
 
+OVERLAP = """
+import os, sys, time
+from lthlab.store import Store
+store, inside = Store(sys.argv[1]), sys.argv[1] + "/inside"
+print("ready", flush=True)
+sys.stdin.readline()
+claims, end = 0, time.monotonic() + 1
+while time.monotonic() < end:
+    if claim := store.claim(sys.argv[2]):
+        claims += 1
+        os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+        os.unlink(inside)
+        claim.release()
+print(claims)
+"""
+
 
 def start(script, *args):
     command = [sys.executable, "-c", script, *map(str, args)]
@@ -1037,6 +1103,24 @@ def test_claims(store):
     with pytest.raises(RuntimeError, match="mine"), store.claim(KEY):
         raise RuntimeError("mine")
     assert not store.claimed(KEY)
+    with (store.root / ".claims" / f"{KEY}.lock").open("w") as left:
+        fcntl.flock(left, fcntl.LOCK_SH)
+        assert not store.claimed(KEY), "others who only ask are no owners"
+
+
+def test_a_claim_has_one_owner(tmp_path):
+    """4 processes claim and release one value for a second: never two at once, though the lock file goes."""
+    store = Store(tmp_path)
+    rivals = [start(OVERLAP, tmp_path, KEY) for _ in range(4)]
+    for rival in rivals:
+        assert rival.stdout.readline() == "ready\n"
+    for rival in rivals:
+        rival.stdin.write("\n")
+        rival.stdin.flush()
+    outputs = [rival.communicate()[0] for rival in rivals]
+    assert [rival.returncode for rival in rivals] == [0] * 4
+    assert sum(map(int, outputs)) > 20
+    assert leftovers(store) == []
 
 
 def test_the_claim_of_a_killed_owner_is_taken_over(store):

@@ -121,7 +121,7 @@ HALF = {"x": torch.arange(4) < 2}
             "the two masks differ in 1 of all positions: allowed are equal masks",
         ),
         ({"x": torch.ones(3)}, 0.5, None, "theta_prime has layer 'x' of shape (3,): allowed is (4,)"),
-        ({"y": torch.ones(4)}, 0.5, None, "theta_prime names a layer 'y': allowed are x"),
+        ({"y": torch.ones(4)}, 0.5, None, "theta_prime names a layer 'y'; allowed: x"),
         (WEIGHTS, 0.5, {"x": torch.ones(3) > 0}, "mask has layer 'x' of shape (3,): allowed is (4,)"),
         ({"x": torch.full((4,), torch.nan)}, 0.5, None, "weights of layer 'x' hold NaN, which has no rank"),
     ],

@@ -1,0 +1,174 @@
+"""What tests of computing share: small recipes, plain torch networks, and the bits of a store."""
+
+import functools
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lthlab import data, masks, nets
+from lthlab.engine import Job, Training
+from lthlab.parts import Data, DataFacts, Net, Recipe
+from lthlab.store import Store
+from lthlab.values import Fresh, Train
+
+torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
+
+LENET = Net(name="lenet_300_100")
+DIGITS = Data(name="digits", train_size=200, val_size=50)
+CIFAR = DataFacts((3, 32, 32), 10, 50000, 10000, "c" * 32)
+
+
+def narrow(width=4, **fields):
+    """Describe a ResNet-8 of few channels."""
+    return Net(name="resnet8", width=width, **fields)
+
+
+def recipe(**fields):
+    """Describe two epochs of four steps, the last with a smaller batch."""
+    return Recipe(**{"epochs": 2, "batch_size": 64, "lr": 0.05, "weight_decay": 1e-3} | fields)
+
+
+def train(net=LENET, dataset=DIGITS, replicate=0, init=None, **fields):
+    """Describe a training of `recipe(**fields)`."""
+    return Train(net, dataset, recipe(**fields), init or Fresh(replicate), replicate)
+
+
+def load(dataset=DIGITS, thin=5):
+    """Load what `dataset` describes, with every fifth test image."""
+    found = data.load(dataset.name, None, train_size=dataset.train_size, val_size=dataset.val_size)
+    return replace(found, test_x=found.test_x[::thin], test_y=found.test_y[::thin])
+
+
+def half_mask(net, dataset, replicate):
+    """Keep half of the weights, the largest of those that another replicate begins with."""
+    weights = nets.fresh(net, dataset, replicate + 100)
+    weights = {name: weights[name] for name in nets.prunable(net, dataset, "all_but_head")}
+    return masks.magnitude(weights, sum(w.numel() for w in weights.values()) // 2)
+
+
+def job(value, mask=None, keep=()):
+    """Make a job of a training from fresh weights."""
+    state = nets.fresh(value.net, value.data, value.init.replicate, value.init.draw)
+    return Job(value, state, mask, frozenset(keep))
+
+
+def run(jobs, dataset=None, until=None, form=None):
+    """Train jobs together to the end."""
+    training = Training(jobs, dataset or load(jobs[0].train.data), form=form)
+    until = until or jobs[0].train.end
+    while training.iteration < until:
+        training.advance(until)
+    return training
+
+
+def equal(first, second):
+    """Tell whether two states have the same bits, by name."""
+    same = [name for name in first if first[name].numpy().tobytes() == second[name].numpy().tobytes()]
+    return first.keys() == second.keys() and len(same) == len(first)
+
+
+# --- stores ---------------------------------------------------------------------------------------------------
+
+
+def bits(root):
+    """Every file of a store, and every folder, without what tells when and where a result was computed."""
+    found = {}
+    for path in sorted(root.rglob("*")):
+        name = str(path.relative_to(root))
+        content = None if path.is_dir() else path.read_bytes()
+        if path.name == "manifest.json":
+            body = json.loads(content)
+            del body["blake2b"], body["files"]["provenance.json"]
+            content = json.dumps(body)
+        found[name] = "" if path.name == "provenance.json" else content
+    return found
+
+
+@functools.cache
+def decoded():
+    """Decode the digits once; returns the content of the file that a store keeps of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        data.load("digits", Path(folder))
+        return Path(folder, "digits.safetensors").read_bytes()
+
+
+def store(root):
+    """Make a store that has the decoded digits already."""
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "digits.safetensors").write_bytes(decoded())
+    return Store(root)
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# --- the networks once more, in plain torch -------------------------------------------------------------------
+
+
+class PlainLeNet(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(inputs, 300), nn.Linear(300, 100), nn.Linear(100, classes)
+
+    def forward(self, x):
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x.flatten(1))))))
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, inputs, outputs, stride, shortcut):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride, self.more = stride, outputs - inputs
+        self.downsample = None
+        if shortcut == "B" and (stride > 1 or self.more):
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        if self.downsample:
+            return torch.relu(out + self.downsample(x))
+        x = x[:, :, :: self.stride, :: self.stride]
+        front = self.more // 2
+        return torch.relu(out + F.pad(x, (0, 0, 0, 0, front, self.more - front)))
+
+
+class PlainResNet(nn.Module):
+    def __init__(self, depth, channels, classes, width=16, shortcut="B"):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for stage in (1, 2, 3):
+            outputs = width * 2 ** (stage - 1)
+            blocks = []
+            for number in range((depth - 2) // 6):
+                blocks.append(PlainBlock(inputs, outputs, 2 if stage > 1 and not number else 1, shortcut))
+                inputs = outputs
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def plain(net, facts):
+    """Build a network of plain torch for images of a data set."""
+    channels, height, width = facts.shape
+    if net.name.startswith("lenet"):
+        return PlainLeNet(channels * height * width, facts.classes)
+    return PlainResNet(int(net.name.removeprefix("resnet")), channels, facts.classes, net.width, net.shortcut)

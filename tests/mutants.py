@@ -1,0 +1,269 @@
+"""Inject one fault at a time into a copy of the package and see a named test fail by its own assertion.
+
+Run as `make mutants`. A fault whose text is not found exactly once, a test that is red without the fault, one that
+stays green with it, or one that fails for another reason than an assertion of its own is a failure.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: in which module which text becomes which other, and the test that must notice."""
+
+    fault: str
+    module: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "momentum of newly pruned weights kept",
+        "engine",
+        "for tensors in (self.group.parameters, *self.moments):",
+        "for tensors in (self.group.parameters,):",
+        "tests/test_engine.py::test_pruning_clears_the_optimizers_buffers",
+    ),
+    Mutant(
+        "gradients not masked",
+        "engine",
+        "gradient.masked_fill_(pruned, 0)",
+        "pass",
+        "tests/test_engine.py::test_pruned_weights_are_zero_after_every_step",
+    ),
+    Mutant(
+        "mask applied only at the start",
+        "engine",
+        "gradient, pruned = self.group.gradients[name], self.pruned.get(name)",
+        "gradient, pruned = self.group.gradients[name], None",
+        "tests/test_engine.py::test_pruned_weights_are_zero_after_every_step",
+    ),
+    Mutant(
+        "decay left out of the update",
+        "engine",
+        "gradient.add_(parameter * self.decay.view(shape))",
+        "pass",
+        "tests/test_engine.py::test_training_is_that_of_plain_torch",
+    ),
+    Mutant(
+        "one replica's rate used for all",
+        "engine",
+        "rate = self._column(rates)",
+        "rate = self._column([rates[0]] * len(rates))",
+        "tests/test_engine.py::test_training_is_that_of_plain_torch",
+    ),
+    Mutant(
+        "milestone one step late",
+        "engine",
+        "iterations(milestone, steps_per_epoch) <= iteration",
+        "iterations(milestone, steps_per_epoch) < iteration",
+        "tests/test_engine.py::test_schedules_are_those_of_torch",
+    ),
+    Mutant(
+        "warmup one step late",
+        "engine",
+        "return recipe.lr * (iteration + 1) / warmup",
+        "return recipe.lr * iteration / warmup",
+        "tests/test_engine.py::test_schedules_are_those_of_torch",
+    ),
+    Mutant(
+        "resumed training starts its schedule over",
+        "engine",
+        "self.iteration = first.start if start is None else start",
+        "self.iteration = 0",
+        "tests/test_engine.py::test_resume_meets_the_batches_and_rates_of_its_trunk",
+    ),
+    Mutant(
+        "latest of equal epochs counts as best",
+        "engine",
+        'if row[f"{name}_accuracy"] > progress.best.get(name, -1.0):',
+        'if row[f"{name}_accuracy"] >= progress.best.get(name, -1.0):',
+        "tests/test_engine.py::test_best_is_the_earliest_of_ties",
+    ),
+    Mutant(
+        "checkpoint loses the optimizer's buffers",
+        "engine",
+        "moment.copy_(torch.stack(",
+        "moment.clone().copy_(torch.stack(",
+        "tests/test_engine.py::test_a_restored_group_goes_on_as_if_nothing_had_happened",
+    ),
+    Mutant(
+        "divergence not noticed",
+        "engine",
+        "if progress.diverged is None and not whole:",
+        "if progress.diverged is None and whole is None:",
+        "tests/test_engine.py::test_divergence_is_seen_at_a_stop_within_an_epoch",
+    ),
+    Mutant(
+        "all epochs in the same order",
+        "data",
+        'Stream(replicate, "order", epoch)',
+        'Stream(replicate, "order", 0)',
+        "tests/test_data.py::test_order_depends_on_replicate_and_epoch",
+    ),
+    Mutant(
+        "replicates share a seed",
+        "nets",
+        'Stream(replicate, "init", draw=draw)',
+        'Stream(0, "init", draw=draw)',
+        "tests/test_nets.py::test_initial_weights_depend_on_replicate_and_draw_alone",
+    ),
+    Mutant(
+        "reinitialisation draws the same weights",
+        "nets",
+        'Stream(replicate, "init", draw=draw)',
+        'Stream(replicate, "init")',
+        "tests/test_nets.py::test_initial_weights_depend_on_replicate_and_draw_alone",
+    ),
+    Mutant(
+        "shortcuts left out of ma_resnet20",
+        "nets",
+        '"ma_resnet20": {"first", "head"},',
+        '"ma_resnet20": {"first", "head", "shortcut"},',
+        "tests/test_nets.py::test_prunable_weights",
+    ),
+    Mutant(
+        "evaluation with batch statistics",
+        "replicas",
+        "network.eval()",
+        "network.train()",
+        "tests/test_replicas.py::test_evaluation_in_parts_is_that_of_the_whole",
+    ),
+    Mutant(
+        "no idle twin beside a single replica",
+        "replicas",
+        "self.slots = max(2, self.replicas)",
+        "self.slots = max(1, self.replicas)",
+        "tests/test_replicas.py::test_bits_do_not_depend_on_the_group",
+    ),
+    Mutant(
+        "pruned weights revived",
+        "masks",
+        "ranks.masked_fill_(~_flat({n: previous[n] for n in names}).to(ranks.device), 0)",
+        "pass",
+        "tests/test_masks.py::test_what_was_pruned_stays_pruned_and_counts_first",
+    ),
+    Mutant(
+        "ties all pruned",
+        "masks",
+        "chosen, ties = ranks < last, ranks == last",
+        "chosen, ties = ranks <= last, ranks == last",
+        "tests/test_masks.py::test_exactly_the_asked_number_goes_the_smallest_first",
+    ),
+    Mutant(
+        "counts rounded down",
+        "parts",
+        "* total + Fraction(1, 2))",
+        "* total)",
+        "tests/test_parts.py::test_counts_are_rounded_half_up",
+    ),
+    Mutant(
+        "correlation over pruned weights too",
+        "weights",
+        "theta, theta_prime = _left(theta, mask), _left(theta_prime, mask)",
+        "pass",
+        "tests/test_weights.py::test_only_remaining_weights_enter",
+    ),
+    Mutant(
+        "BatchNorm not rewound",
+        "lab",
+        'if train.batchnorm == "reset":',
+        'if train.batchnorm != "reset":',
+        "tests/test_lab.py::test_tickets_begin_where_they_should",
+    ),
+    Mutant(
+        "another training's bits let in",
+        "runs",
+        "known.get(row[\"epoch\"], row) != row",
+        "known.get(row[\"epoch\"], row) is None",
+        "tests/test_runs.py::test_a_run_that_comes_out_differently_is_stale_with_all_that_stands_on_it",
+    ),
+    Mutant(
+        "checksum not compared",
+        "store",
+        'if _digest(data) != entry["blake2b"]:',
+        "if False:",
+        "tests/test_store.py::test_every_damage_is_found_on_read",
+    ),
+    Mutant(
+        "defaults in the key",
+        "values",
+        'if field.name != "key" and value != field.default:',
+        'if field.name != "key":',
+        "tests/test_values.py::test_pinned_key",
+    ),
+]
+
+
+def run(package_parent: Path, tests: list[str], report: Path) -> dict[str, tuple[str, str]]:
+    """Run tests on the package in a folder; outcome and text of the failure by test."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+    command += ["-c", str(ROOT / "pyproject.toml"), f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    command += [str(ROOT / test) for test in tests]
+    done = subprocess.run(command, cwd=package_parent, capture_output=True, text=True, timeout=400)
+    if not report.exists():
+        return {test: ("error", done.stdout + done.stderr) for test in tests}
+    outcomes: dict[str, tuple[str, str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        bad = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        name = f"{case.get('file', '')}::{case.get('name')}"
+        outcomes[name] = ("passed", "") if bad is None else (bad.tag, bad.text or "")
+    return outcomes
+
+
+def judge(mutant: Mutant, folder: Path) -> str | None:
+    """Say what is wrong with a mutant; None if its test notices it by an assertion of its own."""
+    shutil.copytree(ROOT / "lthlab", folder / "lthlab", ignore=shutil.ignore_patterns("__pycache__"))
+    path = folder / "lthlab" / f"{mutant.module}.py"
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        return f"the text to change stands {text.count(mutant.old)} times in {mutant.module}.py"
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    outcomes = run(folder, [mutant.test], folder / "report.xml")
+    if not outcomes or all(kind == "passed" for kind, _ in outcomes.values()):
+        return "no test noticed"
+    failed = [text for kind, text in outcomes.values() if kind == "failure"]
+    own = re.compile(r"^(?:.*/)?tests/\w+\.py:\d+: (?:AssertionError|Failed)", re.MULTILINE)
+    if not any(own.search(text) for text in failed):
+        return "failed, but not by an assertion of the test:\n" + "\n".join(text for _, text in outcomes.values())[-1500:]
+    return None
+
+
+def main() -> int:
+    """Judge all mutants, two at a time."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as aside:
+        tests = sorted({mutant.test for mutant in MUTANTS})
+        sound = run(ROOT, tests, Path(aside) / "sound.xml")
+        red = [f"{name}: {text}" for name, (kind, text) in sound.items() if kind != "passed"]
+        if red or len(sound) < len(tests):
+            print("without any fault these are not green:", *red, sep="\n")
+            return 1
+        with ThreadPoolExecutor(2) as pool:
+            folders = [Path(aside) / str(number) for number in range(len(MUTANTS))]
+            verdicts = list(pool.map(judge, MUTANTS, folders))
+    for mutant, verdict in zip(MUTANTS, verdicts, strict=True):
+        print(f"{'noticed' if verdict is None else 'NOT NOTICED'}: {mutant.fault} ({mutant.test})")
+        if verdict is not None:
+            print(f"    {verdict}")
+    passed = verdicts.count(None)
+    print(f"mutants, {time.monotonic() - began:.0f} s")
+    print(f"{passed} passed, {len(MUTANTS) - passed} failed")
+    return 0 if passed == len(MUTANTS) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""Steps, sparsities, recipes, networks and data: what is accepted, refused and equal."""
+
+import decimal
+import itertools
+import math
+import string
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lthlab import spec
+from lthlab.parts import (
+    DATASETS,
+    NETS,
+    Data,
+    Level,
+    Net,
+    Recipe,
+    decimal_text,
+    duration,
+    iterations,
+    nearest,
+    pruned_count,
+    sparsity_fraction,
+    step,
+    step_text,
+)
+
+WEIGHTS = 25_000_000
+PLAIN = {"epochs": 20, "batch_size": 64, "lr": 0.1}
+STEPPED = PLAIN | {"lr_schedule": "step", "milestones": ("10ep",)}
+
+
+def recipe(**fields):
+    return Recipe(**PLAIN | fields)
+
+
+# --- levels and counts ----------------------------------------------------------------------------------------
+
+
+def half_up(number):
+    return math.floor(2 * number + 1) // 2
+
+
+@pytest.mark.parametrize("k", range(1, 31))
+def test_level_is_exact_up_to_30_on_25_million_weights(k):
+    kept = Fraction(4**k, 5**k)
+    assert Level(k).fraction == 1 - kept
+    assert pruned_count(Level(k), WEIGHTS) == half_up((1 - kept) * WEIGHTS)
+    as_decimal = decimal.Context(prec=60).power(Decimal("0.8"), k) * WEIGHTS
+    assert abs(WEIGHTS - pruned_count(Level(k), WEIGHTS) - as_decimal) <= Decimal("0.5")
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "total", "count"),
+    [
+        ("0.5", 1, 1),
+        ("0.5", 3, 2),
+        ("0.5", 5, 3),
+        ("0.25", 2, 1),
+        ("0.245", 2, 0),
+        ("0.1", 5, 1),
+        ("0.1", 4, 0),
+        ("0", 7, 0),
+        ("0.999999999", 7, 7),
+        (Level(1), 12, 2),
+        (Level(2), 12, 4),
+        (Level(1, "0.5"), 5, 3),
+        (Level(8), 266_200, 221_539),
+    ],
+)
+def test_counts_are_rounded_half_up(sparsity, total, count):
+    assert pruned_count(sparsity, total) == count
+
+
+@given(st.decimals(0, "0.999", places=6, allow_nan=False), st.integers(0, 10**9))
+def test_counts_agree_with_decimal_arithmetic(sparsity, total):
+    with decimal.localcontext() as context:
+        context.prec = 50
+        expected = (sparsity * total).to_integral_value(decimal.ROUND_HALF_UP)
+    assert pruned_count(decimal_text(sparsity), total) == expected
+
+
+@given(st.integers(1, 30), st.integers(1, 99), st.integers(1, 10**8))
+def test_levels_rise_and_round_by_round_pruning_stays_within_a_weight_of_them(k, percent, total):
+    rate = f"0.{percent:02}"
+    kept = [total - pruned_count(Level(level, rate), total) for level in range(1, k + 1)]
+    assert kept == sorted(kept, reverse=True)
+    for before, after in itertools.pairwise(kept):
+        assert abs(after - (1 - Fraction(rate)) * before) < 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Level(3), Level(3, "0.20")),
+        (Level(3), Level(3, 0.2)),
+        (Level(3), Level(3, "2e-1")),
+        (Level(3, Decimal("0.30")), Level(3, "0.3")),
+        (decimal_text("0.50"), "0.5"),
+        (decimal_text(0.5), "0.5"),
+        (decimal_text("5E-1"), "0.5"),
+        (decimal_text(1e-7), "0.0000001"),
+        (decimal_text(0), "0"),
+        (decimal_text("-0.0"), "0"),
+        (decimal_text("0." + "3" * 40 + "0"), "0." + "3" * 40),
+    ],
+)
+def test_equal_sparsities_are_one(one, other):
+    assert one == other
+
+
+def test_text_of_a_sparsity_does_not_depend_on_the_decimal_context():
+    with decimal.localcontext() as context:
+        context.prec = 3
+        assert decimal_text("0.123456789") == "0.123456789"
+        assert pruned_count(Level(7), WEIGHTS) == half_up(Level(7).fraction * WEIGHTS)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.0, "3", None, 1001, 10**30])
+def test_level_refuses(k):
+    with pytest.raises(ValueError, match=r"level .* is not allowed; allowed: whole numbers from 1 to 1000") as caught:
+        Level(k)
+    assert repr(k) in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [0, "0", 1, 1.2, -0.1, "x", None, True, math.nan, math.inf])
+def test_level_refuses_a_rate(rate):
+    with pytest.raises(ValueError, match=r"rate .*allowed: "):
+        Level(3, rate)
+
+
+@pytest.mark.parametrize(
+    "value", [1, "1", 1.5, -0.1, "", "half", None, True, math.nan, math.inf, "sNaN", "0." + "9" * 40 + "x"]
+)
+def test_sparsity_refuses(value):
+    with pytest.raises(
+        ValueError, match=r"sparsity .* is not allowed; allowed: numbers from 0 up to but not"
+    ) as caught:
+        decimal_text(value)
+    assert repr(value) in str(caught.value)
+
+
+def test_a_sparsity_just_below_one_stays_below_one():
+    text = "0." + "9" * 40
+    assert decimal_text(text) == text
+    assert sparsity_fraction(decimal_text(text)) < 1
+
+
+# --- steps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["0ep", "8ep", "500it", "last", "best_val", "best_test"])
+def test_step_accepts(text):
+    assert step(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["8", "08ep", "-1ep", "1.5ep", "8 ep", "ep", "8epo", "Last", "", 8, None, "٣ep", "8ep\n", "9" * 13 + "ep"]
+)
+def test_step_refuses(text):
+    for check in (step, duration):
+        with pytest.raises(ValueError, match=r"allowed: '8ep', '500it'") as caught:
+            check(text)
+        assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["last", "best_val", "best_test"])
+def test_duration_refuses_named_steps(text):
+    with pytest.raises(ValueError, match="not a number of epochs or iterations"):
+        duration(text)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 1000))
+def test_steps_and_iterations_convert_into_each_other(iteration, steps_per_epoch):
+    assert iterations(step_text(iteration, steps_per_epoch), steps_per_epoch) == iteration
+    assert iterations(f"{iteration}ep", steps_per_epoch) == iteration * steps_per_epoch
+
+
+# --- recipes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (recipe(lr=1), recipe(lr=1.0)),
+        (recipe(lr=0.1), recipe(lr=1e-1)),
+        (recipe(), recipe(momentum=0.9, weight_decay=0.0, decay_on="all", warmup="0ep", milestones=())),
+        (recipe(), recipe(betas=(0.8, 0.9))),
+        (recipe(optimizer="adam"), recipe(optimizer="adam", momentum=0.5)),
+        (recipe(), recipe(gamma=0.5)),
+        (recipe(), recipe(decay_on="weights")),
+        (recipe(weight_decay=0), recipe(weight_decay=-0.0)),
+        (recipe(momentum=0), recipe(momentum=-0.0)),
+        (recipe(), Recipe(lr=0.1, batch_size=64, epochs=20)),
+        (Recipe(**STEPPED), Recipe(**STEPPED | {"milestones": ["10ep"]})),
+    ],
+)
+def test_equal_recipes_have_one_form(one, other):
+    assert one == other
+    assert hash(one) == hash(other)
+    assert str(one.form()) == str(other.form())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"lr": 0.2},
+        {"momentum": 0.8},
+        {"optimizer": "adam"},
+        {"weight_decay": 1e-4},
+        {"lr_schedule": "cosine"},
+        {"warmup": "1ep"},
+        {"precision": "bf16"},
+        {"epochs": 21},
+        {"batch_size": 63},
+    ],
+)
+def test_what_has_an_effect_is_in_the_form(fields):
+    assert recipe(**fields).form() != recipe().form()
+
+
+@pytest.mark.parametrize(
+    ("base", "fields"),
+    [
+        ({"optimizer": "adam"}, {"betas": (0.8, 0.999)}),
+        ({"weight_decay": 1e-4}, {"decay_on": "weights"}),
+        (STEPPED, {"gamma": 0.2}),
+        (STEPPED, {"milestones": ("11ep",)}),
+    ],
+)
+def test_what_has_an_effect_with_other_fields_is_in_the_form(base, fields):
+    assert Recipe(**PLAIN | base | fields).form() != Recipe(**PLAIN | base).form()
+
+
+@pytest.mark.parametrize(
+    ("milestones", "aligned"),
+    [
+        (("10ep",), ("10ep",)),
+        (("210it",), ("10ep",)),
+        (("211it", "10ep"), ("10ep", "211it")),
+        (("15ep", "10ep"), ("10ep", "15ep")),
+    ],
+)
+def test_milestones_have_one_form_on_a_clock(milestones, aligned):
+    assert Recipe(**STEPPED | {"milestones": milestones}).aligned(21).milestones == aligned
+
+
+def test_warmup_has_one_form_on_a_clock():
+    assert recipe(warmup="42it").aligned(21) == recipe(warmup="2ep").aligned(21) == recipe(warmup="2ep")
+    assert recipe(warmup="0it").aligned(21) == recipe()
+    assert recipe(warmup="43it").aligned(21).warmup == "43it"
+
+
+@pytest.mark.parametrize("fields", [{"lr_schedule": "step", "milestones": ("10ep", "420it")}, {"warmup": "420it"}])
+def test_no_milestone_or_warmup_after_the_end_on_a_clock(fields):
+    with pytest.raises(ValueError, match="420it is not before the end; allowed: below 20ep, 420it"):
+        recipe(**fields).aligned(21)
+    recipe(**fields).aligned(22)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lr": 0}, "greater than 0"),
+        ({"lr": -0.1}, "greater than 0"),
+        ({"lr": math.nan}, "finite number"),
+        ({"lr": math.inf}, "finite number"),
+        ({"lr": "0.1"}, "valid number"),
+        ({"lr": True}, "valid number"),
+        ({"epochs": 0}, "greater than or equal to 1"),
+        ({"epochs": 2.0}, "valid integer"),
+        ({"epochs": True}, "valid integer"),
+        ({"epochs": 10**30}, "less than or equal to"),
+        ({"batch_size": 0}, "greater than or equal to 1"),
+        ({"momentum": 1.0}, "less than 1"),
+        ({"momentum": -0.1}, "greater than or equal to 0"),
+        ({"betas": (0.9, 1.0)}, "less than 1"),
+        ({"betas": (0.9,)}, "Field required"),
+        ({"weight_decay": -1e-4}, "greater than or equal to 0"),
+        ({"decay_on": "biases"}, "'all' or 'weights'"),
+        ({"lr_schedule": "Cosine"}, "'constant', 'step' or 'cosine'"),
+        ({"lr_schedule": "step"}, "milestones: missing"),
+        ({"lr_schedule": "cosine", "milestones": ("1ep",)}, "milestones: given with lr_schedule 'cosine'"),
+        ({"milestones": ("1ep",)}, "milestones: given with lr_schedule 'constant'"),
+        (
+            {"lr_schedule": "step", "milestones": ("20ep",)},
+            "milestones: 20ep is not before the end; allowed: below 20ep",
+        ),
+        ({"lr_schedule": "step", "milestones": ("last",)}, "'last' is not a number of epochs"),
+        ({"warmup": "20ep"}, "warmup: 20ep is not before the end"),
+        ({"precision": "fp16"}, "'fp32', 'bf16' or 'fp64'"),
+        ({"learning_rate": 0.1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_recipe_refuses(fields, message):
+    with pytest.raises(ValidationError) as caught:
+        recipe(**fields)
+    assert message in str(caught.value)
+    assert next(iter(fields)) in str(caught.value) or "milestones" in str(caught.value)
+
+
+# --- networks and data ----------------------------------------------------------------------------------------
+
+
+def test_defaults_explicit_or_implicit_are_one_form():
+    assert Net(name="resnet20", width=16, shortcut="B").form() == Net(name="resnet20").form() == {"name": "resnet20"}
+    explicit = Data(name="digits", train_size=None, val_size=0, augment="none", random_labels=None)
+    assert explicit.form() == Data(name="digits").form()
+
+
+def test_all_images_are_one_form():
+    assert Data(name="digits", train_size=1297) == Data(name="digits")
+    assert Data(name="digits", train_size=1197, val_size=100) == Data(name="digits", val_size=100)
+    assert Data(name="digits", train_size=1197).form() != Data(name="digits").form()
+    assert Data(name="digits", train_size=1297).images == 1297
+
+
+def test_data_enter_by_fingerprint(monkeypatch):
+    before = Data(name="digits").form()
+    assert before == {"name": "digits", "fingerprint": DATASETS["digits"].fingerprint}
+    monkeypatch.setitem(DATASETS, "digits", DATASETS["digits"].__class__((1, 8, 8), 10, 1297, 500, "0" * 32))
+    assert Data(name="digits").form() != before
+
+
+def test_labels_drawn_with_seed_0_are_not_the_true_labels():
+    assert Data(name="digits", random_labels=0).form() != Data(name="digits").form()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "resnet21"}, ["name: network 'resnet21' is not known", "did you mean 'resnet"]),
+        ({"name": "LeNet-300-100"}, ["'LeNet-300-100'", "did you mean 'lenet_300_100'?"]),
+        ({"name": "lenet"}, ["did you mean 'lenet_300_100'?"]),
+        ({"name": "lenet_300_100", "width": 16}, ["width: network 'lenet_300_100' has no such field", "allowed: name"]),
+        ({"name": "resnet20", "width": 0}, ["greater than or equal to 1"]),
+        ({"name": "resnet20", "shortcut": "C"}, ["'A' or 'B'"]),
+        ({"name": "resnet20", "wdth": 3}, ["wdth"]),
+        ({}, ["name", "Field required"]),
+    ],
+)
+def test_net_refuses(fields, words):
+    with pytest.raises(ValidationError) as caught:
+        Net(**fields)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"name": "digit"}, ["name: data set 'digit' is not known", "allowed: digits", "did you mean 'digits'?"]),
+        ({"name": "digits", "train_size": 1298}, ["train_size: 1298 images; allowed: 1 to 1297"]),
+        ({"name": "digits", "train_size": 1198, "val_size": 100}, ["allowed: 1 to 1197"]),
+        ({"name": "digits", "train_size": 0}, ["greater than or equal to 1"]),
+        ({"name": "digits", "val_size": 1297}, ["val_size: 1297 of 1297 images of 'digits'; allowed: 0 to 1296"]),
+        ({"name": "digits", "val_size": -1}, ["greater than or equal to 0"]),
+        ({"name": "digits", "augment": "flip"}, ["'none' or 'crop_flip'"]),
+        ({"name": "digits", "random_labels": -1}, ["greater than or equal to 0"]),
+        ({"name": "digits", "random_labels": True}, ["valid integer"]),
+    ],
+)
+def test_data_refuses(fields, words):
+    with pytest.raises(ValidationError) as caught:
+        Data(**fields)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_parts_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe().lr = 0.2
+
+
+# --- misspelt names -------------------------------------------------------------------------------------------
+
+
+def models():
+    """List every group of names that a study's author may misspell."""
+    sections = [spec._Study, spec.Prune, spec.Protocol, spec.Correlation, spec.Rewound, spec.Tickets, spec.Measures]
+    groups = [list(model.model_fields) for model in (*sections, Recipe, Net, Data)]
+    return [*groups, list(NETS), list(spec.POLICIES), ["IMP", "OMP"], ["global", "layer"]]
+
+
+def typos(name):
+    """List all names that differ from `name` by one deleted, doubled, swapped or replaced character."""
+    for i, letter in enumerate(name):
+        yield name[:i] + name[i + 1 :]
+        yield name[:i] + letter + name[i:]
+        yield name[:i] + name[i + 1 : i + 2] + letter + name[i + 2 :]
+        for other in string.ascii_lowercase + "_":
+            yield name[:i] + other + name[i + 1 :]
+
+
+def test_nearest_match_is_right_for_95_percent_of_single_typos():
+    cases = [(name, typo, group) for group in models() for name in group for typo in set(typos(name)) - set(group)]
+    wrong = [(name, typo) for name, typo, group in cases if not nearest(typo, group).endswith(f"mean '{name}'?")]
+    assert len(cases) > 10_000
+    assert len(wrong) / len(cases) < 0.05, wrong[:50]
+
+
+def test_nearest_lists_what_is_allowed_and_does_not_guess_wildly():
+    assert nearest("lt", ["LT", "RR"]) == "allowed: LT, RR; did you mean 'LT'?"
+    assert nearest("zzzz", ["LT", "RR"]) == "allowed: LT, RR"
+    assert nearest(3, ["LT"]) == "allowed: LT"

@@ -1,0 +1,274 @@
+"""Figures: the numbers that are drawn, what a reader can tell apart, and the words beside them."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+from matplotlib import pyplot
+from matplotlib.colors import to_hex
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+
+from lthlab import plots, results
+
+LEVELS = (4, 8, 12)
+RATES = (0.01, 0.2)
+TICKETS = [("LT", "IMP"), ("LT", "OMP"), ("RR", "IMP"), ("RR", "OMP"), ("WR", "IMP"), ("dense", None)]
+
+
+def tidy(what="train", replicates=4, tickets=TICKETS, seed=0) -> pd.DataFrame:
+    """Tidy rows with random values."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for (ticket, method), rate, replicate in itertools.product(tickets, RATES, range(replicates)):
+        for level in (0,) if ticket == "dense" else LEVELS:
+            row = {"study": "s", "network": "n", "data": "d", "what": what, "ticket": ticket, "method": method}
+            row |= {"level": level, "sparsity": 1 - 0.8**level, "find_lr": rate, "eval_lr": rate}
+            row |= {
+                "replicate": replicate,
+                "epoch": 20.0,
+                "metric": "test_accuracy" if what == "train" else what,
+                "value": random.uniform(0.5, 1),
+            }
+            rows.append(row | {"chance": random.uniform(0.09, 0.11), "status": "done", "key": f"{len(rows):032x}"})
+    return pd.DataFrame(rows)
+
+
+def at_rate(frame: pd.DataFrame, rate: float = 0.01) -> pd.DataFrame:
+    return frame[frame["eval_lr"] == rate]
+
+
+def at_level(frame: pd.DataFrame, level: int = 8) -> pd.DataFrame:
+    return frame[frame["level"].isin([0, level])]
+
+
+def pairs(replicates=4) -> pd.DataFrame:
+    by = ["eval_lr", "method", "level", "sparsity"]
+    frame = tidy(replicates=replicates).assign(study="s")
+    return at_rate(results.differences(frame, "LT", "RR", by).assign(ticket="LT − RR"))
+
+
+DRAWINGS = {
+    "accuracy_by_sparsity": (plots.accuracy_by_sparsity, lambda **options: at_rate(tidy(**options))),
+    "accuracy_by_lr": (plots.accuracy_by_lr, lambda **options: at_level(tidy(**options))),
+    "difference_by_sparsity": (plots.difference_by_sparsity, pairs),
+    "correlation_by_lr": (
+        plots.correlation_by_lr,
+        lambda **options: at_level(tidy("correlation_indicator", **options)),
+    ),
+}
+each = pytest.mark.parametrize("draw, make", DRAWINGS.values(), ids=DRAWINGS)
+
+
+@pytest.fixture
+def ax():
+    return Figure().subplots()
+
+
+def series(ax) -> dict[str, ErrorbarContainer]:
+    return {c.get_label(): c for c in ax.containers if isinstance(c, ErrorbarContainer)}
+
+
+def expected(values, scale) -> tuple[float, float, float]:
+    mean, error = np.mean(values), scipy.stats.sem(values)
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return scale * mean, scale * low, scale * high
+
+
+@each
+def test_means_and_intervals_are_those_of_the_replicates(draw, make, ax):
+    frame = make()
+    draw(frame, ax=ax)
+    x = "eval_lr" if draw.__name__.endswith("by_lr") else "sparsity"
+    scale = 1 if draw is plots.correlation_by_lr else 100
+    found = series(ax)
+    rows = frame if x == "eval_lr" else frame[frame["ticket"] != "dense"]
+    labels = set()
+    for (ticket, method), own in rows.groupby(["ticket", "method"], dropna=False):
+        label = ticket if pd.isna(method) else f"{ticket} on {method} masks"
+        labels.add(label)
+        line, _, (bars,) = found[label].lines
+        wanted = [expected(cell["value"], scale) for _, cell in own.groupby(x)]
+        np.testing.assert_allclose(line.get_ydata(orig=False), [mean for mean, _, _ in wanted])
+        drawn = [sorted(segment[:, 1]) for segment in bars.get_segments()]
+        np.testing.assert_allclose(drawn, [[low, high] for _, low, high in wanted])
+        places = sorted(own[x].unique())
+        at = places if x == "eval_lr" else [100 * (1 - place) for place in places]
+        np.testing.assert_allclose(line.get_xdata(orig=False), at, rtol=0.12)
+    assert set(found) == labels
+
+
+@each
+def test_only_what_is_done_counts(draw, make, ax):
+    frame = make()
+    odd = frame.copy()
+    odd["status"] = odd["status"].where(odd["replicate"] > 0, "diverged")
+    odd["value"] = odd["value"].where(odd["replicate"] > 0, 7.0)
+    draw(odd, ax=ax)
+    other = draw(frame[frame["replicate"] > 0], ax=Figure().subplots())
+    for label, container in series(ax).items():
+        np.testing.assert_array_equal(
+            container.lines[0].get_ydata(orig=False), series(other)[label].lines[0].get_ydata(orig=False)
+        )
+
+
+@each
+def test_the_frame_stays_as_it_is(draw, make, ax):
+    frame = make()
+    before = frame.copy(deep=True)
+    assert draw(frame, ax=ax) is ax
+    pd.testing.assert_frame_equal(frame, before)
+
+
+@each
+def test_a_figure_is_opened_only_where_no_axes_are_given(draw, make, ax):
+    draw(make(), ax=ax)
+    assert pyplot.get_fignums() == []
+    own = draw(make())
+    try:
+        assert pyplot.get_fignums() == [own.figure.number]
+        own.figure.draw_without_rendering()
+        legend = own.get_legend()
+        assert legend.get_window_extent().x0 >= own.get_window_extent().x1
+        names = {text.get_text() for text in legend.get_texts()}
+        assert set(series(own)) <= names
+    finally:
+        pyplot.close(own.figure)
+
+
+@each
+def test_series_differ_without_colour_too(draw, make, ax):
+    draw(make(), ax=ax)
+    lines = {label: container.lines[0] for label, container in series(ax).items()}
+    shapes = {(line.get_marker(), line.get_linestyle(), to_hex(line.get_markerfacecolor())) for line in lines.values()}
+    assert len(shapes) == len(lines)
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines.values()}) == len(lines)
+
+
+def test_a_ticket_has_one_colour_in_all_figures():
+    colours = {}
+    for draw, make in (DRAWINGS[name] for name in DRAWINGS if not name.startswith("difference")):
+        for label, container in series(draw(make(), ax=Figure().subplots())).items():
+            colours.setdefault(label.partition(" ")[0], set()).add(to_hex(container.lines[0].get_color()))
+    assert {ticket: len(found) for ticket, found in colours.items()} == dict.fromkeys(colours, 1)
+    assert len(set.union(*colours.values())) == len(colours) == 4
+
+
+@each
+def test_axes_say_what_and_in_which_unit(draw, make, ax):
+    draw(make(), ax=ax)
+    units = {
+        "accuracy_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "test accuracy (%)"),
+        "accuracy_by_lr": ("learning rate", "test accuracy (%)"),
+        "difference_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "LT − RR (percentage points)"),
+        "correlation_by_lr": ("learning rate", "correlation indicator $R_p$"),
+    }
+    assert (ax.get_xlabel(), ax.get_ylabel()) == units[draw.__name__]
+    assert ax.get_xscale() == "log"
+
+
+def test_sparser_networks_are_further_right_and_ticks_name_share_and_level(ax):
+    plots.accuracy_by_sparsity(at_rate(tidy()), ax=ax)
+    left, right = ax.get_xlim()
+    assert left > right
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["41\n4", "16.8\n8", "6.87\n12"]
+    np.testing.assert_allclose(ax.get_xticks(), [100 * 0.8**level for level in LEVELS])
+
+
+def test_many_levels_do_not_crowd_the_axis(ax):
+    one = at_rate(tidy(replicates=1, tickets=[("LT", "IMP")])).iloc[:1]
+    many = pd.concat([one.assign(level=k, sparsity=1 - 0.8**k) for k in range(1, 31)])
+    plots.accuracy_by_sparsity(many, ax=ax)
+    assert 4 <= len(ax.get_xticks()) <= 7
+
+
+def test_dense_networks_are_a_level_with_its_interval(ax):
+    frame = at_rate(tidy())
+    plots.accuracy_by_sparsity(frame, ax=ax)
+    mean, low, high = expected(frame.loc[frame["ticket"] == "dense", "value"], 100)
+    (line,) = [line for line in ax.lines if str(line.get_label()).startswith("dense")]
+    np.testing.assert_allclose(line.get_ydata(orig=False), mean)
+    (band,) = ax.patches
+    np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [low, high])
+
+
+def test_the_chance_level_is_that_of_the_measures(ax):
+    frame = at_level(tidy("correlation_indicator"))
+    plots.correlation_by_lr(frame, ax=ax)
+    (line,) = [line for line in ax.lines if line.get_label() == "chance level"]
+    np.testing.assert_allclose(line.get_ydata(orig=False), frame["chance"].mean())
+    assert ax.get_ylim()[0] == 0
+
+
+def test_each_pair_is_a_dot(ax):
+    frame = pairs()
+    plots.difference_by_sparsity(frame, ax=ax)
+    dots = np.concatenate([line.get_ydata(orig=False) for line in ax.lines if line.get_marker() == "."])
+    np.testing.assert_allclose(np.sort(dots), np.sort(100 * frame["value"]))
+
+
+def test_one_replicate_has_a_point_and_no_interval(ax):
+    frame = at_rate(tidy(replicates=1))
+    plots.accuracy_by_sparsity(frame, ax=ax)
+    line, _, (bars,) = series(ax)["LT on IMP masks"].lines
+    assert np.isfinite(line.get_ydata(orig=False)).all()
+    assert not any(np.isfinite(segment).any() for segment in bars.get_segments())
+    assert "one replicate gives no interval" in plots.caption(frame)
+    assert plots.sample_size(frame) == "n = 1 replicate"
+
+
+@each
+def test_nothing_done_is_refused(draw, make, ax):
+    frame = make().assign(status="missing")
+    with pytest.raises(ValueError, match=rf"^nothing to draw: none of {len(frame)} rows is done$"):
+        draw(frame, ax=ax)
+
+
+def test_rows_of_another_kind_are_refused(ax):
+    frame = pd.concat([at_rate(tidy()), at_rate(tidy("mask"))])
+    with pytest.raises(ValueError, match="^rows differ in what: mask, train; choose one$"):
+        plots.accuracy_by_sparsity(frame, ax=ax)
+
+
+@pytest.mark.parametrize(
+    "draw, differ", [(plots.accuracy_by_sparsity, "find_lr, eval_lr"), (plots.accuracy_by_lr, "level, sparsity")]
+)
+def test_a_point_never_mixes_what_is_not_a_replicate(draw, differ, ax):
+    frame = tidy(tickets=[("LT", "IMP")]).drop(columns="chance")
+    with pytest.raises(ValueError, match=rf"several rows for one point \(.*LT.*\); they differ in: {differ}$"):
+        draw(frame, ax=ax)
+
+
+def test_caption_says_n_estimator_interval_and_epoch():
+    frame = tidy()
+    text = plots.caption(frame)
+    assert text == (
+        "Points are means over n = 4 replicates; bars are 95 % intervals of the mean (Student's t). "
+        "Accuracy on the test set after epoch 20."
+    )
+    uneven = frame.assign(status=frame["status"].where((frame["ticket"] != "LT") | (frame["replicate"] > 0), "failed"))
+    assert plots.sample_size(uneven) == "n = 3 to 4 replicates"
+    assert plots.sample_size(frame.assign(status="failed")) == "n = 0 replicates"
+
+
+def test_description_says_what_range_and_trend(ax):
+    frame = at_rate(tidy(tickets=[("LT", "IMP"), ("RR", "IMP"), ("dense", None)]))
+    means = {("LT", 4): 0.9, ("LT", 8): 0.85, ("LT", 12): 0.8, ("RR", 4): 0.7, ("RR", 8): 0.6, ("RR", 12): 0.65}
+    values = [means.get(place, 0.95) for place in zip(frame["ticket"], frame["level"], strict=True)]
+    plots.accuracy_by_sparsity(frame.assign(value=values), ax=ax)
+    ax.set_title("learning rate 0.01")
+    assert plots.describe(ax) == (
+        "learning rate 0.01. Line chart of test accuracy (%) against prunable weights remaining (%); "
+        "means range from 60 to 90. LT on IMP masks falls from 90 to 80; "
+        "RR on IMP masks goes from 70 to 65, between 60 and 70; dense, with its interval is at 95."
+    )
+
+
+@each
+def test_description_names_every_series(draw, make, ax):
+    draw(make(), ax=ax)
+    text = plots.describe(ax)
+    assert all(f"{label} " in text for label in series(ax))
+    assert "nan" not in text and "$" not in text

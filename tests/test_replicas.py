@@ -1,0 +1,154 @@
+"""Groups of replicas: both forms agree, and a replica's bits do not depend on its group."""
+
+import functools
+
+import helpers
+import pytest
+import torch
+
+from lthlab import nets, parts, replicas
+from lthlab.engine import Training
+from lthlab.parts import Data, Net
+
+FORMS = ("stacked", "sequential")
+NETS = {
+    "lenet": helpers.LENET,
+    "resnet8 of 4": helpers.narrow(4),
+    "resnet8 of 5": helpers.narrow(5),
+    "resnet8 of 3 A": helpers.narrow(3, shortcut="A"),
+}
+DATA = Data(name="digits", train_size=150, val_size=30, augment="crop_flip")
+
+
+@functools.cache
+def dataset():
+    return helpers.load(DATA)
+
+
+@functools.cache
+def jobs(net, optimizer):
+    """Nine trainings that differ in all in which those of a group may differ."""
+    found = []
+    for number in range(9):
+        value = helpers.train(
+            NETS[net],
+            DATA,
+            number,
+            batch_size=64,
+            optimizer=optimizer,
+            lr=(0.1 if optimizer == "sgd" else 0.01) / (1 + number % 3),
+            momentum=(0.9, 0.0, 0.5)[number // 3],
+            weight_decay=(0.0, 1e-3)[number % 2],
+            warmup=("0ep", "2it")[number // 5],
+        )
+        mask = None if number % 4 == 1 else helpers.half_mask(NETS[net], DATA, number)
+        found.append(helpers.job(value, mask, {"1ep", "4it", "best_val"}))
+    return found
+
+
+def outcome(training, number):
+    """All bits that a replica yields."""
+    progress = training.progress[number]
+    states = {"last": training.group.state(number), **progress.snapshots, "carry": training.carry(number)}
+    bits = {(step, name): t.numpy().tobytes() for step, state in states.items() for name, t in state.items()}
+    return bits, progress.metrics
+
+
+@functools.cache
+def alone(net, optimizer, form, number, threads=1):
+    with replicas.threads(threads):
+        return outcome(helpers.run([jobs(net, optimizer)[number]], dataset(), form=form), 0)
+
+
+GROUPS = ([4, 0], [0, 1], [2, 0, 3], [3, 1, 4, 0, 5, 8, 2, 6, 7])
+CASES = [(optimizer, 1, GROUPS) for optimizer in ("sgd", "adam")] + [("sgd", 2, GROUPS[1:3])]
+
+
+@pytest.mark.parametrize("optimizer, threads, groups", CASES, ids=["sgd", "adam", "two threads"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("net", NETS)
+def test_bits_do_not_depend_on_the_group(net, form, optimizer, threads, groups):
+    for group in groups:
+        with replicas.threads(threads):
+            training = helpers.run([jobs(net, optimizer)[number] for number in group], dataset(), form=form)
+        for slot, number in enumerate(group):
+            bits, metrics = outcome(training, slot)
+            expected, expected_metrics = alone(net, optimizer, form, number, threads)
+            differing = [place for place in expected if bits.get(place) != expected[place]]
+            assert not differing, f"replica {number} in slot {slot} of {group}: {differing}"
+            assert bits.keys() == expected.keys() and metrics == expected_metrics
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_forms_agree(net):
+    training = {form: helpers.run(jobs(net, "sgd")[:3], dataset(), form=form) for form in FORMS}
+    for number in range(3):
+        first, second = (training[form].progress[number].metrics for form in FORMS)
+        for row, other in zip(first, second, strict=True):
+            assert row == pytest.approx(other, rel=2e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_diverging_neighbour_changes_no_bits(form):
+    healthy = jobs("resnet8 of 4", "sgd")[:3]
+    value = helpers.train(NETS["resnet8 of 4"], DATA, 3, batch_size=64, lr=1e30)
+    training = helpers.run([healthy[0], helpers.job(value), *healthy[1:]], dataset(), form=form)
+    assert [p.diverged for p in training.progress] == [None, 1, None, None]
+    for slot, number in ((0, 0), (2, 1), (3, 2)):
+        assert outcome(training, slot) == alone("resnet8 of 4", "sgd", form, number)
+
+
+def test_the_form_follows_from_network_and_images(monkeypatch):
+    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
+    digits, cifar = Data(name="digits"), Data(name="cifar")
+    for net, dataset, form in (
+        (helpers.LENET, digits, "stacked"),
+        (helpers.LENET, cifar, "stacked"),
+        (Net(name="resnet20"), digits, "stacked"),
+        (Net(name="resnet20"), cifar, "sequential"),
+    ):
+        assert replicas.form_of(net, dataset) == form
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_evaluation_in_parts_is_that_of_the_whole(form):
+    net, facts = helpers.narrow(4), DATA.facts
+    states = [nets.fresh(net, DATA, number) for number in range(3)]
+    group = replicas.Group(net, DATA, states, "fp64", torch.device("cpu"), form)
+    images = torch.randn(25, *facts.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(25) % 10
+    loss, accuracy = group.evaluate(images, labels, batch=10)
+    for number, state in enumerate(states):
+        theirs = helpers.plain(net, facts).double().eval()
+        theirs.load_state_dict(state)
+        with torch.no_grad():
+            logits = theirs(images)
+        expected = torch.nn.functional.cross_entropy(logits, labels)
+        assert loss[number].item() == pytest.approx(expected.item(), rel=1e-12)
+        assert accuracy[number].item() == (logits.argmax(1) == labels).sum().item() / 25
+    assert all(not tensor.any() for tensor in group.gradients.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-9), ("fp32", 5e-3)])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("net", ["lenet", "resnet8 of 5"])
+def test_cuda_agrees_with_the_cpu(net, form, precision, tolerance):
+    group = []
+    for number in range(3):
+        value = helpers.train(NETS[net], DATA, number, batch_size=64, lr=0.01, precision=precision)
+        mask = None if number == 1 else helpers.half_mask(NETS[net], DATA, number)
+        group.append(helpers.job(value, mask, {"0ep", "1ep", "best_val"}))
+    on_cpu, on_cuda = (Training(group, dataset(), device, form=form) for device in ("cpu", "cuda"))
+    for training in (on_cpu, on_cuda):
+        training.advance(3)
+        assert training.iteration == 3
+    for number, job in enumerate(group):
+        first, second = on_cpu.group.state(number), on_cuda.group.state(number)
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, rtol=tolerance, atol=tolerance)
+        assert not any(second[name][~kept].any() for name, kept in (job.mask or {}).items())
+        ours, theirs = on_cuda.progress[number], on_cpu.progress[number]
+        assert ours.snapshots.keys() == theirs.snapshots.keys() >= {"0ep", "1ep"}
+        assert helpers.equal(ours.snapshots["0ep"], theirs.snapshots["0ep"])
+        assert ours.metrics[0]["val_loss"] == pytest.approx(theirs.metrics[0]["val_loss"], rel=tolerance)

@@ -1,0 +1,407 @@
+"""The tidy frame: every value once per role, whatever became of it; intervals and differences."""
+
+import json
+import math
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from lthlab import lab, results, spec
+from lthlab.data import load as load_data
+from lthlab.derive import mask as read_mask
+from lthlab.derive import state
+from lthlab.parts import Data, Level, Net
+from lthlab.store import Store
+from lthlab.tickets import expand
+from lthlab.values import At, Fresh, Magnitude, Measure, Train, canonical
+
+torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
+
+TINY = """
+name: {name}
+net: lenet_300_100
+data: {{name: digits, train_size: 128, val_size: 40}}
+replicates: {replicates}
+find: {{epochs: 2, batch_size: 64, lr: {lr}}}
+eval: {evaluate}
+prune: {{levels: {levels}, rate: {rate}}}
+protocol: {{report: {report}}}
+tickets: {{{asked}}}
+measures: {measures}
+"""
+PLAIN = {
+    "name": "tiny",
+    "replicates": 1,
+    "lr": 0.05,
+    "evaluate": "null",
+    "levels": "[1, 2]",
+    "rate": 0.2,
+    "report": "last",
+    "asked": "LT: {}, RR: {methods: OMP}, WR: {methods: IMP, rewind: 1ep}",
+    "measures": "{correlation_indicator: {p: 0.1}}",
+}
+
+
+def study(**fields):
+    return spec.parse(TINY.format(**PLAIN | fields))
+
+
+def compute(config, folder):
+    store = Store(folder)
+    return store, lab.compute_study(config, store, "cpu")
+
+
+def roles_of(config):
+    """What must be in the frame: roles with keys, as text."""
+    return Counter((config.name, item.value.key, *map(str, item.role.values())) for item in expand(config))
+
+
+def roles_in(frame, config):
+    columns = ["study", "key", *expand(config)[0].role]
+    return Counter(tuple(str(row[name]) for name in columns) for row in frame.astype(object).to_dict("records"))
+
+
+def plain(counter):
+    """Write whole numbers, which pandas turns into floats beside missing ones, and what is missing alike."""
+    words = {"nan": "None", "NaT": "None"}
+    return Counter(
+        {tuple(words.get(w, w.removesuffix(".0")) for w in role): number for role, number in counter.items()}
+    )
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """Compute a small study; `lr` 1e6 diverges."""
+    config = study(lr="[0.05, 1.0e+6]")
+    store, summary = compute(config, tmp_path_factory.mktemp("runs"))
+    return config, store, summary
+
+
+# --- roles ----------------------------------------------------------------------------------------------------
+
+
+def test_every_value_is_there_exactly_once_per_role(computed):
+    config, store, _ = computed
+    frame = results.load(store.root, study=None)
+    assert plain(roles_in(frame, config)) == plain(roles_of(config))
+    assert set(roles_of(config).values()) == {1}
+    assert len(frame) == len(expand(config))
+    assert list(frame["key"]) == [item.value.key for item in expand(config)]
+
+
+@given(
+    lr=st.sampled_from(["0.05", "[0.05, 0.1]"]),
+    evaluate=st.sampled_from(["null", "{lr: 0.1}"]),
+    levels=st.lists(st.integers(1, 3), min_size=1, max_size=2, unique=True),
+    rate=st.sampled_from([0.2, 0.5]),
+    asked=st.lists(st.sampled_from(["LT: {}", "RR: {methods: OMP}", "WR: {rewind: 1ep}"]), unique=True),
+    measured=st.booleans(),
+)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_every_value_of_any_study_is_there_exactly_once_per_role(tmp_path_factory, asked, measured, **fields):
+    measures = "{correlation_indicator: {of: [dense]}}" if measured else "{}"
+    config = study(asked=", ".join(asked), measures=measures, **fields)
+    store, summary = compute(config, tmp_path_factory.mktemp("runs"))
+    frame = results.load(store)
+    assert plain(roles_in(frame, config)) == plain(roles_of(config))
+    assert results.count_statuses(frame)["done"] == len(frame) == len(expand(config))
+    trainings = {item.value for item in expand(config) if isinstance(item.value, Train)}
+    assert (summary.trainings, summary.trained) == (len(trainings), len(trainings))
+    assert set(filter(store.has, store.keys())) == set(frame["key"])
+
+
+def test_one_value_with_two_roles_is_two_rows_and_one_training(computed):
+    config, store, summary = computed
+    frame = results.load(store)
+    both = frame[(frame["what"] == "train") & (frame["find_lr"] == 0.05) & (frame["level"] == 1)]
+    both = both[(both["method"] == "IMP") & (both["rewind"] == "0ep")]
+    assert sorted(both["ticket"]) == ["LT", "search"]
+    assert both["key"].nunique() == both["value"].nunique() == 1
+    trained = {item.value for item in expand(config) if isinstance(item.value, Train)}
+    rows = sum(isinstance(item.value, Train) for item in expand(config))
+    assert (summary.trainings, summary.shared) == (len(trained), rows - len(trained))
+    assert summary.shared > 0
+
+
+def test_two_studies_in_one_store(tmp_path):
+    one, other = study(name="one", asked="LT: {}"), study(name="other", asked="RR: {methods: IMP}")
+    store, first = compute(one, tmp_path)
+    _, second = compute(other, tmp_path)
+    assert (first.trained, second.trained) == (1 + 2 + 1, 2)  # The masks of IMP and OMP at level 1 are one.
+    frame = results.load(store)
+    assert plain(roles_in(frame, one)) == plain(roles_of(one) + roles_of(other))
+    for config in (one, other):
+        assert plain(roles_in(results.load(store, config.name), config)) == plain(roles_of(config))
+    compute(study(name="one", asked=""), tmp_path)
+    assert Counter(results.load(store)["study"]) == {"one": 2, "other": len(expand(other))}
+
+
+def test_before_computing_every_row_is_missing(tmp_path):
+    config, store = study(), Store(tmp_path)
+    roles = [{"key": item.value.key, **item.role} for item in expand(config)]
+    facts = {"title": "", "net": config.net.form(), "data": config.data.form(), "report": "last", "roles": roles}
+    store.write_study(config.name, facts)
+    frame = results.load(store)
+    assert plain(roles_in(frame, config)) == plain(roles_of(config))
+    assert set(frame["status"]) == {"missing"}
+    assert frame["note"].str.contains("is missing").all()
+    for item in expand(config):
+        store.describe(canonical(item.value.form()))
+    frame = results.load(store)
+    assert results.count_statuses(frame) == dict.fromkeys(results.STATUSES, 0) | {"missing": len(frame)}
+    assert frame[["value", "note", "epoch", "kept"]].isna().all(axis=None)
+    assert set(frame["metric"]) == {"test_accuracy", "kept", "correlation_indicator"}
+
+
+def test_an_empty_store_gives_an_empty_frame(tmp_path):
+    assert len(results.load(tmp_path / "none")) == 0
+    assert results.count_statuses(results.load(tmp_path)) == dict.fromkeys(results.STATUSES, 0)
+
+
+def test_an_unknown_study_gives_the_nearest(computed):
+    with pytest.raises(LookupError, match="study 'tyny' is not in .*allowed: tiny; did you mean 'tiny'"):
+        results.load(computed[1], "tyny")
+
+
+# --- values ---------------------------------------------------------------------------------------------------
+
+
+def plain_accuracy(state, dataset):
+    """Test accuracy of LeNet-300-100 in plain torch."""
+    x = dataset.test_x.float().sub(dataset.mean[0]).div(dataset.std[0]).reshape(500, 64)
+    *hidden, (weight, bias) = [(state[f"{n}.weight"], state[f"{n}.bias"]) for n in ("fc1", "fc2", "fc3")]
+    for w, b in hidden:
+        x = torch.relu(x @ w.T + b)
+    return float(((x @ weight.T + bias).argmax(1) == dataset.test_y).float().mean())
+
+
+def test_values_are_those_of_plain_torch(computed):
+    config, store, _ = computed
+    dataset = load_data("digits", None, train_size=128, val_size=40)
+    runs = [item.value for item in expand(config) if isinstance(item.value, Train) and item.role["find_lr"] == 0.05]
+    lab.compute([At(run, "last") for run in runs], store, "cpu")
+    values = results.load(store).set_index("key")["value"]
+    for run in runs:
+        found = plain_accuracy(state(At(run, "last"), store), dataset)
+        assert list(set(values[[run.key]])) == pytest.approx([found], abs=1e-6)
+    assert values[[run.key for run in runs]].nunique() > 3
+
+
+def test_masks_have_the_number_of_weights_they_keep(computed):
+    config, store, _ = computed
+    done = results.load(store).query("status == 'done' and what == 'mask'").set_index("key")
+    masks = {item.value.key: item.value for item in expand(config)}
+    assert len(done) == 6
+    for key, row in done.iterrows():
+        kept = sum(int(layer.sum()) for layer in read_mask(masks[key], store).values())
+        assert row["value"] == row["kept"] == kept
+
+
+def test_kept_is_that_of_the_mask_and_joins_imp_with_omp(computed):
+    frame = results.load(computed[1])
+    done = frame[(frame["status"] == "done") & (frame["level"] > 0)]
+    assert (done.groupby("level")["kept"].nunique() == 1).all()
+    total = 64 * 300 + 300 * 100
+    assert dict(done.groupby("level")["kept"].first()) == {1: round(total * 0.8), 2: round(total * 0.64)}
+    assert {row["method"] for row in done.to_dict("records")} == {"IMP", "OMP"}
+    assert frame.loc[frame["ticket"] == "dense", "kept"].isna().all()
+
+
+def write_metrics(store, config, rows):
+    """Store metrics of a study's dense training as if it had been computed."""
+    [item] = expand(config)
+    store.describe(canonical(item.value.form()))
+    end = item.value.end
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    record = {"kind": "train", "from": 0, "until": end, "end": end, "keep": [], "diverged": None, "digest": "x"}
+    store.commit(item.value.key, 0, {"metrics.jsonl": lines}, record)
+    facts = {"title": "", "net": config.net.form(), "data": config.data.form(), "report": config.protocol.report}
+    store.write_study(config.name, facts | {"roles": [{"key": item.value.key, **item.role}]})
+
+
+@pytest.mark.parametrize(
+    ("report", "epoch", "value"),
+    [("last", 4, 0.3), ("best_val", 2, 0.1), ("best_test", 1, 0.5)],
+)
+def test_the_reported_epoch(tmp_path, report, epoch, value):
+    """Accuracies are made up: validation is best in epochs 2 and 3, test in 1 and 3; the earliest of ties counts."""
+    config = study(report=report, asked="", measures="{}")
+    tests, validation = (0.5, 0.1, 0.5, 0.3), (0.2, 0.9, 0.9, 0.4)
+    rows = [
+        {"epoch": n + 1, "test_accuracy": t, "val_accuracy": v}
+        for n, (t, v) in enumerate(zip(tests, validation, strict=True))
+    ]
+    store = Store(tmp_path)
+    write_metrics(store, config, rows)
+    [row] = results.load(store).to_dict("records")
+    assert (row["epoch"], row["value"], row["status"]) == (epoch, value, "done")
+
+
+# --- statuses -------------------------------------------------------------------------------------------------
+
+
+def test_diverged_and_what_stands_on_it(computed):
+    _, store, summary = computed
+    frame = results.load(store)
+    assert set(frame.loc[frame["find_lr"] == 0.05, "status"]) == {"done"}
+    rest = frame[frame["find_lr"] == 1e6]
+    [diverged] = rest[rest["status"] == "diverged"].to_dict("records")
+    assert (diverged["ticket"], diverged["what"], diverged["note"]) == ("dense", "train", "loss not finite in epoch 1")
+    blocked = rest[rest["status"] == "blocked"]
+    assert len(blocked) == len(rest) - 1 > 10
+    assert set(blocked["note"]) == {f"needs {diverged['key']}, whose loss is not finite"}
+    assert rest["value"].isna().all()
+    assert {value.key for value in summary.blocked} == set(blocked["key"])
+    assert [value.key for value in summary.diverged] == [diverged["key"]]
+
+
+def test_another_revision_is_stale(computed, monkeypatch):
+    monkeypatch.setattr(Magnitude, "revision", 2)
+    frame = results.load(computed[1])
+    frame = frame[frame["find_lr"] == 0.05]
+    fresh = frame["ticket"] == "dense"
+    assert set(frame.loc[fresh, "status"]) == {"done"}
+    assert set(frame.loc[~fresh, "status"]) == {"stale"}
+    assert set(frame.loc[~fresh, "note"]) == {"computed by revision 1 of Magnitude, now 2"}
+    assert frame.loc[~fresh, "value"].isna().all()
+
+
+def test_bits_that_could_not_be_repeated_are_stale(tmp_path):
+    config = study(asked="LT: {methods: OMP}")
+    store, _ = compute(config, tmp_path)
+    frame = results.load(store)
+    [lt] = set(frame.loc[(frame["ticket"] == "LT") & (frame["level"] == 1) & (frame["what"] == "train"), "key"])
+    store.commit(lt, len(store.parts(lt)), {}, {"kind": "stale", "reason": "epoch 1 came out differently"})
+    frame = results.load(store)
+    stale = frame[frame["status"] == "stale"]
+    assert sorted(stale["what"]) == ["correlation_indicator", "train"]
+    assert set(zip(stale["level"], stale["note"], strict=True)) == {(1, "epoch 1 came out differently")}
+    assert set(frame["status"]) == {"stale", "done"}
+
+
+def test_a_measure_that_refuses_is_failed(tmp_path):
+    config = study(asked="", measures="{correlation_indicator: {p: 1.0e-9, of: dense}}")
+    store, _ = compute(config, tmp_path)
+    frame = results.load(store).set_index("what")
+    assert dict(frame["status"]) == {"train": "done", "correlation_indicator": "failed"}
+    assert "no weight is large at p = 1e-09" in frame.loc["correlation_indicator", "note"]
+    assert math.isnan(frame.loc["correlation_indicator", "value"])
+
+
+def test_a_measure_of_weights_under_differing_masks_is_failed(tmp_path):
+    config = study(asked="LT: {methods: OMP}", measures="{}")
+    store, _ = compute(config, tmp_path)
+    one, other = (i.value for i in expand(config) if i.role["ticket"] == "LT")
+    measure = Measure("correlation_indicator", (At(one, "last"), At(other, "last")))
+    lab.compute([measure], store, "cpu")
+    assert "masks differ" in results._Reader(store).status(measure.key)[1]
+    assert results._Reader(store).status(measure.key)[0] == "failed"
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"{}"), lambda path: path.unlink()])
+@pytest.mark.parametrize("name", ["description.json", "manifest.json"])
+def test_what_is_damaged_counts_as_missing_and_is_named(tmp_path, damage, name):
+    config = study(asked="")
+    store, _ = compute(config, tmp_path)
+    [dense] = set(results.load(store).query("what == 'train'")["key"])
+    [path] = [path for path in (tmp_path / dense).rglob(name)]
+    damage(path)
+    frame = results.load(store).set_index("what")
+    assert frame.loc["train", "status"] == "missing"
+    if path.exists():
+        assert str(path) in frame.loc["train", "note"]
+    assert frame.loc["correlation_indicator", "status"] == "done"
+    lab.compute_study(config, store, "cpu")
+    assert set(results.load(store)["status"]) == {"done"}
+
+
+# --- intervals and differences --------------------------------------------------------------------------------
+
+
+def frame_of(**columns):
+    return pd.DataFrame({"what": "train", "status": "done"} | columns)
+
+
+def test_summary_by_hand():
+    """Work out 1, 2, 3, 4: mean 2.5, sd sqrt(5/3), t(0.975, 3) = 3.182446, half = 3.182446 · 1.290994 / 2."""
+    frame = frame_of(lr=[0.1] * 4 + [0.2], value=[1.0, 2.0, 3.0, 4.0, 7.0])
+    one, two = results.summarise(frame, ["lr"]).to_dict("records")
+    assert (one["lr"], one["n"], one["mean"]) == (0.1, 4, 2.5)
+    assert one["sd"] == pytest.approx(1.2909944487)
+    assert one["low"] == pytest.approx(2.5 - 2.0542602)
+    assert one["high"] == pytest.approx(2.5 + 2.0542602)
+    assert (two["n"], two["mean"]) == (1, 7.0)
+    assert all(math.isnan(two[name]) for name in ("sd", "low", "high"))
+
+
+@given(
+    st.lists(st.integers(0, 1000).map(lambda n: n / 1000), min_size=2, max_size=9, unique=True),
+    st.sampled_from([0.5, 0.9, 0.95, 0.99]),
+)
+def test_intervals_are_those_of_scipy(values, confidence):
+    [row] = results.summarise(frame_of(cell=0, value=values), ["cell"], confidence).to_dict("records")
+    low, high = stats.t.interval(confidence, len(values) - 1, np.mean(values), stats.sem(values))
+    assert (row["low"], row["high"]) == pytest.approx((low, high))
+    assert row["mean"] == pytest.approx(np.mean(values))
+
+
+def test_only_what_is_done_counts_and_missing_cells_stay_apart():
+    frame = frame_of(method=["IMP", None, None, "IMP"], value=[1.0, 2.0, 4.0, math.nan])
+    frame["status"] = ["done", "done", "done", "diverged"]
+    before = frame.copy()
+    out = results.summarise(frame, ["method"])
+    assert [(row["n"], row["mean"]) for row in out.to_dict("records")] == [(1, 1.0), (2, 3.0)]
+    pd.testing.assert_frame_equal(frame, before)
+
+
+def test_differences_pair_replicates():
+    rows = [
+        ("LT", 0, 0.9, "done"),
+        ("LT", 1, 0.8, "done"),
+        ("LT", 2, 0.7, "done"),
+        ("LT", 3, math.nan, "diverged"),
+        ("RR", 1, 0.5, "done"),
+        ("RR", 0, 0.7, "done"),
+        ("RR", 3, 0.6, "done"),
+        ("WR", 0, 0.1, "done"),
+    ]
+    frame = frame_of(
+        ticket=[r[0] for r in rows],
+        level=4,
+        replicate=[r[1] for r in rows],
+        value=[r[2] for r in rows],
+        status=[r[3] for r in rows],
+    )
+    out = results.differences(frame, "LT", "RR", ["level"])
+    assert list(out["replicate"]) == [0, 1]
+    assert list(out["value"]) == pytest.approx([0.2, 0.3])
+    assert list(out.columns) == ["level", "replicate", "value", "status"]
+    [row] = results.summarise(out, ["level"]).to_dict("records")
+    test = stats.ttest_rel([0.9, 0.8], [0.7, 0.5]).confidence_interval(0.95)
+    assert (row["low"], row["high"]) == pytest.approx((test.low, test.high))
+
+
+def test_differences_leave_masks_and_measures_aside(computed):
+    frame = results.load(computed[1])
+    out = results.differences(frame, "LT", "RR", ["method", "level", "find_lr"])
+    assert len(out) == 2
+    for row in out.to_dict("records"):
+        both = frame[(frame["what"] == "train") & (frame["level"] == row["level"]) & (frame["find_lr"] == 0.05)]
+        both = both[both["method"] == "OMP"].set_index("ticket")["value"]
+        assert row["value"] == pytest.approx(both["LT"] - both["RR"])
+
+
+def test_a_value_asked_for_in_python_joins_no_study(tmp_path):
+    store = Store(tmp_path)
+    recipe = study().recipes[0][0]
+    run = Train(Net(name="lenet_300_100"), Data(name="digits", train_size=64), recipe, Fresh(0), 0)
+    mask = Magnitude(At(run, "last"), Level(1))
+    lab.compute([mask], store, "cpu")
+    assert store.has(mask.key)
+    assert len(results.load(store)) == 0
