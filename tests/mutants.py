@@ -49,7 +49,14 @@ MUTANTS = [
         "engine",
         "gradient, pruned = self.group.gradients[name], self.pruned.get(name)",
         "gradient, pruned = self.group.gradients[name], None",
-        "tests/test_engine.py::test_pruned_weights_are_zero_after_every_step",
+        "tests/test_engine.py::test_training_is_that_of_plain_torch",
+    ),
+    Mutant(
+        "every mask goes to the first replica",
+        "engine",
+        "slots = [number] if number or",
+        "slots = [0] if number or",
+        "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(
         "decay left out of the update",

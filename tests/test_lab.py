@@ -7,6 +7,7 @@ import sys
 
 import helpers
 import pytest
+import safetensors.numpy
 import torch
 
 from lthlab import data, derive, lab, masks, nets, spec
@@ -148,6 +149,17 @@ def test_an_imp_chain_prunes_what_it_should(chain, store):
         previous = found
         record = store.parts(mask.key)[0].record
         assert record["kept"] == masks.kept(found) and record["layers"].keys() == {"fc1.weight", "fc2.weight"}
+
+
+def test_a_pruned_weight_stays_pruned_beside_kept_zeros(store, monkeypatch):
+    rounds = imp(protocol(), helpers.recipe(), 2)
+    lab.compute([mask for _, mask in rounds], store)
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in nets.fresh(helpers.LENET, "digits", 0).items()}
+    monkeypatch.setattr(derive, "state", lambda at, where: zeros)
+    files, record = derive.derive(rounds[1][1], store)
+    first, second = derive.mask(rounds[0][1], store), masks.unpack(safetensors.numpy.load(files["mask.safetensors"]))
+    assert not any((second[name] & ~first[name]).any() for name in first)
+    assert record["kept"] == masks.kept(second) == 49200 - pruned_count(Level(2), 49200)
 
 
 def test_other_masks(store):

@@ -575,6 +575,14 @@ def test_the_latest_possible_steps_are_accepted():
     assert spec.parse(text).recipes[0][0].warmup == "419it"
 
 
+@pytest.mark.parametrize("rewind", ["1ep", "42it"])
+def test_rewinding_by_whole_epochs_is_possible_between_epochs_of_other_length(rewind):
+    text = DEMO.replace("rewind: 1ep", f"rewind: {rewind}") + "eval: {batch_size: 32}\n"
+    assert spec.parse(text).tickets.WR.rewind == rewind
+    text = text.replace("rewound_masks", "schedule: restart\n  rewound_masks")
+    assert spec.parse(text.replace(rewind, "30it")).tickets.WR.rewind == "30it"
+
+
 def test_rewinding_is_checked_for_each_recipe():
     text = SMALL.replace("epochs: 4, batch_size: 64", "epochs: %s, batch_size: %s")
     text += "prune: {levels: 1}\ntickets: {WR: {rewind: 30it}}\n"
