@@ -352,8 +352,8 @@ def test_intervals_are_those_of_scipy(values, confidence):
 
 
 def test_only_what_is_done_counts_and_missing_cells_stay_apart():
-    frame = frame_of(method=["IMP", None, None, "IMP"], value=[1.0, 2.0, 4.0, math.nan])
-    frame["status"] = ["done", "done", "done", "diverged"]
+    frame = frame_of(method=["IMP", None, None, "IMP"], value=[1.0, 2.0, 4.0, 9.0])
+    frame["status"] = ["done", "done", "done", "stale"]
     before = frame.copy()
     out = results.summarise(frame, ["method"])
     assert [(row["n"], row["mean"]) for row in out.to_dict("records")] == [(1, 1.0), (2, 3.0)]
