@@ -2,13 +2,14 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import lthlab
 from lthlab import spec
-from lthlab.parts import nearest
+from lthlab.parts import InputError, nearest
 from lthlab.store import Damaged, Store, StoreError
 
 SCHEMA = 1
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
-    except (spec.StudyError, StoreError, LookupError, ValueError, Damaged) as error:
-        print(error.args[0] if isinstance(error, LookupError) else error, file=sys.stderr)
+    except (InputError, StoreError, Damaged) as error:
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -58,6 +59,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compute(options: argparse.Namespace) -> int:
     config = spec.read(options.study)
+    # Threads that wait for each other at full speed starve one another where other programs run too. A short spin
+    # costs nothing where they do not. It counts only if it is set before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from lthlab import lab
     from lthlab.progress import Bar
 
@@ -112,7 +116,7 @@ def _status(options: argparse.Namespace) -> int:
 def _name(study: str, names: list[str], store: Store) -> str:
     name = spec.read(study).name if study.endswith((".yaml", ".yml")) else study
     if name not in names:
-        raise LookupError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
+        raise InputError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
     return name
 
 

@@ -23,7 +23,7 @@ from lthlab.derive import as_tensors, derive, mask, state
 from lthlab.engine import Job, Training, digest, shape_of
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data, Net, nearest
+from lthlab.parts import Data, InputError, Net, nearest
 from lthlab.replicas import capacity
 from lthlab.runs import Run
 from lthlab.spec import Config
@@ -73,7 +73,7 @@ def device_named(name: str) -> torch.device:
 
     Raises
     ------
-    ValueError
+    InputError
         If there is no such device.
     """
     if name == "auto":
@@ -81,7 +81,7 @@ def device_named(name: str) -> torch.device:
     allowed = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
     allowed += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     if name not in allowed:
-        raise ValueError(f"device '{name}' is not here; {nearest(name, allowed)}")
+        raise InputError(f"device '{name}' is not here; {nearest(name, allowed)}")
     return torch.device(name)
 
 
@@ -114,7 +114,7 @@ def compute(
 
     Raises
     ------
-    ValueError
+    InputError
         Before anything is computed, if this version cannot compute a value or there is no such device.
     StoreError
         If the store cannot be written.

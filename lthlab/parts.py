@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
 
 
+class InputError(ValueError):
+    """Something that was asked for cannot be had; says what, where and what is allowed."""
+
+
 def nearest(name: object, allowed: Iterable[str]) -> str:
     """Word what is allowed, and the nearest match to a misspelt name."""
     options = {option.lower(): option for option in sorted(allowed)}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lthlab.parts import InputError
 from lthlab.values import (
     At,
     Explicit,
@@ -68,7 +69,7 @@ def needs(asked: Iterable[Value]) -> dict[Train, Need]:
 
 
 def refuse_unsupported(wanted: Iterable[Value]) -> None:
-    """Raise ValueError naming all that this version describes but does not compute."""
+    """Raise InputError naming all that this version describes but does not compute."""
     refused: dict[str, list[Value]] = {}
     for value in wanted:
         reasons = []
@@ -84,7 +85,7 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
             refused.setdefault(reason, []).append(value)
     if refused:
         found = (f"{reason} ({len(values)} values, such as {values[0]!r})" for reason, values in refused.items())
-        raise ValueError("\n".join(f"this version does not compute {text}" for text in found))
+        raise InputError("\n".join(f"this version does not compute {text}" for text in found))
 
 
 def depths(ordered: Iterable[Value]) -> dict[Value, int]:

@@ -23,7 +23,7 @@ from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEv
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from lthlab import parts
-from lthlab.parts import POLICIES, Count, Data, Level, Net, Part, Recipe, Sparsity, nearest
+from lthlab.parts import POLICIES, Count, Data, InputError, Level, Net, Part, Recipe, Sparsity, nearest
 
 Place = tuple[str | int, ...]
 
@@ -54,7 +54,7 @@ class Problem:
         return f"{self.file}:{self.line}:{self.column}: {self.field}: {self.message}".replace(": : ", ": ")
 
 
-class StudyError(ValueError):
+class StudyError(InputError):
     """A study that cannot be read; `problems` lists all that is wrong with it."""
 
     def __init__(self, problems: list[Problem]) -> None:

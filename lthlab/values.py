@@ -207,6 +207,11 @@ class Mask(Value):
         """Network that the mask is for; None where it fits any."""
         raise NotImplementedError
 
+    @property
+    def policy(self) -> str | None:
+        """Prunable set that the mask covers; None where it covers none."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dense(Mask):
@@ -214,6 +219,10 @@ class Dense(Mask):
 
     @property
     def net(self) -> None:
+        return None
+
+    @property
+    def policy(self) -> None:
         return None
 
 
@@ -269,6 +278,11 @@ class Magnitude(Mask):
         _choice(self.denominator, ("prunable", "all"), "denominator")
         _choice(self.granularity, ("weight", "filter"), "granularity")
         _choice(self.norm, ("l1", "l2"), "norm")
+        for what, mask in (("ranked training's mask", self.of.run.mask), ("layer_counts_of", self.layer_counts_of)):
+            if mask is not None and mask.policy != self.prunable and (mask.stored or what == "layer_counts_of"):
+                raise ValueError(
+                    f"prunable '{self.prunable}' under a {what} that covers '{mask.policy}'; allowed: the same"
+                )
         if self.layer_counts_of is not None:
             self._set(scope="global", denominator="prunable")
         if self.scope == "layer":
@@ -279,6 +293,10 @@ class Magnitude(Mask):
     @property
     def net(self) -> "Net | Narrow":
         return self.of.run.net
+
+    @property
+    def policy(self) -> str:
+        return self.prunable
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -310,6 +328,10 @@ class Permuted(Mask):
     def net(self) -> "Net | Narrow | None":
         return self.mask.net
 
+    @property
+    def policy(self) -> str | None:
+        return self.mask.policy
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class MaskOf(Mask):
@@ -333,6 +355,10 @@ class MaskOf(Mask):
     @property
     def net(self) -> "Net | Narrow":
         return self.run.net
+
+    @property
+    def policy(self) -> str | None:
+        return self.run.pruning.prunable if self.run.pruning else self.run.mask.policy
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -549,3 +549,28 @@ def test_a_checkpoint_of_another_group_stays(store):
     assert list(store.checkpoints()) == ["f" * 32]
     lab.compute(runs, store)
     assert store.checkpoints() == {}
+
+
+def test_a_damaged_checkpoint_is_named_and_not_used(store, monkeypatch, caplog):
+    value = helpers.train(epochs=3)
+    used = []
+    restore = Training.restore.__func__
+    monkeypatch.setattr(Training, "restore", classmethod(lambda cls, *args: used.append(1) or restore(cls, *args)))
+
+    def stop(self, group, members, training):
+        original(self, group, members, training)
+        raise KeyboardInterrupt
+
+    original = lab._Computation._checkpoint
+    for damage in (False, True):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(lab._Computation, "_checkpoint", stop)
+            lab.compute([value], store, "cpu", checkpoint_seconds=0)
+        (path,) = (store.root / ".work").glob("*.checkpoint")
+        if damage:
+            helpers.flip(path)
+        caplog.clear()
+        lab.compute([value], store, "cpu")
+        assert (str(path) in caplog.text) == damage
+        assert len(used) == 1
+        store.discard(value.key)

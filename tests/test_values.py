@@ -595,3 +595,15 @@ def test_refuses(name):
 def test_resume_between_epochs_of_other_length_counts_in_epochs():
     resumed = train(recipe=SMALL_BATCH, init=At(SHORT, "42it"), schedule="resume")
     assert resumed.start == 2 * resumed.steps_per_epoch == 2 * 41
+
+
+def test_masks_of_one_chain_cover_the_same_weights():
+    mask = Magnitude(END, Level(1), prunable="all")
+    ticket = At(train(init=At(TRUNK, "0ep"), mask=mask), "last")
+    with pytest.raises(ValueError, match=r"prunable 'all_but_head' under a ranked training's mask that covers 'all'"):
+        Magnitude(ticket, Level(2))
+    with pytest.raises(ValueError, match=r"under a layer_counts_of that covers 'all'; allowed: the same"):
+        Magnitude(END, layer_counts_of=mask)
+    with pytest.raises(ValueError, match=r"under a layer_counts_of that covers 'None'"):
+        Magnitude(END, layer_counts_of=Dense())
+    assert Magnitude(ticket, Level(2), prunable="all").policy == Permuted(mask).policy == "all"
