@@ -4,8 +4,8 @@ import functools
 import hashlib
 import logging
 import os
-import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from lthlab.draws import Stream
@@ -299,12 +299,13 @@ def _decoded(name: str, source: _Source, cache: Path | None) -> Arrays:
 
 def _write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}.") as aside:
-        part = Path(aside) / path.name
-        save_file(arrays, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+    aside = path.with_name(f".{path.name}")
+    with aside.open("wb") as file:
+        file.write(save(arrays))
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileNotFoundError):  # another process wrote the same and was first
+        aside.replace(path)
 
 
 def _canonical(x: NDArray[np.generic], y: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
