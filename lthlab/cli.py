@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0, or 1 if something that was asked for could not be had, 2 for bad input, 130 after Ctrl-C.
+        0; 1 if results came out stale; 2 for bad input; 130 after Ctrl-C. A training that diverged is a result.
     """
     options = _parser().parse_args(arguments)
     try:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +56,6 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-
-    def to(self, device: torch.device | str) -> "Dataset":
-        """Copy to `device`."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.type is Tensor}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -172,11 +167,6 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
 def order(n: int, replicate: int, epoch: int) -> Tensor:
     """Permutation in which a replicate sees its `n` training images in an epoch, int64 [n] on the CPU."""
     return torch.from_numpy(Stream(replicate, "order", epoch).permutation(n))
-
-
-def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Count the batches of an epoch; where `batch_size` does not divide `n`, the last one is smaller."""
-    return -(-n // batch_size)
 
 
 def normalise(x: Tensor, dataset: Dataset, dtype: torch.dtype) -> Tensor:

@@ -1,8 +1,9 @@
 """Reading states and masks, and deriving masks and measures from them."""
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from lthlab import masks, nets
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Net, pruned_count
+from lthlab.parts import Data, InputError, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
 from lthlab.values import At, Magnitude, Measure, Permuted, Value
@@ -64,10 +65,48 @@ def as_tensors(arrays: Mapping[str, Any]) -> Weights:
 def derive(value: Value, store: Store) -> Derived:
     """Compute a mask or a measure from what the store holds.
 
-    A measure that its inputs do not allow is a result too, whose record says why.
+    One that its inputs do not allow is a result too, whose record says why.
     """
-    if isinstance(value, Measure):
-        return _measure(value, store)
+    try:
+        return _measure(value, store) if isinstance(value, Measure) else _mask(value, store)
+    except ValueError as error:
+        return {}, {"kind": "measure" if isinstance(value, Measure) else "mask", "failed": str(error)}
+
+
+def refuse_impossible(wanted: Iterable[Value]) -> None:
+    """Raise InputError if a mask prunes more weights than there are, or fewer than its chain had pruned.
+
+    Parameters
+    ----------
+    wanted : iterable of Value
+        Values, inputs first.
+    """
+    counts: dict[Value, int] = {}
+    problems = []
+    for value in wanted:
+        if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
+            continue
+        run = value.of.run
+        counted, total = _sizes(run.net, run.data, value.prunable, value.denominator)
+        counts[value] = pruned_count(value.sparsity, counted)
+        least = counts.get(run.mask, 0)
+        if not least <= counts[value] <= total:
+            problems.append(
+                f"{value!r} prunes {counts[value]} of {total} prunable weights; allowed: {least} to {total}"
+            )
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+@functools.cache
+def _sizes(net: Net, data: Data, policy: str, denominator: str) -> tuple[int, int]:
+    """Count the weights that a sparsity is a share of, and those that can be pruned."""
+    total = sum(shape.numel() for shape in nets.prunable(net, data, policy).values())
+    whole = sum(parameter.numel() for parameter in nets.build(net, data).parameters())
+    return (whole if denominator == "all" else total), total
+
+
+def _mask(value: Value, store: Store) -> Derived:
     found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
     layers = {name: int(kept.sum()) for name, kept in found.items()}
     record = {
@@ -104,18 +143,12 @@ def _magnitude(value: Value, store: Store) -> Mask:
     if value.scope == "layer":
         counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
         return masks.per_layer(weights, counts, previous)
-    counted = weights
-    if value.denominator == "all":
-        counted = dict(nets.build(run.net, run.data).named_parameters())
-    total = sum(w.numel() for w in counted.values())
-    return masks.magnitude(weights, pruned_count(value.sparsity, total), previous)
+    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
+    return masks.magnitude(weights, pruned_count(value.sparsity, counted), previous)
 
 
 def _measure(value: Measure, store: Store) -> Derived:
-    try:
-        found = _correlation(value, store)
-    except ValueError as error:
-        return {}, {"kind": "measure", "failed": str(error)}
+    found = _correlation(value, store)
     rows = json.loads(found.layers.to_json(orient="records"))
     frame = "".join(json.dumps(row) + "\n" for row in rows).encode()
     z = None if math.isnan(found.z) else found.z

@@ -312,7 +312,7 @@ class Training:
                 progress.metrics.append({"epoch": epoch, "diverged": True})
                 continue
             progress.metrics.append(row)
-            for name in held_out:
+            for name in held_out if self.seen else ():
                 if row[f"{name}_accuracy"] > progress.best.get(name, -1.0):
                     progress.best[name] = row[f"{name}_accuracy"]
                     if f"best_{name}" in job.keep:

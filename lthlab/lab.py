@@ -19,19 +19,22 @@ from torch import Tensor
 
 import lthlab
 from lthlab import data, nets, plan, tickets
-from lthlab.derive import as_tensors, derive, mask, state
+from lthlab.derive import as_tensors, derive, mask, refuse_impossible, state
 from lthlab.engine import Job, Training, digest, shape_of
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Data, InputError, Net, nearest
 from lthlab.replicas import capacity
-from lthlab.runs import Run
+from lthlab.runs import Run, origins, staleness
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store, tensor_bytes
 from lthlab.values import At, Fresh, Train, Value, ancestors, canonical
 from lthlab.values import Mask as MaskValue
 
 log = logging.getLogger(__name__)
+
+CHECKPOINT = 1
+"""Format of checkpoints; one of another format is not continued."""
 
 
 class Watcher(Protocol):
@@ -142,8 +145,7 @@ def compute_study(
     labelled = tickets.expand(config)
     _prepare([item.value for item in labelled], store, device)
     roles = [{"key": item.value.key, **item.role} for item in labelled]
-    facts = {"title": config.title, "net": config.net.form(), "data": config.data.form()}
-    store.write_study(config.name, facts | {"report": config.protocol.report, "roles": roles})
+    store.write_study(config.name, {"title": config.title, "roles": roles})
     return compute([item.value for item in labelled], store, device, checkpoint_seconds, watcher)
 
 
@@ -151,6 +153,7 @@ def _prepare(asked: Iterable[Value], store: Store, device: str) -> torch.device:
     """Refuse what cannot be computed or stored, then store the descriptions of everything."""
     everything = ancestors(asked)
     plan.refuse_unsupported(everything)
+    refuse_impossible(everything)
     place = device_named(device)
     store.check_writable()
     for value in everything:
@@ -235,12 +238,19 @@ class _Computation:
             run = Run(at.run, self.store)
             if run.stale or at.run in self.dead:
                 self._bury(value, "stale" if run.stale else self.dead[at.run])
-            elif run.diverged is not None and not run.has(at.step):
+            elif not run.yields(at.step):
                 self._bury(value, "blocked")
         for item in value.inputs:
             if item in self.dead:
                 self._bury(value, self.dead[item])
+            elif isinstance(item, MaskValue) and any("failed" in record for record in self._records(item)):
+                self._bury(value, "blocked")
+        if staleness(self.store, self._records(value)):
+            self._bury(value, "stale")
         return value not in self.dead
+
+    def _records(self, value: Value) -> list[dict[str, Any]]:
+        return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
 
     def _bury(self, value: Value, why: str) -> None:
         if value not in self.dead:
@@ -262,8 +272,9 @@ class _Computation:
             return
         with claim:
             if not self.store.has(value.key):
+                inputs = origins(value, self.store)
                 files, record = derive(value, self.store)
-                self.store.commit(value.key, 0, files | _provenance(device="cpu"), record)
+                self.store.commit(value.key, 0, files | _provenance(device="cpu"), record | {"inputs": inputs})
 
     def _read_mask(self, value: MaskValue) -> Mask | None:
         if value.key not in self._mask_cache:
@@ -306,12 +317,12 @@ class _Computation:
         """Cut what is to be trained into groups: like with like, whole families where they fit.
 
         On a CPU, bits do not depend on the group, so only what is missing counts. Elsewhere the group follows
-        from all that the plan asks for.
+        from all that the plan asks for, and what is there already is trained beside what is not.
         """
         candidates = pending if self.device.type == "cpu" else [train for train in wave if self._runnable(train)]
         kinds: dict[object, dict[str, list[Train]]] = defaultdict(lambda: defaultdict(list))
         for train in candidates:
-            shape = (shape_of(train), self._span(train))
+            shape = (shape_of(train), self._span(train) if self.device.type == "cpu" else self.needs[train].until)
             kinds[shape][self.families[train]].append(train)
         for families in kinds.values():
             first = next(iter(families.values()))[0]
@@ -334,8 +345,10 @@ class _Computation:
         try:
             mine = [train for train in claims if self._missing(train)]
             if mine:
-                span, alone = self._span(mine[0]), self.device.type == "cpu"
-                self._train(mine if alone else [t for t in group if t in mine or not self._missing(t)], set(mine))
+                span = self._span(mine[0])
+                mine = [train for train in mine if self._span(train) == span]
+                beside = [] if self.device.type == "cpu" or span[0] != mine[0].start else group
+                self._train([t for t in group if t in mine or (t in beside and not self._missing(t))], set(mine), span)
                 for train in mine:
                     if self._missing(train) and self._span(train) == span:
                         raise RuntimeError(f"{train!r} was trained from step {span[0]} to {span[1]} to no avail")
@@ -344,10 +357,10 @@ class _Computation:
             for claim in claims.values():
                 claim.release()
 
-    def _train(self, members: list[Train], wanted: set[Train]) -> None:
+    def _train(self, members: list[Train], wanted: set[Train], span: tuple[int, int]) -> None:
         began = time.monotonic()
         before = {train: Run(train, self.store) for train in members}
-        start, until = before[members[0]].span(self.needs[members[0]])
+        start, until = span
         training, group = self._start(members, before, start, until)
         with self.store.claim(group) or nullcontext():  # else a sweep elsewhere takes the progress file
             self._advance(members, wanted, training, until, group)
@@ -397,11 +410,15 @@ class _Computation:
         if group not in self.store.checkpoints():
             return None
         try:
-            return _unpack(self.store.read_checkpoint(group))
+            plain, tensors = _unpack(self.store.read_checkpoint(group))
+            if plain["format"] == CHECKPOINT:
+                return plain, tensors
+            reason = f"checkpoint {group} has format {plain['format']}, this version reads {CHECKPOINT}"
         except Damaged as damage:
-            log.warning("%s: not used", damage)
-            self.store.remove_checkpoint(group)
-            return None
+            reason = str(damage)
+        log.warning("%s: not used", reason)
+        self.store.remove_checkpoint(group)
+        return None
 
     def _initial(self, train: Train) -> Weights:
         assert isinstance(train.net, Net)
@@ -428,7 +445,8 @@ class _Computation:
 
     def _checkpoint(self, group: str, members: list[Train], training: Training) -> None:
         tensors, plain = training.checkpoint()
-        self.store.write_checkpoint(group, _pack(tensors, plain), [train.key for train in members])
+        payload = _pack(tensors, plain | {"format": CHECKPOINT})
+        self.store.write_checkpoint(group, payload, [train.key for train in members])
 
     def _commit(self, train: Train, before: Run, training: Training, number: int, start: int, seconds: float) -> None:
         progress, need = training.progress[number], self.needs[train]
@@ -443,11 +461,13 @@ class _Computation:
             "keep": sorted(need.keep),
             "diverged": progress.diverged,
             "digest": digest(final) if progress.diverged is None else None,
+            "inputs": origins(train, self.store),
         }
         states = {step: tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
         files = {f"{step}.safetensors": content for step, content in states.items() if not before.has(step)}
         if before.reached > start:
-            states[train.step_text(until)] = tensor_bytes(_arrays(final))
+            if progress.diverged is None:
+                states[train.step_text(until)] = tensor_bytes(_arrays(final))
             different = before.differs(progress.metrics, until, record["digest"], states)
             if different:
                 record = {"kind": "stale", "reason": different}

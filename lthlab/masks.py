@@ -116,11 +116,6 @@ def pruned_per_layer(mask: Mask) -> dict[str, int]:
     return {name: layer.numel() - int(layer.count_nonzero()) for name, layer in mask.items()}
 
 
-def sparsity(mask: Mask) -> float:
-    """Fraction of the prunable weights that `mask` prunes, in [0, 1]."""
-    return 1 - kept(mask) / _size(mask)
-
-
 def collapsed(mask: Mask) -> list[str]:
     """Names of the layers of which `mask` keeps nothing."""
     return [name for name, layer in mask.items() if not layer.any()]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab.parts import nearest
-from lthlab.runs import read_metrics
+from lthlab.runs import read_metrics, staleness
 from lthlab.store import Damaged, Part, Store
 from lthlab.values import KINDS
 
@@ -29,10 +29,10 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, network, data, what ('train', 'mask' or a measure), ticket, method, level, sparsity, kept, rewind,
-        replicate, search_epochs, find_*, eval_*, then epoch, metric, value, chance, status, note and key.
-        `value` is test accuracy in [0, 1] at the study's reported epoch, the number of weights a mask keeps, or
-        what a measure measures; `chance` is what a measure would be by chance.
+        study, network, width, data, train_size, report, what ('train', 'mask' or a measure), ticket, method, level,
+        rate, sparsity, kept, rewind, replicate, search_epochs, find_*, eval_*, then epoch, metric, value, chance,
+        status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the number of
+        weights a mask keeps, or what a measure measures; `chance` is what a measure would be by chance.
 
     Raises
     ------
@@ -61,9 +61,8 @@ class _Reader:
         table = self.store.study(name)
         for role in table["roles"]:
             key = role["key"]
-            fields = {"study": name, "network": table["net"]["name"], "data": table["data"]["name"]}
-            fields |= {column: value for column, value in role.items() if column != "key"}
-            yield fields | self._outcome(key, table["report"]) | {"key": key}
+            fields = {column: value for column, value in role.items() if column != "key"}
+            yield {"study": name} | fields | self._outcome(key, role["report"]) | {"key": key}
 
     def form(self, key: str) -> dict[str, Any]:
         if key not in self._forms:
@@ -84,13 +83,12 @@ class _Reader:
 
     def _status(self, key: str) -> tuple[str, str | None]:
         form = self.form(key)
-        kind = KINDS[form["kind"]]
-        if form.get("revision", 1) != kind.revision:
-            return "stale", f"computed by revision {form.get('revision', 1)} of {form['kind']}, now {kind.revision}"
+        for kind, revision in _revisions(form):
+            if revision != KINDS[kind].revision:
+                return "stale", f"computed by revision {revision} of {kind}, now {KINDS[kind].revision}"
         records = [part.record for part in self.parts(key)]
-        for record in records:
-            if record["kind"] == "stale":
-                return "stale", record["reason"]
+        if reason := staleness(self.store, records):
+            return "stale", reason
         for source in _keys(form):
             status, note = self.status(source)
             if status == "stale":
@@ -106,8 +104,10 @@ class _Reader:
             return "done", None
         for source in _keys(form):
             status, note = self.status(source)
-            if status in ("diverged", "blocked"):
-                return "blocked", note if status == "blocked" else f"needs {source}, whose loss is not finite"
+            if status == "diverged":
+                return "blocked", f"needs {source}, whose loss is not finite"
+            if status in ("blocked", "failed"):
+                return "blocked", note
         return "missing", None
 
     def _outcome(self, key: str, report: str) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class _Reader:
         row: dict[str, Any] = {"kept": self._kept(key), "epoch": None, "metric": None, "value": None, "chance": None}
         if form["kind"] == "Train":
             row["metric"] = "test_accuracy"
-            rows = [line for line in read_metrics(self.store, key, parts) if "diverged" not in line]
+            rows = [line for line in read_metrics(self.store, key, parts) if "train_loss" in line]
             if status == "done" and rows:
                 best = {"last": "epoch", "best_val": "val_accuracy", "best_test": "test_accuracy"}[report]
                 chosen = max(rows, key=lambda line: line[best])
@@ -150,7 +150,16 @@ class _Reader:
         if form["kind"] == "Train":
             under = form.get("mask")
             return self._kept(under) if isinstance(under, str) else None
-        return parts[0].record["kept"] if parts else None
+        return parts[0].record.get("kept") if parts else None
+
+
+def _revisions(form: dict[str, Any]) -> list[tuple[str, int]]:
+    """Kinds written inside a form, itself first, with the revisions that they have there."""
+    found = [(form["kind"], form.get("revision", 1))] if "kind" in form else []
+    for item in form.values():
+        for part in item if isinstance(item, list) else [item]:
+            found += _revisions(part) if isinstance(part, dict) else []
+    return found
 
 
 def _keys(form: dict[str, Any]) -> list[str]:

@@ -1,12 +1,12 @@
 """What the store holds of a training."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lthlab.plan import Need
-from lthlab.store import Part, Store
-from lthlab.values import Train
+from lthlab.store import Damaged, Part, Store
+from lthlab.values import Mask, Train, Value
 
 
 class Run:
@@ -38,7 +38,7 @@ class Run:
         trained = [record for record in records if record["kind"] == "train"]
         self.reached: int = max((record["until"] for record in trained), default=train.start)
         self.diverged: int | None = next((r["diverged"] for r in trained if r["diverged"] is not None), None)
-        self.stale: str | None = next((record["reason"] for record in records if record["kind"] == "stale"), None)
+        self.stale = staleness(store, records)
 
     @property
     def complete(self) -> bool:
@@ -57,8 +57,20 @@ class Run:
         if not self.parts:
             return True
         if self.diverged is not None:
-            return False
+            return bool(self._passed(need))
         return self.reached < need.until or not all(self.has(step) for step in need.keep)
+
+    def yields(self, step: str) -> bool:
+        """Whether a training that diverged comes to a canonical step before it does."""
+        if self.diverged is None:
+            return True
+        sound = max((self.diverged - 1) * self.train.steps_per_epoch, self.train.start)
+        return not step.startswith("best") and self.train.iteration(step) <= sound
+
+    def _passed(self, need: Need) -> list[str]:
+        """List the steps that were passed and not kept."""
+        absent = [step for step in need.keep if not self.has(step) and self.yields(step)]
+        return [step for step in absent if self._iteration(step) <= self.reached] if self.parts else []
 
     def span(self, need: Need) -> tuple[int, int]:
         """Choose from which iteration to train to which.
@@ -66,12 +78,12 @@ class Run:
         Normally from where it stopped to what is asked for. If a state is asked for that was passed but not
         kept, from the last stop before it to the next kept state behind it, which shows whether the bits agree.
         """
-        absent = [step for step in need.keep if not self.has(step)]
-        passed = [t for t in map(self._iteration, absent) if t <= self.reached] if self.parts else []
-        if not passed:
+        steps = self._passed(need)
+        if not steps:
             return self.reached, need.until
+        passed = [self._iteration(step) for step in steps]
         stops = [part.record["until"] for part in self.parts if "carry.safetensors" in part.files]
-        first = 0 if any(step.startswith("best") for step in absent) else min(passed)
+        first = 0 if any(step.startswith("best") for step in steps) else min(passed)
         start = max((stop for stop in stops if stop <= first), default=self.train.start)
         known = {self.train.iteration(step) for step in self._kept() if not step.startswith("best")}
         known |= {part.record["until"] for part in self.parts if part.record["kind"] == "train"}
@@ -147,3 +159,30 @@ def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str
             lines = store.read(key, "metrics.jsonl", part.number).decode().splitlines()
             rows |= {row["epoch"]: row for row in map(json.loads, lines)}
     return [rows[epoch] for epoch in sorted(rows)]
+
+
+def origins(value: Value, store: Store) -> dict[str, str]:
+    """List the stored files that a value is made from, as 'key/name', with their checksums."""
+    names = [(at.run.key, f"{at.step}.safetensors") for at in value.moments]
+    names += [(item.key, "mask.safetensors") for item in value.inputs if isinstance(item, Mask)]
+    found = {f"{key}/{name}": _checksum(store, key, name) for key, name in names}
+    return {path: checksum for path, checksum in found.items() if checksum is not None}
+
+
+def staleness(store: Store, records: Iterable[Mapping[str, Any]]) -> str | None:
+    """Say why a result must not be used: its bits, or those it was made from, came out differently later."""
+    for record in records:
+        if record["kind"] == "stale":
+            return str(record["reason"])
+        for path, checksum in record.get("inputs", {}).items():
+            if _checksum(store, *path.split("/")) not in (None, checksum):
+                return f"made from {path}, which has since been computed again with other bits"
+    return None
+
+
+def _checksum(store: Store, key: str, name: str) -> str | None:
+    try:
+        parts = store.parts(key) if store.has(key) else []
+    except Damaged:  # what it was cannot be told until it is computed again
+        return None
+    return next((str(part.files[name]["blake2b"]) for part in reversed(parts) if name in part.files), None)

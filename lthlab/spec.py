@@ -182,10 +182,14 @@ class Correlation(_Model):
         Share of each layer's weights that counts as large, in (0, 1].
     of : list of str
         Which trainings; by default dense ones and those of LT and RR, as far as the study has them.
+    partner : {'own', 'dense'}
+        What a ticket's initial weights are compared with: its own trained weights, or those of the dense training
+        that its mask was found with, under that mask. Ma's section 3.1 has both.
     """
 
     p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
     of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
+    partner: Literal["own", "dense"] = "own"
 
 
 class Measures(_Model):

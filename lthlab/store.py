@@ -403,15 +403,21 @@ class Store:
         return payload
 
     def checkpoints(self) -> dict[str, list[str]]:
-        """Members of each group that has a checkpoint; a damaged one is removed with a warning in the log."""
+        """Members of each group that has a checkpoint.
+
+        One that is damaged or of another format is removed with a warning in the log.
+        """
         found = {}
         for group in self._matches(self._work, rf"({_KEY})\.checkpoint"):
             try:
                 found[group] = self._checkpoint(group, _LONGEST_HEADER)[0]["members"]
-            except Damaged as damaged:
-                if os.path.lexists(damaged.path):
-                    _log.warning("%s; the checkpoint is removed, its runs start again", damaged)
-                    self._retire(damaged.path)
+            except (Damaged, StoreError) as error:
+                path = self._work / f"{group}.checkpoint"
+                if isinstance(error, StoreError) and error.errno != errno.ENOTSUP:
+                    raise
+                if os.path.lexists(path):
+                    _log.warning("%s; the checkpoint is removed, its runs start again", error)
+                    self._retire(path)
         return found
 
     def remove_checkpoint(self, group: str) -> None:

@@ -104,7 +104,7 @@ def reinitialised(protocol: Protocol, recipe: Recipe, mask: Mask) -> Train:
     return Train(protocol.net, protocol.data, recipe, init, protocol.replicate, mask)
 
 
-ROLE = ("what", "ticket", "method", "level", "sparsity", "rewind", "replicate", "search_epochs")
+ROLE = ("what", "ticket", "method", "level", "rate", "sparsity", "rewind", "replicate", "search_epochs")
 """Columns of a role beside those of the recipes."""
 
 
@@ -152,12 +152,21 @@ def _panel(config: Config, find: Recipe, evaluate: Recipe, replicate: int) -> It
         config.net, config.data, replicate, rules.prunable, rules.scope, rules.denominator, rules.batchnorm
     )
 
+    panel = {
+        "network": config.net.name,
+        "width": config.net.width,
+        "data": config.data.name,
+        "train_size": config.data.images,
+        "report": rules.report,
+    }
+
     def label(
         value: Value, what: str, ticket: str, recipe: Recipe, sparsity: Sparsity | None, **fields: Any
     ) -> Labelled:
-        role = dict.fromkeys(ROLE) | {"what": what, "ticket": ticket, "replicate": replicate} | fields
+        role = panel | dict.fromkeys(ROLE) | {"what": what, "ticket": ticket, "replicate": replicate} | fields
         role["level"] = sparsity.k if isinstance(sparsity, Level) else 0 if sparsity is None else None
         role["sparsity"] = float(sparsity_fraction(sparsity or "0"))
+        role["rate"] = float(sparsity.rate) if isinstance(sparsity, Level) else None
         return Labelled(value, role | _columns("find", find) | _columns("eval", recipe))
 
     measure = config.measures.correlation_indicator
@@ -167,8 +176,10 @@ def _panel(config: Config, find: Recipe, evaluate: Recipe, replicate: int) -> It
     ) -> Iterator[Labelled]:
         yield label(value, "train", ticket, recipe, sparsity, **fields)
         if measure is not None and ticket in measure.of:
-            ends = (At(value, value.step_text(value.start)), At(value, "last"))
-            indicator = Measure("correlation_indicator", ends, (("p", repr(measure.p)), ("prunable", rules.prunable)))
+            other = measure.partner == "dense" and ticket != "dense"
+            ends = (At(value, value.step_text(value.start)), At(trunk if other else value, "last"))
+            settings = (("p", repr(measure.p)), ("prunable", rules.prunable))
+            indicator = Measure("correlation_indicator", ends, settings, value.mask if other else None)
             yield label(indicator, "correlation_indicator", ticket, recipe, sparsity, **fields)
 
     trunk = dense(protocol, find)

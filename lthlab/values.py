@@ -125,8 +125,8 @@ def _encode(value: object) -> Any:
 
 
 def _index(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from 0 to 2**63 - 1")
 
 
 def _choice(value: object, allowed: tuple[str, ...], name: str) -> None:
@@ -524,6 +524,10 @@ class Train(Value):
         _choice(self.batchnorm, ("rewound", "reset"), "batchnorm")
         if self.mask.net not in (None, self.net):
             raise ValueError(f"mask {self.mask!r} is for another network than {self.net!r}")
+        if isinstance(self.init, At) and self.init.run.net != self.net:
+            raise ValueError(f"weights of {self.init.run!r} are for another network than {self.net!r}")
+        if self.pruning is not None and self.mask.policy not in (None, self.pruning.prunable):
+            raise ValueError(f"pruning of '{self.pruning.prunable}' under a mask that covers '{self.mask.policy}'")
         if self.recipe.batch_size > self.data.images:
             raise ValueError(
                 f"batch_size {self.recipe.batch_size} is larger than the {self.data.images} training images"

@@ -52,6 +52,20 @@ MUTANTS = [
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(
+        "decay on pruned weights",
+        "engine",
+        "gradient.masked_fill_(pruned, 0)",
+        "gradient.masked_fill_(pruned, 5e-4)",
+        "tests/test_engine.py::test_pruned_weights_are_zero_after_every_step",
+    ),
+    Mutant(
+        "bits of inputs not compared",
+        "runs",
+        'if _checksum(store, *path.split("/")) not in (None, checksum):',
+        "if False:",
+        "tests/test_lab.py::test_what_was_made_from_other_bits_is_stale",
+    ),
+    Mutant(
         "every mask goes to the first replica",
         "engine",
         "slots = [number] if number or",

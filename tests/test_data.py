@@ -187,24 +187,12 @@ def test_a_registered_set_of_another_form_is_refused(registered, change, given):
     assert str(error.value) == f"data set 'bad' has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on"
 
 
-def test_moving_a_set_moves_every_tensor(cache):
-    d = data.load("digits", cache, val_size=10).to("meta")
-    parts = ("train_x", "train_y", "val_x", "val_y", "test_x", "test_y")
-    assert {getattr(d, part).device.type for part in parts} == {"meta"}
-    assert d.name == "digits" and d.val_y.shape == (10,)
-
-
 def test_order_depends_on_replicate_and_epoch():
     orders = {(r, e): data.order(1297, r, e) for r in range(3) for e in range(3)}
     assert all(o.dtype == torch.int64 and o.sort().values.equal(torch.arange(1297)) for o in orders.values())
     assert len({tuple(o.tolist()) for o in orders.values()}) == 9
     assert data.order(1297, 2, 1).equal(orders[2, 1])
     assert data.order(8, 3, 7).tolist() == [5, 2, 4, 1, 3, 7, 0, 6]
-
-
-@pytest.mark.parametrize(("n", "size", "steps"), [(1297, 64, 21), (1280, 64, 20), (1281, 64, 21), (5, 64, 1)])
-def test_the_last_short_batch_counts(n, size, steps):
-    assert data.steps_per_epoch(n, size) == steps == len(torch.arange(n).split(size))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

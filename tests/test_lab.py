@@ -13,7 +13,7 @@ import torch
 from lthlab import data, derive, lab, masks, nets, spec
 from lthlab.engine import Training
 from lthlab.files import Files
-from lthlab.parts import Data, Level, pruned_count
+from lthlab.parts import Data, InputError, Level, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
@@ -574,3 +574,71 @@ def test_a_damaged_checkpoint_is_named_and_not_used(store, monkeypatch, caplog):
         assert (str(path) in caplog.text) == damage
         assert len(used) == 1
         store.discard(value.key)
+
+
+def test_a_mask_that_prunes_more_than_there_is_is_refused_before_any_training(store):
+    protocol = Protocol(helpers.LENET, helpers.DIGITS, 0, denominator="all")
+    values = [mask for _, mask in imp(protocol, helpers.recipe(), 20)]
+    with pytest.raises(InputError, match=r"prunes \d+ of 49200 prunable weights; allowed: \d+ to 49200"):
+        lab.compute(values, store, "cpu")
+    assert not store.keys()
+    chain = imp(Protocol(helpers.LENET, helpers.DIGITS, 0), helpers.recipe(), 3)
+    with pytest.raises(InputError, match=r"prunes 4920 of 49200 prunable weights; allowed: 17712 to 49200"):
+        lab.compute([Magnitude(At(chain[2][0], "last"), "0.1")], store, "cpu")
+
+
+def test_a_derived_result_that_its_inputs_do_not_allow_is_recorded_and_blocks_what_needs_it(store):
+    protocol = Protocol(helpers.LENET, helpers.DIGITS, 0)
+    (_, first), (run, _) = imp(protocol, helpers.recipe(), 2)
+    denser = Magnitude(At(run, "last"), "0.01", scope="layer")
+    ticket = rewound(protocol, helpers.recipe(), dense(protocol, helpers.recipe()), denser, "0ep", "restart")
+    summary = lab.compute([ticket], store, "cpu")
+    (part,) = store.parts(denser.key)
+    assert "are pruned already" in part.record["failed"]
+    assert part.record["inputs"].keys() == {f"{run.key}/2ep.safetensors"}
+    assert summary.blocked == [ticket] and not store.has(ticket.key)
+    assert store.has(first.key)
+
+
+def test_what_was_made_from_other_bits_is_stale(store, monkeypatch):
+    """A damaged state comes out differently when trained again: what was made from the old one is not mixed in."""
+    run = helpers.train(epochs=2)
+    mask = Magnitude(At(run, "last"), Level(1))
+    ticket = Train(run.net, run.data, run.recipe, At(run, "0ep"), 0, mask)
+    lab.compute([ticket, Permuted(mask)], store, "cpu")
+    helpers.flip(store.root / run.key / "0" / "2ep.safetensors")
+    with monkeypatch.context() as patch:
+        original = Training._update
+        patch.setattr(Training, "_update", lambda self, rates: original(self, [rate * 1.001 for rate in rates]))
+        summary = lab.compute([ticket, Permuted(mask)], store, "cpu")
+    assert summary.trained == 1 and set(summary.stale) == {mask, ticket, Permuted(mask)}
+    again = lab.compute([ticket, Permuted(mask)], store, "cpu")
+    assert again.trained == 0 and set(again.stale) == {mask, ticket, Permuted(mask)}
+
+
+def test_states_before_a_divergence_can_be_asked_for_later(store):
+    run = helpers.train(epochs=3, lr=1e6)
+    assert lab.compute([run], store, "cpu").diverged == [run]
+    mask = Magnitude(At(run, "0ep"), Level(1))
+    summary = lab.compute([mask, Magnitude(At(run, "last"), Level(1))], store, "cpu")
+    assert store.has(mask.key) and summary.stale == []
+    assert summary.blocked == [Magnitude(At(run, "last"), Level(1))]
+    assert lab.compute([mask], store, "cpu").trained == 0
+
+
+def test_off_the_cpu_a_group_has_all_that_the_plan_asks_for(store, monkeypatch):
+    values = [helpers.train(replicate=r) for r in range(4)]
+    lab.compute(values[:1], store, "cpu")
+    sizes = []
+    train = lab._Computation._train
+
+    def note(self, members, wanted, span):
+        sizes.append((len(members), len(wanted)))
+        train(self, members, wanted, span)
+
+    monkeypatch.setattr(lab._Computation, "_train", note)
+    computation = lab._Computation(values, store, torch.device("cpu"), 60, None)
+    computation.device = type("Device", (), {"type": "meta", "__str__": lambda self: "cpu"})()
+    monkeypatch.setattr(lab, "Training", lambda jobs, dataset, device, start: Training(jobs, dataset, "cpu", start))
+    computation.run()
+    assert sizes == [(4, 3)]

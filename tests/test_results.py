@@ -19,7 +19,7 @@ from lthlab.derive import state
 from lthlab.parts import Data, Level, Net
 from lthlab.store import Store
 from lthlab.tickets import expand
-from lthlab.values import At, Fresh, Magnitude, Measure, Train, canonical
+from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, canonical
 
 torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
 
@@ -221,8 +221,7 @@ def write_metrics(store, config, rows):
     lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
     record = {"kind": "train", "from": 0, "until": end, "end": end, "keep": [], "diverged": None, "digest": "x"}
     store.commit(item.value.key, 0, {"metrics.jsonl": lines}, record)
-    facts = {"title": "", "net": config.net.form(), "data": config.data.form(), "report": config.protocol.report}
-    store.write_study(config.name, facts | {"roles": [{"key": item.value.key, **item.role}]})
+    store.write_study(config.name, {"title": "", "roles": [{"key": item.value.key, **item.role}]})
 
 
 @pytest.mark.parametrize(
@@ -230,11 +229,14 @@ def write_metrics(store, config, rows):
     [("last", 4, 0.3), ("best_val", 2, 0.1), ("best_test", 1, 0.5)],
 )
 def test_the_reported_epoch(tmp_path, report, epoch, value):
-    """Accuracies are made up: validation is best in epochs 2 and 3, test in 1 and 3; the earliest of ties counts."""
+    """Accuracies are made up: validation is best in epochs 2 and 3, test in 1 and 3; the earliest of ties counts.
+
+    The state before training is best of all, but no result of it.
+    """
     config = study(report=report, asked="", measures="{}")
     tests, validation = (0.5, 0.1, 0.5, 0.3), (0.2, 0.9, 0.9, 0.4)
-    rows = [
-        {"epoch": n + 1, "test_accuracy": t, "val_accuracy": v}
+    rows = [{"epoch": 0, "test_accuracy": 0.95, "val_accuracy": 0.95}] + [
+        {"epoch": n + 1, "train_loss": 1.0, "test_accuracy": t, "val_accuracy": v}
         for n, (t, v) in enumerate(zip(tests, validation, strict=True))
     ]
     store = Store(tmp_path)
@@ -405,3 +407,13 @@ def test_a_value_asked_for_in_python_joins_no_study(tmp_path):
     lab.compute([mask], store, "cpu")
     assert store.has(mask.key)
     assert len(results.load(store)) == 0
+
+
+@pytest.mark.parametrize("kind", ["At", "Fresh", "Train", "Magnitude"])
+def test_a_raised_revision_of_anything_inside_shows_as_stale(computed, kind, monkeypatch):
+    _, store, _ = computed
+    monkeypatch.setattr(KINDS[kind], "revision", 2)
+    frame = results.load(store)
+    stale = frame[frame["status"] == "stale"]
+    assert set(stale["note"].str.extract(r"computed by revision 1 of (\w+), now 2")[0]) == {kind}
+    assert "mask" in set(stale["what"])

@@ -180,7 +180,8 @@ def test_roles_are_unique_and_complete(config):
     roles = [tuple(map(str, item.role.values())) for item in labelled]
     assert len(set(roles)) == len(roles)
     assert len({tuple(item.role) for item in labelled}) == 1
-    assert list(labelled[0].role)[: len(tickets.ROLE)] == list(tickets.ROLE)
+    assert set(labelled[0].role) >= {*tickets.ROLE, "network", "width", "data", "train_size", "report"}
+    assert all((item.role["rate"] is None) == (not item.role["level"]) for item in labelled)
     assert [item.value for item in labelled] == [item.value for item in expand(config)]
     what = {Train: "train", Magnitude: "mask", Measure: "correlation_indicator"}
     assert all(item.role["what"] == what[type(item.value)] for item in labelled)
@@ -342,3 +343,26 @@ def test_measures_compare_the_first_and_the_last_weights():
 def test_without_tickets_only_dense_runs():
     labelled = expand(study(asked="", replicates=3))
     assert [item.value.init for item in labelled] == [Fresh(0), Fresh(1), Fresh(2)]
+
+
+@pytest.mark.parametrize("ticket", ["LT", "RR"])
+def test_the_partner_of_a_correlation_is_the_tickets_own_training_or_the_dense_one(ticket):
+    text = DEMO.read_text(encoding="utf-8")
+    for partner in ("own", "dense"):
+        config = spec.parse(text.replace("p: 0.1,", f"p: 0.1, partner: {partner},"))
+        labelled = expand(config)
+        runs = {item.value.key: item.value for item in labelled if isinstance(item.value, Train)}
+        measures = [
+            item.value for item in labelled if isinstance(item.value, Measure) and item.role["ticket"] == ticket
+        ]
+        assert len(measures) == 144
+        for measure in measures:
+            first, second = measure.of
+            assert (first.step, second.step) == ("0ep", "20ep")
+            if partner == "own":
+                assert first.run == second.run and measure.mask is None
+            else:
+                trunk = first.run.mask
+                while isinstance(trunk, Magnitude):
+                    trunk, last = trunk.of.run.mask, trunk.of.run
+                assert second.run == last and runs[last.key].mask == Dense() and measure.mask == first.run.mask

@@ -607,3 +607,11 @@ def test_masks_of_one_chain_cover_the_same_weights():
     with pytest.raises(ValueError, match=r"under a layer_counts_of that covers 'None'"):
         Magnitude(END, layer_counts_of=Dense())
     assert Magnitude(ticket, Level(2), prunable="all").policy == Permuted(mask).policy == "all"
+
+
+def test_weights_fit_the_network_that_they_train():
+    other = Train(LENET, DIGITS, RECIPE, Fresh(0), 0)
+    with pytest.raises(ValueError, match=r"weights of Train\(.*\) are for another network than"):
+        train(init=At(other, "last"))
+    with pytest.raises(ValueError, match=r"pruning of 'all_but_head' under a mask that covers 'all'"):
+        train(mask=Magnitude(END, Level(1), prunable="all"), pruning=Gradual("10ep", "100ep", "5ep", "0.9"))
