@@ -64,11 +64,11 @@ def states(verdict):
     return [condition.state for condition in verdict.conditions]
 
 
-def simple(third=1.0, fifth=0.0, **columns):
+def simple(third=1.0, fifth=0.0, best=90.0, **columns):
     """One best learning rate in the middle of three; LT beats RR and SDT and trails dense by what is asked for."""
     lrs = (0.01, 0.1, 1.0)
-    lt = peak(90.0, lrs, 1, 2.0)
-    return frame(lt, peak(90.0 - third, lrs, 1, 2.0), peak(90.0 - fifth, lrs, 1, 1.5), peak(85.0, lrs, 1), **columns)
+    rr, dense = peak(best - third, lrs, 1, 2.0), peak(best - fifth, lrs, 1, 1.5)
+    return frame(peak(best, lrs, 1, 2.0), rr, dense, peak(best - 5.0, lrs, 1), **columns)
 
 
 # --- Ma's cases ---------------------------------------------------------------------------------------------------
@@ -149,13 +149,14 @@ def test_readings_differ_where_no_learning_rate_serves_both():
     assert "no" in (both[1]["③"].state, both[1]["④"].state)
 
 
+@pytest.mark.parametrize("best", [88.0, 88.2, 89.0, 89.2, 90.0])
 @pytest.mark.parametrize("kind", [float, np.float32])
 @pytest.mark.parametrize(
     ("third", "fifth", "expected"),
     [(0.5, 0.0, ("no", "yes")), (0.51, 0.0, ("yes", "yes")), (1.0, -0.5, ("yes", "yes")), (1.0, -0.51, ("yes", "no"))],
 )
-def test_gap_is_strict_and_tolerance_inclusive(kind, third, fifth, expected):
-    data = simple(third, fifth, sd=0.0)
+def test_gap_is_strict_and_tolerance_inclusive(best, kind, third, fifth, expected):
+    data = simple(third, fifth, best, sd=0.0)
     data["value"] = data["value"].to_numpy(kind)
     found = one(data)
     assert (found["③"].state, found["⑤"].state) == (found["③"].by_means, found["⑤"].by_means) == expected
@@ -203,6 +204,13 @@ def test_sparsity_and_epochs_must_suffice(level, options, state, change):
 
 def test_epochs_that_are_not_known_are_missing():
     assert one(simple().drop(columns="eval_epochs"))["①"].missing == ("column eval_epochs",)
+
+
+def test_the_learning_rate_that_serves_both_is_the_surest_one():
+    third = contrasts.Contrast([0, 1], [0, 0], np.array([1.0, 1.2]), 0.6, 0.6)
+    fourth = contrasts.Contrast([0, 1], [0, 1], np.array([0.0, -0.2]), 0.2, 0.2)
+    assert verdicts._witness(third, fourth, one(simple()).rules) == 1
+    assert verdicts._witness(third, third, one(simple()).rules) == 1
 
 
 def test_a_useless_learning_rate_is_none_for_condition_4():
@@ -348,6 +356,13 @@ def test_number_of_replicates_that_would_decide():
     assert found.state == "boundary" and needed > 3
     assert found.change == f"about {needed} replicates (now 3) for 'yes' if the means stay"
     assert one(simple(third=0.8, sd=0.3, n=needed))["③"].state == "yes"
+    data = frame(
+        flat(89.8, (1.0, 2.0, 3.0)), peak(89.4, (1.0, 2.0, 3.0), 1, 9.0), peak(90.0, (1.0, 2.0, 3.0), 1), sd=0.1
+    )
+    found = one(data)["③"]
+    needed = math.ceil(3 * ((found.high - found.estimate) / 0.1) ** 2)
+    assert found.estimate - found.low > 1.2 * (found.high - found.estimate)
+    assert found.change == f"about {needed} replicates (now 3) for 'no' if the means stay"
     assert one(simple(third=0.5))["③"].change == "the estimate is at the threshold; replicates alone need not decide"
 
 
@@ -382,7 +397,10 @@ def test_rewinding_steps_are_not_mixed():
 
 
 def test_order_and_repetition_of_rows_do_not_matter():
-    data = pd.concat([resnet20(), resnet20(method="OMP", level=8).query("ticket != 'dense'")], ignore_index=True)
+    data = pd.concat(
+        [resnet20(n=6), resnet20(n=6, method="OMP", level=8).query("ticket != 'dense'")], ignore_index=True
+    )
+    data["value"] += np.random.default_rng(1).normal(0, 0.002, len(data))
     again = pd.concat([data, data[::3]]).sample(frac=1, random_state=5)
     assert verdicts.judge(again) == verdicts.judge(data)
     assert [(found.method, found.level) for found in verdicts.judge(data)] == [("IMP", 11), ("OMP", 8)]
@@ -413,7 +431,9 @@ def test_largest_level():
     data = pd.concat([simple(level=5), simple(level=7, fifth=-3.0), simple(level=6, third=0.0)])
     data = data[(data["ticket"] != "dense") | ~data.duplicated(["ticket", "eval_lr", "replicate"])]
     data.loc[(data["level"] == 7) & (data["ticket"] != "dense"), "value"] -= 0.03
-    rows = verdicts.largest(verdicts.judge(data)).set_index("holds")["level"]
+    found = verdicts.judge(data)
+    assert verdicts.largest(found[::-1]).equals(verdicts.largest(found))
+    rows = verdicts.largest(found).set_index("holds")["level"]
     assert rows.isna().tolist() == [False] * 6 + [True]
     assert rows.dropna().to_dict() == {"①": 7, "②": 7, "③": 7, "④": 6, "⑤": 6, "jackpot": 5}
     text = verdicts.largest(verdicts.judge(simple().assign(level=None))).set_index("holds")
@@ -432,6 +452,13 @@ def test_overview_is_a_row_of_table_3():
     assert rows["state"].tolist() == ["no", "yes", "yes", "yes", "yes"]
     assert rows["estimate"].tolist()[2:] == pytest.approx([2.4, 2.4, 2.0])
     assert (rows["low"][2:] < rows["estimate"][2:]).all() and (rows["estimate"][2:] < rows["high"][2:]).all()
+
+
+def test_overview_looks_for_prizes_at_all_levels():
+    data = pd.concat([simple(level=5), simple(level=9, third=0.0)]).drop_duplicates()
+    rows = verdicts.overview(data, verdicts.judge(data)).set_index("question")
+    assert rows.loc["jackpot", ["state", "sparsity"]].tolist() == ["yes", pytest.approx(float(Level(5).fraction))]
+    assert rows.loc["prefers small lr", "sparsity"] == pytest.approx(float(Level(9).fraction))
 
 
 def test_overview_says_what_is_missing():
@@ -478,6 +505,7 @@ def test_condition_3_at_the_threshold_is_rarely_yes_and_intervals_cover(lt, rr, 
     third = [verdict["③"] for verdict in found]
     assert np.mean([c.state == "yes" for c in third]) <= 0.05
     assert np.mean([c.low <= 0.5 <= c.high for c in third]) >= 0.90
+    assert np.mean([c.high < 0.5 for c in third]) <= 0.05
 
 
 @pytest.mark.parametrize("shape", [FLAT, PEAKED, [0.0]])
