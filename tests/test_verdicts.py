@@ -356,13 +356,13 @@ def test_number_of_replicates_that_would_decide():
     assert found.state == "boundary" and needed > 3
     assert found.change == f"about {needed} replicates (now 3) for 'yes' if the means stay"
     assert one(simple(third=0.8, sd=0.3, n=needed))["③"].state == "yes"
-    data = frame(
-        flat(89.8, (1.0, 2.0, 3.0)), peak(89.4, (1.0, 2.0, 3.0), 1, 9.0), peak(90.0, (1.0, 2.0, 3.0), 1), sd=0.1
-    )
-    found = one(data)["③"]
-    needed = math.ceil(3 * ((found.high - found.estimate) / 0.1) ** 2)
-    assert found.estimate - found.low > 1.2 * (found.high - found.estimate)
-    assert found.change == f"about {needed} replicates (now 3) for 'no' if the means stay"
+    lrs = (1.0, 2.0, 3.0)
+    for best, means in ((90.0, "yes"), (89.8, "no")):
+        found = one(frame(flat(best, lrs), peak(89.4, lrs, 1, 9.0), peak(90.0, lrs, 1)))["③"]
+        below, above = found.estimate - found.low, found.high - found.estimate
+        assert below > 1.2 * above
+        needed = math.ceil(3 * ((below if means == "yes" else above) / 0.1) ** 2)
+        assert found.change == f"about {needed} replicates (now 3) for '{means}' if the means stay"
     assert one(simple(third=0.5))["③"].change == "the estimate is at the threshold; replicates alone need not decide"
 
 
