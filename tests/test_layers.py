@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
-    ["spec", "values"],
-    ["data", "masks", "nets", "plan", "store"],
+    ["jobs", "spec", "values"],
+    ["data", "kernels", "masks", "nets", "plan", "store"],
     ["replicas", "runs", "tickets", "weights"],
     ["derive", "engine"],
     ["lab"],
@@ -31,7 +31,7 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "draws", "files", "parts", "plan", "plots", "results", "runs", "spec", "store", "tickets", "values",
+    "__init__", "draws", "files", "jobs", "kernels", "parts", "plan", "plots", "results", "runs", "spec", "store", "tickets", "values",
     "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
