@@ -54,7 +54,8 @@ def execute(
 
     Outputs are written aside and renamed. SIGINT, SIGTERM and the deadline stop the batch: no job begins any more,
     the file LTHLAB_STOP appears for those that run, which end after the cell they are in; after the grace time they
-    are interrupted, soon after killed. A second signal kills at once.
+    are interrupted, soon after killed. A second signal kills at once. A notebook whose last cell ends without an
+    error is done, so a cell that stops before its work is done must raise an error.
 
     Parameters
     ----------
@@ -301,11 +302,8 @@ class _Batch:
         ready = [job for job in self.waiting if all(name in self.outcomes for name in job.depends_on)]
         if not ready:
             return
-        if self.local:
-            slots = self.slots or 1
-        else:
-            threads = sum(self.client.nthreads().values())
-            slots = threads if self.slots is None else min(threads, self.slots)
+        threads = sum(self.client.nthreads().values())
+        slots = threads if self.slots is None else min(threads, self.slots)
         for job in ready[: max(0, slots - len(self.running))]:
             self.waiting.remove(job)
             self.attempts[job.name] += 1
@@ -364,7 +362,7 @@ class _Batch:
             self.hung[name] += 1
             retry = f"no sign of life for {self.watch.stall_after_s:g} s" if self.hung[name] < HANGS else ""
         elif outcome.status == "died" and lost:
-            self.lost[name] += 1
+            self.lost[name] += (attempt.task.folder / "worker").exists()
             retry = lost if self.lost[name] < LOST_WORKERS else ""
         if retry and self.stopped_at is None and self.client.status == "running":
             del self.running[name]

@@ -175,7 +175,7 @@ def ran(tmp_path_factory):
         job(folder, "poison", "import os\nos.kill(os.getppid(), 9)\n" + HOLD_LOCK),
         job(
             folder, "unlucky", "import os\nfrom pathlib import Path\nonce = Path('once')\nif not once.exists():\n"
-            "    once.write_text(str(os.getpid()))\n    os.kill(os.getppid(), 9)\n    " + HOLD_LOCK.replace("\n", "\n    ")
+            "    once.write_text(str(os.getpid()))\n    os.kill(os.getppid(), 9)\n    import time\n    time.sleep(60)"
         ),
         job(folder, "core2", FACTS, note("facts2", "json.dumps(facts)"), cores=2, depends_on=("left", "right")),
         job(folder, "last", "1", depends_on=("facts",)),
@@ -333,6 +333,18 @@ def test_numbers_and_paths_do_not_make_another_cause():
     (group,) = group_failures([*outcomes, Outcome("x", "done"), Outcome("y", "skipped")], str)
     assert group.cause == "failed: OSError: no 'PATH' after N s in PATH"
     assert len(group_failures([*outcomes, Outcome("z", "died", error="OSError", message=messages[0])], str)) == 2
+
+
+def test_a_worker_that_does_not_answer_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "STUCK_S", 0.5)
+    freeze = note("froze", "os.getpid()") + "\nos.kill(os.getppid(), 19)\n" + WAIT
+    frozen = job(tmp_path, "frozen", "import os, signal\nassert signal.SIGSTOP == 19\n" + freeze)
+    events = []
+    outcomes = execute([frozen, job(tmp_path, "next", "1")], stall_after_s=1.5, on_event=events.append)
+    assert [outcome.status for outcome in outcomes] == ["hung", "done"]
+    assert outcomes[0].cell == 3 and outcomes[0].output.exists()
+    assert [event.name for event in events if event.what == "retried"] == ["frozen"]
+    assert gone(int((tmp_path / "notebooks" / "froze").read_text()), 1)
 
 
 # --- a scheduler that runs already ----------------------------------------------------------------------------
