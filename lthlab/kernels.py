@@ -86,11 +86,11 @@ class Task:
         part.replace(self.folder / "stop")
 
     def asked(self) -> str:
-        """The word in the stop file, empty if there is none."""
+        """The word in the stop file, empty if there is none; `NOW` if nobody waits for the outcome any more."""
         try:
             return (self.folder / "stop").read_text()
         except FileNotFoundError:
-            return ""
+            return "" if self.folder.exists() else NOW
 
 
 class Kernel:
@@ -146,8 +146,9 @@ class Kernel:
         interrupted = False
         while not finished.wait(TICK_S):
             word, now = task.asked(), time.monotonic()
-            if not current:
-                task.alive.touch()
+            if not current and not word:
+                with suppress(FileNotFoundError):
+                    task.alive.touch()
             if word:
                 asked_at = min(asked_at, now)
             if word in (NOW, HUNG) or now > asked_at + task.grace_s + INTERRUPT_S:

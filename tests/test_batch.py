@@ -337,13 +337,12 @@ def test_numbers_and_paths_do_not_make_another_cause():
 
 def test_a_worker_that_does_not_answer_is_ended(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "STUCK_S", 0.5)
+    monkeypatch.setattr(batch, "HANGS", 1)
     freeze = note("froze", "os.getpid()") + "\nos.kill(os.getppid(), 19)\n" + WAIT
     frozen = job(tmp_path, "frozen", "import os, signal\nassert signal.SIGSTOP == 19\n" + freeze)
-    events = []
-    outcomes = execute([frozen, job(tmp_path, "next", "1")], stall_after_s=1.5, on_event=events.append)
+    outcomes = execute([frozen, job(tmp_path, "next", "1")], stall_after_s=1.5)
     assert [outcome.status for outcome in outcomes] == ["hung", "done"]
     assert outcomes[0].cell == 3 and outcomes[0].output.exists()
-    assert [event.name for event in events if event.what == "retried"] == ["frozen"]
     assert gone(int((tmp_path / "notebooks" / "froze").read_text()), 1)
 
 
@@ -400,6 +399,19 @@ def test_the_deadline_stops_at_the_end_of_a_cell(tmp_path, cluster):
     assert (notebooks / "saved").exists() == (notebooks / "began").exists()
     assert not (notebooks / "next").exists()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["polite.log"]
+
+
+def test_kernels_end_with_a_batch_that_ends_by_an_error(tmp_path, cluster):
+    began = tmp_path / "notebooks" / "began"
+
+    def broken(job):
+        if began.exists():
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        execute([job(tmp_path, "a", note("began", "__import__('os').getpid()"), WAIT)], None, cluster, 60, broken)
+    assert gone(int(began.read_text()))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.log"}
 
 
 def test_slots_are_at_least_one(tmp_path):
