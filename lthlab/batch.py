@@ -29,7 +29,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from lthlab import kernels
 from lthlab.files import Files
 from lthlab.jobs import PARAMETERS, Event, Job, Outcome, Status, check
-from lthlab.kernels import ASKED, HUNG, INTERRUPT_S, NOW, STOP, TICK_S, Kernel, Task, last_line
+from lthlab.kernels import ASKED, HUNG, NOW, STOP, TICK_S, Kernel, Task, last_line
 
 ABANDON_S = 2.0
 CLOSE_S = 1.0
@@ -99,9 +99,10 @@ def execute(
         return []
     for folder in {job.output.resolve().parent for job in jobs}:
         Files().mkdir(folder)
+    environment = dict(os.environ) if cluster is None else None
     with _signals() as caught, _scratch(jobs, cluster) as scratch, _connected(cluster, slots or 1, scratch) as client:
         watch = _Watch(stall_after_s, alive, on_event or (lambda event: None), deadline, grace_s, caught)
-        return _Batch(jobs, texts, client, scratch, slots if cluster else slots or 1, cluster is None, watch).run()
+        return _Batch(jobs, texts, client, scratch, slots if cluster else slots or 1, environment, watch).run()
 
 
 # --- in the calling process -----------------------------------------------------------------------------------
@@ -157,11 +158,10 @@ def _connected(cluster: str | None, slots: int, scratch: Path) -> Iterator[distr
         with distributed.Client(cluster, set_as_default=False) as client:
             yield client
         return
-    earlier = multiprocessing.active_children()
+    earlier, environment = multiprocessing.active_children(), set(os.environ)
     settings = {
         "distributed.scheduler.allowed-failures": 0,
         "distributed.scheduler.worker-saturation": 1.0,
-        "distributed.nanny.pre-spawn-environ": {},
         "distributed.scheduler.http.routes": [],
         "distributed.worker.http.routes": [],
     }
@@ -196,6 +196,8 @@ def _connected(cluster: str | None, slots: int, scratch: Path) -> Iterator[distr
     finally:
         stuck.cancel()
         kill_workers()
+        for name in set(os.environ) - environment:  # set by Dask for the processes that it starts
+            del os.environ[name]
 
 
 @dataclass(frozen=True)
@@ -239,13 +241,13 @@ class _Batch:
         client: distributed.Client,
         scratch: Path,
         slots: int | None,
-        local: bool,
+        environment: dict[str, str] | None,
         watch: _Watch,
     ) -> None:
         self.order = [job.name for job in jobs]
         self.waiting = [replace(j, notebook=j.notebook.resolve(), output=j.output.resolve()) for j in jobs]
         self.contents = {job.notebook: job.notebook.read_text(encoding="utf-8") for job in self.waiting}
-        self.texts, self.client, self.scratch, self.slots, self.local = texts, client, scratch, slots, local
+        self.texts, self.client, self.scratch, self.slots, self.environment = texts, client, scratch, slots, environment
         self.watch = watch
         self.running: dict[str, _Attempt] = {}
         self.ended: queue.SimpleQueue[_Attempt] = queue.SimpleQueue()
@@ -277,16 +279,16 @@ class _Batch:
         if self.stopped_at is None:
             self.stopped_at = now
             self.watch.tell(Event("stopping", text=reason))
-        word = NOW if len(self.watch.caught) > 1 else STOP
+        patience = self.watch.grace_s + kernels.INTERRUPT_S
+        word = NOW if len(self.watch.caught) > 1 or now > self.stopped_at + patience else STOP
         for attempt in self.running.values():
             if attempt.word != word:
                 attempt.ask(word)
         for job in self.waiting:
             self._close(Outcome(job.name, "stopped", message=reason))
         self.waiting = []
-        patience = 0.0 if word == NOW else self.watch.grace_s + INTERRUPT_S
         for attempt in list(self.running.values()):
-            if now > attempt.word_at + patience + ABANDON_S:
+            if word == NOW and now > attempt.word_at + ABANDON_S:
                 attempt.future.cancel()
                 self._close_running(attempt, self._outcome(attempt, "stopped", "", reason))
 
@@ -312,7 +314,7 @@ class _Batch:
             folder.mkdir()
             again = number > 1
             texts = self.contents[job.notebook], self.texts[job.name]
-            task = Task(job, *texts, folder, self.local, again, self.watch.grace_s)
+            task = Task(job, *texts, folder, self.environment, again, self.watch.grace_s)
             future = self.client.submit(_run, task, key=str(folder), pure=False)
             attempt = self.running[job.name] = _Attempt(job, task, future, time.monotonic())
             future.add_done_callback(lambda _, attempt=attempt: self.ended.put(attempt))
@@ -338,7 +340,7 @@ class _Batch:
 
     def _give_up(self, attempt: _Attempt) -> None:
         """Do without a worker that does not end a kernel."""
-        if self.local:
+        if self.environment is not None:
             with suppress(OSError, ValueError):
                 os.kill(int((attempt.task.folder / "worker").read_text()), signal.SIGKILL)
         else:

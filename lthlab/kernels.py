@@ -53,8 +53,8 @@ class Task:
     ----------
     folder : Path
         Of this attempt, for the executed notebook and the files `stop`, `alive` and `worker`.
-    local : bool
-        Whether the folder is on the worker's machine for sure.
+    environment : dict or None
+        Of the calling process, if the worker is its child; the worker's own otherwise.
     again : bool
         Whether this is not the job's first attempt.
     grace_s : float
@@ -65,7 +65,7 @@ class Task:
     notebook: str
     parameters: str
     folder: Path
-    local: bool
+    environment: dict[str, str] | None
     again: bool
     grace_s: float
 
@@ -105,11 +105,12 @@ class Kernel:
     """
 
     def __init__(self, task: Task, log: Any) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="k", dir=task.folder.parent)) if task.local else temporary()
+        child = task.environment is not None
+        self.folder = Path(tempfile.mkdtemp(prefix="k", dir=task.folder.parent)) if child else temporary()
         self.process: Any = None
         self.log = log
         self.environment = {
-            **os.environ,
+            **(os.environ if task.environment is None else task.environment),
             **dict.fromkeys(THREAD_VARIABLES, str(task.job.cores)),
             "IPYTHONDIR": str(self.folder / "ipython"),
             "LTHLAB_STOP": str(task.folder / "stop"),
@@ -140,7 +141,7 @@ class Kernel:
     def attend(self, task: Task, current: Sequence[int], finished: threading.Event) -> None:
         """Be the sign of life until the first cell, and end the process as the stop file asks.
 
-        That is: at once, or by an interruption after the grace time and soon after that by a kill.
+        That is: kill it at once, or interrupt it after the grace time.
         """
         asked_at = math.inf
         interrupted = False
@@ -151,7 +152,7 @@ class Kernel:
                     task.alive.touch()
             if word:
                 asked_at = min(asked_at, now)
-            if word in (NOW, HUNG) or now > asked_at + task.grace_s + INTERRUPT_S:
+            if word in (NOW, HUNG):
                 self.send(signal.SIGKILL)
             elif now > asked_at + task.grace_s and not interrupted:
                 interrupted = True

@@ -24,6 +24,7 @@ from lthlab.jobs import Job, JobError, Outcome, check, group_failures
 
 ODD = {"text": "'\"\\ \n\t{} %s ${HOME} </script> \u202e é \x00", "list": [1, -2.5, None, True, {"a b": []}]}
 HOLD_LOCK = "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"  # never gives the interpreter's lock back
+DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + HOLD_LOCK
 WAIT = "import time\nwhile True:\n    time.sleep(0.05)"
 
 
@@ -138,7 +139,7 @@ names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_
 facts = {
     "threads": sorted({os.environ[name] for name in names}),
     "pools": [pool["num_threads"] for pool in threadpoolctl.threadpool_info()],
-    "trim": os.environ.get("MALLOC_TRIM_THRESHOLD_"),
+    "names": sorted(os.environ),
     "history": get_ipython().history_manager.enabled,
     "ipython": os.environ["IPYTHONDIR"],
     "folder": os.getcwd(),
@@ -158,7 +159,7 @@ while not Path("OTHER").exists():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Outcomes by name, events, listening addresses, and the folder."""
+    """Outcomes by name, events, listening addresses, the folder, what is left, and the environment before and after."""
     folder = tmp_path_factory.mktemp("odd {name}")
     jobs = [
         job(folder, "left", MEET.replace("OWN", "l").replace("OTHER", "r")),
@@ -188,7 +189,7 @@ def ran(tmp_path_factory):
         connections = [each for each in psutil.net_connections("inet") if each.pid in own]
         listening.update(each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN)
 
-    before = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*"))
+    before, environment = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*")), set(os.environ)
     outcomes = execute(
         jobs,
         slots=2,
@@ -198,11 +199,19 @@ def ran(tmp_path_factory):
     )
     assert [outcome.name for outcome in outcomes] == [job.name for job in jobs]
     left = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*")) - before
-    return {outcome.name: outcome for outcome in outcomes}, events, listening, folder, left
+    return (
+        {outcome.name: outcome for outcome in outcomes},
+        events,
+        listening,
+        folder,
+        left,
+        environment,
+        set(os.environ),
+    )
 
 
 def test_jobs_run_side_by_side_and_good_ones_are_done(ran):
-    outcomes, events, _, folder, _ = ran
+    outcomes, events, _, folder, *_ = ran
     good = {name for name, outcome in outcomes.items() if outcome.status == "done"}
     assert good == {"left", "right", "facts", "core2", "last", "unlucky"}
     for name in good:
@@ -212,6 +221,7 @@ def test_jobs_run_side_by_side_and_good_ones_are_done(ran):
         nbformat.validate(executed)
         assert executed.cells[-1].execution_count
         assert str(folder.parent) not in json.dumps(executed.metadata)
+        assert executed.metadata.papermill["input_path"] == f"{name}.ipynb"
         assert (outcome.cell, outcome.error, outcome.message) == (None, "", "")
         assert 0 < outcome.seconds < 90
     ended = [event.name for event in events if event.what == "ended"]
@@ -232,7 +242,14 @@ def test_a_slot_owns_its_cores(ran, name, cores):
     facts = json.loads((ran[3] / "notebooks" / name).read_text())
     assert facts["threads"] == [str(cores)]
     assert facts["pools"] and max(facts["pools"]) <= cores
-    assert facts["trim"] == os.environ.get("MALLOC_TRIM_THRESHOLD_")
+
+
+def test_the_environment_is_that_of_the_calling_process(ran):
+    *_, before, after = ran
+    names = json.loads((ran[3] / "notebooks" / "facts").read_text())["names"]
+    for set_by_dask in ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED"):
+        assert (set_by_dask in names) == (set_by_dask in before)
+    assert after == before
 
 
 def test_kernels_keep_no_history_and_work_in_their_notebooks_folder(ran):
@@ -286,7 +303,7 @@ def test_a_job_without_a_sign_of_life_is_tried_once_more(ran):
 
 
 def test_lost_workers_count_only_against_the_job_they_ran(ran):
-    outcomes, events, _, _, _ = ran
+    outcomes, events, *_ = ran
     retried = [event.name for event in events if event.what == "retried"]
     assert sorted(retried) == ["hung", "poison", "poison", "unlucky"]
     poison = outcomes["poison"]
@@ -304,7 +321,7 @@ def test_only_the_loopback_interface_is_listened_on(ran):
 
 
 def test_nothing_is_left_but_notebooks_and_logs(ran):
-    outcomes, _, _, folder, left = ran
+    outcomes, _, _, folder, left, *_ = ran
     names = {outcome.output.name for outcome in outcomes.values() if outcome.output}
     logs = {f"{name}.log" for name, outcome in outcomes.items() if outcome.status != "skipped"}
     assert {path.name for path in (folder / "out").iterdir()} == names | logs
@@ -361,8 +378,10 @@ def cluster():
 def test_eight_kernels_start_at_once_on_an_existing_scheduler(tmp_path, cluster):
     code = "import os, time\n" + note("{}", "os.getcwd() + os.environ['OMP_NUM_THREADS'] + parameters")
     jobs = [job(tmp_path / f"f{n}", f"j{n}", code.replace("{}", f"j{n}"), parameters={"n": n}) for n in range(8)]
+    before = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*"))
     outcomes = execute(jobs, cluster=cluster)
     assert [outcome.status for outcome in outcomes] == ["done"] * 8
+    assert set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*")) <= before
     for n in range(8):
         place = tmp_path / f"f{n}" / "notebooks"
         assert (place / f"j{n}").read_text() == f'{place}1{{"n": {n}}}'
@@ -473,7 +492,7 @@ def test_sigterm_lets_cells_save_then_interrupts_then_kills(tmp_path, start):
     )
     rude = f"try:\n    {WAIT}".replace("\nwhile", "\n    while").replace("\n    time", "\n        time")
     rude += "\nexcept KeyboardInterrupt:\n    " + note("interrupted", 1).replace("\n", "\n    ") + "\n    raise"
-    process, pids = start(2.0, 3, polite=polite, rude=rude, deaf=HOLD_LOCK, late="1")
+    process, pids = start(2.0, 3, polite=polite, rude=rude, deaf=DEAF, late="1")
     began = time.monotonic()
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate(timeout=20)
