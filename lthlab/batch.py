@@ -221,6 +221,7 @@ class _Attempt:
     job: Job
     task: Task
     future: Any
+    worker: str
     began: float
     sign: object = None
     sign_at: float = 0.0
@@ -304,8 +305,9 @@ class _Batch:
         ready = [job for job in self.waiting if all(name in self.outcomes for name in job.depends_on)]
         if not ready:
             return
-        threads = sum(self.client.nthreads().values())
-        slots = threads if self.slots is None else min(threads, self.slots)
+        free = Counter(self.client.nthreads())
+        slots = free.total() if self.slots is None else min(free.total(), self.slots)
+        free.subtract(attempt.worker for attempt in self.running.values())
         for job in ready[: max(0, slots - len(self.running))]:
             self.waiting.remove(job)
             self.attempts[job.name] += 1
@@ -315,8 +317,10 @@ class _Batch:
             again = number > 1
             texts = self.contents[job.notebook], self.texts[job.name]
             task = Task(job, *texts, folder, self.environment, again, self.watch.grace_s)
-            future = self.client.submit(_run, task, key=str(folder), pure=False)
-            attempt = self.running[job.name] = _Attempt(job, task, future, time.monotonic())
+            worker = max(free, key=lambda address: free[address])
+            free[worker] -= 1
+            future = self.client.submit(_run, task, key=str(folder), pure=False, workers=[worker])
+            attempt = self.running[job.name] = _Attempt(job, task, future, worker, time.monotonic())
             future.add_done_callback(lambda _, attempt=attempt: self.ended.put(attempt))
             if not again:
                 self.watch.tell(Event("started", job.name))
@@ -324,19 +328,17 @@ class _Batch:
     def _look_for_signs(self) -> None:
         now = time.monotonic()
         for attempt in self.running.values():
-            if attempt.word == HUNG and now > attempt.word_at + STUCK_S:
+            if not attempt.task.alive.exists():
+                if now > attempt.began + STUCK_S and attempt.worker not in self.client.nthreads():
+                    attempt.future.cancel()
+            elif attempt.word == HUNG and now > attempt.word_at + STUCK_S:
                 self._give_up(attempt)
-            if self.watch.stall_after_s is None or attempt.word:
-                continue
-            try:
-                touched = attempt.task.alive.stat().st_mtime_ns
-            except FileNotFoundError:
-                continue  # it waits for a worker
-            sign = touched, self.watch.alive and self.watch.alive(attempt.job)
-            if sign != attempt.sign:
-                attempt.sign, attempt.sign_at = sign, now
-            elif now > attempt.sign_at + self.watch.stall_after_s:
-                attempt.ask(HUNG)
+            elif self.watch.stall_after_s is not None and not attempt.word:
+                sign = attempt.task.alive.stat().st_mtime_ns, self.watch.alive and self.watch.alive(attempt.job)
+                if sign != attempt.sign:
+                    attempt.sign, attempt.sign_at = sign, now
+                elif now > attempt.sign_at + self.watch.stall_after_s:
+                    attempt.ask(HUNG)
 
     def _give_up(self, attempt: _Attempt) -> None:
         """Do without a worker that does not end a kernel."""

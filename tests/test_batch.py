@@ -345,7 +345,7 @@ def test_failures_are_grouped_by_cause(ran):
 
 
 def test_numbers_and_paths_do_not_make_another_cause():
-    messages = ["no '/a/b.txt' after 3.5 s in ~/x", "no '/home/c' after 12 s in /q/r"]
+    messages = ["no '/a/b.txt' after 3.5 s in ~/x", "no '/srv/c' after 12 s in /q/r"]
     outcomes = [Outcome(str(n), "failed", error="OSError", message=text) for n, text in enumerate(messages)]
     (group,) = group_failures([*outcomes, Outcome("x", "done"), Outcome("y", "skipped")], str)
     assert group.cause == "failed: OSError: no 'PATH' after N s in PATH"
@@ -433,6 +433,16 @@ def test_kernels_end_with_a_batch_that_ends_by_an_error(tmp_path, cluster):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.log"}
 
 
+def test_a_worker_that_is_gone_before_the_job_begins_costs_nothing(tmp_path, cluster, monkeypatch):
+    real, answers = distributed.Client.nthreads, [{"tcp://127.0.0.1:9": 1}] * 4
+    monkeypatch.setattr(batch, "STUCK_S", 0.3)
+    monkeypatch.setattr(distributed.Client, "nthreads", lambda self: answers.pop() if answers else real(self))
+    events = []
+    (outcome,) = execute([job(tmp_path, "a", "1")], cluster=cluster, on_event=events.append)
+    assert outcome.status == "done"
+    assert [event.what for event in events] == ["started", "retried", "ended"]
+
+
 def test_slots_are_at_least_one(tmp_path):
     with pytest.raises(ValueError, match="slots: 0; allowed: 1 and more"):
         execute([job(tmp_path, "a", "1")], slots=0)
@@ -458,9 +468,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def start(tmp_path):
+def start(tmp_path, tmp_path_factory):
     """Start a process that executes notebooks, each of which notes its kernel's number before its last cell."""
     started = []
+    temporary = tmp_path_factory.mktemp("t")
 
     def start(grace, slots, **cells):
         for name, cell in cells.items():
@@ -472,7 +483,11 @@ def start(tmp_path):
             encoding="utf-8",
         )
         process = subprocess.Popen(
-            [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, str(script)],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"TMPDIR": str(temporary)},
         )
         started.append(process)
         pids = [int(read_when_there(tmp_path / "notebooks" / name)) for name in list(cells)[:slots]]
