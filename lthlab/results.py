@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from lthlab.forms import input_keys
 from lthlab.parts import nearest
 from lthlab.runs import read_metrics, staleness
 from lthlab.store import Damaged, Part, Store
@@ -89,7 +90,7 @@ class _Reader:
         records = [part.record for part in self.parts(key)]
         if reason := staleness(self.store, records):
             return "stale", reason
-        for source in _keys(form):
+        for source in input_keys(form):
             status, note = self.status(source)
             if status == "stale":
                 return "stale", note
@@ -102,7 +103,7 @@ class _Reader:
         complete = records and (not trained or max(r["until"] for r in trained) >= trained[0]["end"])
         if complete:
             return "done", None
-        for source in _keys(form):
+        for source in input_keys(form):
             status, note = self.status(source)
             if status == "diverged":
                 return "blocked", f"needs {source}, whose loss is not finite"
@@ -159,20 +160,6 @@ def _revisions(form: dict[str, Any]) -> list[tuple[str, int]]:
     for item in form.values():
         for part in item if isinstance(item, list) else [item]:
             found += _revisions(part) if isinstance(part, dict) else []
-    return found
-
-
-def _keys(form: dict[str, Any]) -> list[str]:
-    """Keys of the stored values that a form names."""
-    found: list[str] = []
-    for name, item in form.items():
-        if name in ("mask", "run", "layer_counts_of") and isinstance(item, str):
-            found.append(item)
-        for part in item if isinstance(item, list) else [item]:
-            if isinstance(part, dict):
-                found += _keys(part)
-            elif name == "of" and isinstance(part, str):
-                found.append(part)
     return found
 
 

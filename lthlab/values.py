@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
@@ -34,7 +34,6 @@ from lthlab.parts import (
 )
 
 KINDS: dict[str, type["Value"]] = {}
-_KEY = re.compile(r"[0-9a-f]{32}")
 
 
 def canonical(form: Mapping[str, Any]) -> str:
@@ -667,57 +666,3 @@ def ancestors(values: Iterable[Value]) -> list[Value]:
             stack.append((value, True))
             stack.extend((item, False) for item in reversed(value.inputs))
     return list(done)
-
-
-def parse(form: Mapping[str, Any], fetch: Callable[[str], Mapping[str, Any]]) -> Value:
-    """Build the value that a form describes.
-
-    Parameters
-    ----------
-    form : mapping
-        As returned by `Value.form`.
-    fetch : callable
-        Gives the form that belongs to a key.
-
-    Raises
-    ------
-    ValueError
-        If the form is of an unknown kind, or was written by another revision of it or for other data.
-    """
-    known: dict[str, Value] = {}
-
-    def value_of(key: str) -> Value:
-        if key not in known:
-            known[key] = build(fetch(key))
-        return known[key]
-
-    def decode(item: Any, name: str) -> Any:
-        if isinstance(item, Mapping) and "kind" in item:
-            return build(item)
-        if isinstance(item, Mapping) and "level" in item:
-            return Level(item["level"], item.get("rate", "0.2"))
-        if name in _PARTS and isinstance(item, Mapping):
-            return _PARTS[name](**{k: v for k, v in item.items() if k != "fingerprint"})
-        if name in _VALUES and isinstance(item, str) and _KEY.fullmatch(item):
-            return value_of(item)
-        if isinstance(item, list):
-            return tuple(decode(part, name) for part in item)
-        return item
-
-    def build(node: Mapping[str, Any]) -> Value:
-        kind = KINDS.get(node["kind"])
-        if kind is None:
-            raise ValueError(f"kind '{node['kind']}' is not known; {nearest(node['kind'], KINDS)}")
-        if node.get("revision", 1) != kind.revision:
-            raise ValueError(f"{kind.__name__} of revision {node.get('revision', 1)}; this version has {kind.revision}")
-        fields = {k: decode(v, k) for k, v in node.items() if k not in ("kind", "revision")}
-        value = kind(**fields)
-        if value.key != key_of(canonical(node)):
-            raise ValueError(f"{value!r} was described otherwise, as {canonical(node)}")
-        return value
-
-    return build(form)
-
-
-_PARTS: dict[str, type[Part]] = {"net": Net, "data": Data, "recipe": Recipe}
-_VALUES = frozenset({"of", "mask", "run", "layer_counts_of", "init", "body"})

@@ -19,7 +19,7 @@ ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
     ["jobs", "spec", "values"],
-    ["data", "kernels", "masks", "nets", "plan", "store"],
+    ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine"],
     ["lab"],
@@ -31,8 +31,8 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "jobs", "kernels", "parts", "plan", "plots", "progress", "results",
-    "runs", "spec", "store", "tickets", "values", "verdicts",
+    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
+    "results", "runs", "spec", "store", "tickets", "values", "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

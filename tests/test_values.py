@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import parts, tickets
+from lthlab.forms import parse
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
 from lthlab.store import Store
 from lthlab.values import (
@@ -33,7 +34,6 @@ from lthlab.values import (
     ancestors,
     canonical,
     key_of,
-    parse,
 )
 
 RESNET, LENET, DIGITS = Net(name="resnet20"), Net(name="lenet_300_100"), Data(name="digits")
@@ -615,3 +615,10 @@ def test_weights_fit_the_network_that_they_train():
         train(init=At(other, "last"))
     with pytest.raises(ValueError, match=r"pruning of 'all_but_head' under a mask that covers 'all'"):
         train(mask=Magnitude(END, Level(1), prunable="all"), pruning=Gradual("10ep", "100ep", "5ep", "0.9"))
+
+
+def test_a_chain_of_any_length_is_read_back():
+    protocol = tickets.Protocol(LENET, DIGITS, 0)
+    chain = tickets.imp(protocol, RECIPE, 600, rate="0.01")
+    forms = {value.key: value.form() for pair in chain for value in pair}
+    assert parse(chain[-1][1].form(), forms.__getitem__) == chain[-1][1]
