@@ -122,9 +122,27 @@ def compute(
     StoreError
         If the store cannot be written.
     """
-    began = time.monotonic()
     asked = list(asked)
     place = _prepare(asked, store, device)
+    return _compute(asked, store, place, checkpoint_seconds, watcher)
+
+
+def compute_study(
+    config: Config, store: Store, device: str = "auto", checkpoint_seconds: float = 60.0, watcher: Watcher | None = None
+) -> Summary:
+    """Compute all values of a study and note their roles in the store; arguments and errors as of `compute`."""
+    labelled = tickets.expand(config)
+    asked = [item.value for item in labelled]
+    place = _prepare(asked, store, device)
+    roles = [{"key": item.value.key, **item.role} for item in labelled]
+    store.write_study(config.name, {"title": config.title, "roles": roles})
+    return _compute(asked, store, place, checkpoint_seconds, watcher)
+
+
+def _compute(
+    asked: list[Value], store: Store, place: torch.device, checkpoint_seconds: float, watcher: Watcher | None
+) -> Summary:
+    began = time.monotonic()
     for _ in range(1000):
         computation = _Computation(asked, store, place, checkpoint_seconds, watcher)
         try:
@@ -136,17 +154,6 @@ def compute(
         computation.summary.seconds = time.monotonic() - began
         return computation.summary
     raise RuntimeError("results are damaged as fast as they are computed")
-
-
-def compute_study(
-    config: Config, store: Store, device: str = "auto", checkpoint_seconds: float = 60.0, watcher: Watcher | None = None
-) -> Summary:
-    """Compute all values of a study and note their roles in the store; arguments and errors as of `compute`."""
-    labelled = tickets.expand(config)
-    _prepare([item.value for item in labelled], store, device)
-    roles = [{"key": item.value.key, **item.role} for item in labelled]
-    store.write_study(config.name, {"title": config.title, "roles": roles})
-    return compute([item.value for item in labelled], store, device, checkpoint_seconds, watcher)
 
 
 def _prepare(asked: Iterable[Value], store: Store, device: str) -> torch.device:

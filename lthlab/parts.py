@@ -277,6 +277,10 @@ class Data(Part):
         """Number of training images."""
         return self.train_size or self.facts.train - self.val_size
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Count the steps of an epoch; the last may have a smaller batch."""
+        return -(-self.images // batch_size)
+
     def form(self) -> dict[str, Any]:
         return {**super().form(), "fingerprint": self.facts.fingerprint}
 

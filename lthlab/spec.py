@@ -338,7 +338,7 @@ def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Pla
     def recipe(fields: Mapping[str, Any], section: str) -> Recipe | None:
         try:
             found = Recipe(**fields)
-            found.aligned(_steps_per_epoch(study, found))
+            found.aligned(study.data.steps_per_epoch(found.batch_size))
             return found
         except ValidationError as error:
             problems = [problem for item in error.errors() for problem in _explain(item)]
@@ -354,10 +354,6 @@ def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Pla
             if find is not None and evaluate is not None:
                 pairs[find, evaluate] = None
     return list(pairs), list(wrong)
-
-
-def _steps_per_epoch(study: _Study, recipe: Recipe) -> int:
-    return -(-study.data.images // recipe.batch_size)
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
@@ -401,7 +397,7 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
 
 def _rewind_problem(study: _Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
     """Say why tickets cannot be rewound to a step; None if they can."""
-    steps, steps_after = _steps_per_epoch(study, find), _steps_per_epoch(study, evaluate)
+    steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
     at = parts.iterations(rewind, steps)
     if at >= find.epochs * steps:
         return f"is not before the end; allowed: below {find.epochs}ep, {find.epochs * steps}it"

@@ -552,7 +552,7 @@ class Train(Value):
     @property
     def steps_per_epoch(self) -> int:
         """Number of steps of an epoch; the last may have a smaller batch."""
-        return -(-self.data.images // self.recipe.batch_size)
+        return self.data.steps_per_epoch(self.recipe.batch_size)
 
     @property
     def start(self) -> int:
