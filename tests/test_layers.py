@@ -25,6 +25,7 @@ ROWS = [
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
+    ["reports"],
     ["batch", "pages"],
     ["cli"],
     ["__main__"],
@@ -39,7 +40,7 @@ NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "pages", "plots"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 

@@ -72,10 +72,10 @@ def test_notebooks_are_committed_without_outputs_and_short(path):
         ('"parameters"', '"parameter"', "parameters are []"),
         ('"checks"', '"check"', "checks are not the last cell"),
         ('"name": "python3"', '"name": "mine"', "kernel"),
-        ("pages.finding(frame)", "import torch", "imports more"),
-        ("pages.finding(frame)", "[pages.finding(f) for f in frame]", "logic: comprehension"),
-        ("pages.finding(frame)", "pages.finding('../x')", "has a path"),
-        ('"pages.finding(frame)"', '"a\\nb\\nc\\nd\\ne\\nf"', "6 lines"),
+        ("reports.finding(frame)", "import torch", "imports more"),
+        ("reports.finding(frame)", "[reports.finding(f) for f in frame]", "logic: comprehension"),
+        ("reports.finding(frame)", "reports.finding('../x')", "has a path"),
+        ('"reports.finding(frame)"', '"a\\nb\\nc\\nd\\ne\\nf"', "6 lines"),
     ],
 )
 def test_what_is_wrong_with_a_notebook_is_found(old, new, problem, tmp_path):

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import test_plots
 
-from lthlab import lab, pages, plots, results, spec
+from lthlab import lab, pages, plots, reports, results, spec
 from lthlab.files import Files
 from lthlab.pages import PageError, publish
 from lthlab.store import Store
@@ -232,7 +232,7 @@ def test_the_command_line(notebook, tmp_path):
 
 def test_a_figure_has_panels_words_numbers_and_data():
     frame = test_plots.tidy()
-    shown = pages.figure(plots.accuracy_by_sparsity, frame, "eval_lr", "What it is.")
+    shown = reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr", "What it is.")
     elements = Elements(shown)
     panels = [image for image in elements.of("img") if image["alt"]]
     assert [image["alt"].partition(".  ")[0].split(" Line")[0] for image in panels] == [
@@ -259,7 +259,7 @@ def _table(shown: str) -> list[dict]:
 
 
 def test_dense_networks_are_in_the_panel_of_every_level():
-    shown = pages.figure(plots.accuracy_by_lr, test_plots.tidy(), "level")
+    shown = reports.figure(plots.accuracy_by_lr, test_plots.tidy(), "level")
     panels = [image["alt"] for image in Elements(shown).of("img") if image["alt"]]
     assert [text.partition(".  ")[0].split(" (")[0] for text in panels] == ["level 4", "level 8", "level 12"]
     assert all(" dense " in text and "LT on IMP masks" in text for text in panels)
@@ -267,15 +267,15 @@ def test_dense_networks_are_in_the_panel_of_every_level():
 
 def test_panels_share_one_scale(monkeypatch):
     limits = []
-    monkeypatch.setattr(pages, "_svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
+    monkeypatch.setattr(reports, "_svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
     frame = test_plots.tidy()
     frame["value"] = frame["value"].where(frame["eval_lr"] == 0.2, frame["value"] / 3)
-    pages.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
+    reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
     assert len(limits) == 2 and len(set(limits)) == 1
 
 
 def test_equal_rows_give_equal_figures():
-    first, second = (pages.figure(plots.correlation_by_lr, test_plots.tidy("x"), "level") for _ in range(2))
+    first, second = (reports.figure(plots.correlation_by_lr, test_plots.tidy("x"), "level") for _ in range(2))
     assert first == second and repr(first) != first and first._repr_html_() == first
 
 
@@ -286,10 +286,10 @@ def test_the_finding_is_what_came_out(shift, said):
     frame = test_plots.tidy()
     noise = dict(zip(range(4), [0.01, -0.01, 0.02, -0.02], strict=True))
     values = [0.8 + (shift + noise[r]) * (t == "LT") for t, r in zip(frame["ticket"], frame["replicate"], strict=True)]
-    text = pages.finding(frame.assign(value=values))
+    text = reports.finding(frame.assign(value=values))
     assert "At level 12, where 6.87 % of the prunable weights remain, LT minus RR on IMP masks was" in text
     assert said in text and "n = 4 replicates" in text and ("did not see" in text) == (shift == 0)
-    assert pages.finding(frame.assign(status="missing")).startswith('<p class="finding">No pair of LT and RR on IMP')
+    assert reports.finding(frame.assign(status="missing")).startswith('<p class="finding">No pair of LT and RR on IMP')
 
 
 def test_limits_name_what_is_missing():
@@ -298,11 +298,11 @@ def test_limits_name_what_is_missing():
         recipes=(1, 2), protocol=SimpleNamespace(report="last"),
     )  # fmt: skip
     frame = test_plots.tidy().assign(note=None)
-    text = pages.limits(config, frame)
+    text = reports.limits(config, frame)
     assert "one image is 0.2 percentage points" in text and "n = 4 replicates" in text and "n&lt;m" in text
     assert f"{len(frame)} done" in text and "Nothing is missing or failed" in text
     frame.loc[3, ["status", "note"]] = "diverged", "loss not finite in epoch 2 <b>"
-    text = pages.limits(config, frame)
+    text = reports.limits(config, frame)
     assert f"{len(frame) - 1} done, 1 diverged" in text and "Nothing is missing" not in text
     assert "loss not finite in epoch 2 &lt;b&gt;" in text
 
@@ -315,7 +315,7 @@ def test_provenance_says_how_to_make_it_again(tmp_path):
     )
     config, store = spec.read(study), Store(tmp_path / "runs")
     lab.compute_study(config, store, "cpu")
-    text = pages.provenance(config, store, results.load(store, "small"), "../params/small.yaml")
+    text = reports.provenance(config, store, results.load(store, "small"), "../params/small.yaml")
     for words in (
         "small: A &lt; B", "lthlab compute params/small.yaml", "the seeds are the numbers of the replicates, 0 to 1",
         config.data.facts.fingerprint, "lr 0.1", "cpu", "prunable set: all_but_head", "torch 2.",
