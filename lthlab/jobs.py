@@ -42,6 +42,8 @@ class Job:
         Seconds that a cell may take, rounded up to whole seconds; no limit by default.
     depends_on : tuple of str, optional
         Names of the jobs that must be done before.
+    environment : mapping of str to str, optional
+        Environment variables of the kernel beside those that it inherits.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Job:
     cores: int = 1
     cell_timeout_s: float | None = None
     depends_on: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -152,6 +155,7 @@ class FailureGroup:
             where = f" ({place}: {outcome.source})" if outcome.cell else ""
             lines += [f"  {outcome.name}{where}", f"    {_one_line(outcome)}"]
             lines += [f"    log: {outcome.log}"] * (outcome.log is not None)
+            lines += [f"    executed: {outcome.output}"] * (outcome.output is not None)
             lines += [f"    again: {command}"]
         return "\n".join(lines)
 
@@ -238,6 +242,8 @@ def _problems(job: Job, jobs: Sequence[Job]) -> list[str]:
         found.append(f"cores: {job.cores}; allowed: 1 and more")
     if job.cell_timeout_s is not None and not 0 < job.cell_timeout_s < math.inf:
         found.append(f"cell_timeout_s: {job.cell_timeout_s}; allowed: above 0, or None")
+    odd = {n: v for n, v in job.environment.items() if not re.fullmatch(r"[A-Za-z_]\w*", n) or "\0" in v}
+    found += [f"environment: {name!r}={value!r} cannot be set" for name, value in odd.items()]
     names = {other.name for other in jobs}
     found += [f"depends_on: '{name}' is no job; {nearest(name, names)}" for name in job.depends_on if name not in names]
     return found
