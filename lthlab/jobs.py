@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lthlab.parts import nearest
+from lthlab.parts import InputError, nearest
 
 PARAMETERS = "parameters"
+INJECTED = "injected-parameters"
+"""Tags of the cell that holds the defaults, and of the one that papermill puts below it."""
 
 Status = Literal["done", "failed", "died", "hung", "skipped", "stopped"]
 
 
-class JobError(ValueError):
+class JobError(InputError):
     """Jobs that cannot be executed; the message has a line for each problem."""
 
 
@@ -230,6 +232,25 @@ def check(jobs: Sequence[Job]) -> dict[str, str]:
     return texts
 
 
+def up_to_date(job: Job, text: str) -> bool:
+    """Tell whether a job's output has the code that its notebook has now, and was executed with these parameters.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    text : str
+        Its parameters as `check` words them.
+    """
+    try:
+        now, then = _code(job.notebook), _code(job.output)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    given = [_assigned(source) for source, tags in then if INJECTED in tags]
+    unchanged = [source for source, _ in now] == [source for source, tags in then if INJECTED not in tags]
+    return unchanged and given == [json.loads(text)]
+
+
 def _problems(job: Job, jobs: Sequence[Job]) -> list[str]:
     found = []
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", job.name):
@@ -274,24 +295,34 @@ def _not_plain(value: object, place: str) -> list[str]:
 def _defaults(notebook: Path) -> dict[str, Any] | str:
     """Read the parameters and their defaults from a notebook, or say what is wrong with it."""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if PARAMETERS in cell.get("metadata", {}).get("tags", [])]
+        tagged = [source for source, tags in _code(notebook) if PARAMETERS in tags]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"notebook {notebook}: cannot be read ({error})"
     if len(tagged) != 1:
         return f"notebook {notebook}: {len(tagged)} cells have the tag '{PARAMETERS}'; needed: one"
-    try:
-        source = tagged[0]["source"]
-        statements = ast.parse(source if isinstance(source, str) else "".join(source)).body
-        (statement,) = [node for node in statements if isinstance(node, ast.Assign)] if len(statements) == 1 else []
-        (target,) = statement.targets
-        defaults = json.loads(ast.literal_eval(statement.value))
-        good = isinstance(target, ast.Name) and target.id == PARAMETERS and isinstance(defaults, dict)
-    except (SyntaxError, ValueError, TypeError, LookupError):
-        good = False
-    if not good or not all(name.isidentifier() for name in defaults):
+    defaults = _assigned(tagged[0])
+    if defaults is None or not all(name.isidentifier() for name in defaults):
         return f"notebook {notebook}: its cell '{PARAMETERS}' is not {PARAMETERS} = '{{…}}' with a JSON object"
     return defaults
+
+
+def _code(notebook: Path) -> list[tuple[str, list[str]]]:
+    """Source and tags of every cell of code."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), cell.get("metadata", {}).get("tags", [])) for cell in code]
+
+
+def _assigned(source: str) -> dict[str, Any] | None:
+    """The object in a cell that assigns JSON to the name `parameters` and does nothing else."""
+    try:
+        match ast.parse(source).body:
+            case [ast.Assign(targets=[ast.Name(id=name)], value=value)] if name == PARAMETERS:
+                found = json.loads(ast.literal_eval(value))
+                return found if isinstance(found, dict) else None
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    return None
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ import pytest
 
 from lthlab import batch, kernels
 from lthlab.batch import execute
-from lthlab.jobs import Job, JobError, Outcome, check, group_failures
+from lthlab.jobs import Job, JobError, Outcome, check, group_failures, up_to_date
 
 ODD = {"text": "'\"\\ \n\t{} %s ${HOME} </script> \u202e é \x00", "list": [1, -2.5, None, True, {"a b": []}]}
 HOLD_LOCK = "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"  # never gives the interpreter's lock back
@@ -130,6 +130,31 @@ def test_all_problems_are_reported_at_once(tmp_path):
 def test_a_batch_that_is_stopped_at_the_latest_ends_within_20_seconds():
     grace = inspect.signature(execute).parameters["grace_s"].default
     assert grace + kernels.INTERRUPT_S + batch.ABANDON_S + batch.CLOSE_S + 2 * kernels.TICK_S <= 19
+
+
+def test_an_output_is_up_to_date_with_the_same_code_and_parameters(tmp_path):
+    path = notebook(tmp_path / "a.ipynb", "1", defaults={"lr": 0.1, "text": ""})
+    asked = Job("a", path, tmp_path / "out.ipynb", {"text": "'\"\\ é\n"})
+    text = check([asked])["a"]
+    assert not up_to_date(asked, text)
+    executed = nbformat.read(path, as_version=4)
+    executed.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
+    executed.cells.insert(2, nbformat.v4.new_code_cell(f"# Parameters\nparameters = {text!r}\n"))
+    executed.cells[2].metadata.tags = ["injected-parameters"]
+    nbformat.write(executed, asked.output)
+    assert up_to_date(asked, text)
+    assert not up_to_date(asked, text.replace("0.1", "0.2"))
+    for index, source in enumerate(["# Another text", "parameters = '{}'", "2"]):
+        changed = nbformat.read(path, as_version=4)
+        changed.cells[index].source = source
+        nbformat.write(changed, path)
+        assert up_to_date(asked, text) == (index == 0)
+        executed.cells[index + (index > 1)].source = source
+        nbformat.write(executed, asked.output)
+        assert up_to_date(asked, text)
+    for broken in ("", "{}", '{"cells": [1]}', '{"cells": []}'):
+        asked.output.write_text(broken)
+        assert not up_to_date(asked, text)
 
 
 # --- many jobs on two slots of this machine -------------------------------------------------------------------
