@@ -48,6 +48,15 @@ def temporary() -> Path:
     return Path(tempfile.mkdtemp(prefix="lthlab-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
 
 
+def cores() -> int:
+    """Count the cores that this process may use: what it is bound to, and the share of its control group."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        bound = min(bound, max(1, int(share) // int(period)))
+    return bound
+
+
 @dataclass(frozen=True)
 class Task:
     """What a worker is sent: a job, the text of its notebook and of its parameters, and how to execute it.
