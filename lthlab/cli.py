@@ -1,18 +1,34 @@
-"""The command line: parse and forward."""
+"""The command line: parse, forward, and say what came of it."""
 
 import argparse
 import json
 import os
+import re
+import shlex
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lthlab
-from lthlab import spec
+from lthlab import spec, studies
 from lthlab.parts import InputError, nearest
 from lthlab.store import Damaged, Store, StoreError
 
 SCHEMA = 1
+SILENT_S = 300.0
+"""After so many seconds without a sign of life, which comes about every second, a training seems to hang."""
+
+_STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
+_PREAMBLE = {"bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }", "zsh": "", "tcsh": ""}
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class _Terminated(BaseException):
+    """SIGTERM, where nothing else takes it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,108 +37,150 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0; 1 if results came out stale; 2 for bad input; 130 after Ctrl-C. A training that diverged is a result.
+        0, also if the time of `--for` was up; 1 if notebooks failed, results came out stale or failed, or `doctor`
+        found a problem; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM. A training that diverged is a
+        result.
     """
     options = _parser().parse_args(arguments)
+    options.began = time.monotonic()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # signals belong to the main thread
+        before = None
     try:
         code: int = options.run(options)
         return code
     except (InputError, StoreError, Damaged) as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lthlab"):
+            raise
+        print(f"the package '{error.name}' is missing; `lthlab doctor` says what to install", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, _Terminated) as stop:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+# --- arguments ------------------------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lthlab", description="A laboratory for the lottery ticket hypothesis.")
     parser.add_argument("--version", action="version", version=f"lthlab {lthlab.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, run, text in (
-        ("compute", _compute, "compute all values of a study, without notebooks"),
-        ("status", _status, "say what is done, missing, diverged or stale"),
-    ):
-        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
-        command.set_defaults(run=run)
-        command.add_argument(
-            "study",
-            nargs="?" if name == "status" else None,
-            help="a study's YAML file" + (" or name; all studies by default" if name == "status" else ""),
-        )
-        command.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        command.add_argument("--json", action="store_true", help="print JSON")
-        if name == "compute":
-            command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(run=run)
+        return made
+
+    plan = command("plan", _plan, "say what a study takes: notebooks, trainings, epochs, hours, disk")
+    run = command("run", _run, "execute the notebooks of a study, as far as they are not done")
+    compute = command("compute", _compute, "compute the values of a study, without notebooks")
+    status = command("status", _status, "say what is done, in training, missing, diverged or stale")
+    publish = command("publish", _publish, "make pages of the executed reports of a study")
+    doctor = command("doctor", _doctor, "look for what stands in the way of computing, and say what to do about it")
+    for made in (plan, run, compute, status, publish):
+        may = {"nargs": "?"} if made is status else {}
+        text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
+        study = made.add_argument("study", help=text, **may)
+        study.complete = _STUDY_FILES  # type: ignore[attr-defined]
+    for made in (plan, run, compute, publish):
+        text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
+        made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
+    for made in (plan, run, compute, status, publish, doctor):
+        folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
+        folder.complete = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}  # type: ignore[attr-defined]
+    for made in (plan, run, compute):
+        made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+    for made in (run, compute):
+        text = "stop in time with everything saved, as 30s, 9min or 2h"
+        made.add_argument("--for", type=_seconds, dest="limit", metavar="TIME", help=text)
+    compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
+    text = "only this configuration or report; may be repeated"
+    run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
+    run.add_argument("--slots", type=_count, metavar="N", help="notebooks at a time (default: 1; of a cluster: all)")
+    run.add_argument("--cores", type=_count, metavar="N", help="cores of a slot (default: those here, shared by slots)")
+    run.add_argument("--cluster", type=_address, metavar="tcp://…", help="address of a running Dask scheduler")
+    run.add_argument("--cell-timeout", type=_seconds, metavar="TIME", help="most time of a cell (default: none)")
+    text = "try a notebook once more that gave no sign of life for so long (default: 1h)"
+    run.add_argument("--stall-after", type=_seconds, default=3600.0, metavar="TIME", help=text)
+    run.add_argument("--notebooks", default="notebooks", metavar="FOLDER", help="their folder (default: notebooks)")
+    publish.add_argument("--to", metavar="FOLDER", help="folder of the pages (default: reports/NAME OF THE STUDY)")
+    for made in (plan, run, compute, publish, doctor):
+        made.add_argument("--json", action="store_true", help="print JSON")
+    forms = status.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print JSON")
+    forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
+    completion = command("completion", _completion, "print the completion of a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
 
 
-def _compute(options: argparse.Namespace) -> int:
-    config = spec.read(options.study)
-    # Threads that wait for each other at full speed starve one another where other programs run too. A short spin
-    # costs nothing where they do not. It counts only if it is set before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from lthlab import lab
-    from lthlab.progress import Bar
-
-    summary = lab.compute_study(config, Store(options.runs), options.device, watcher=Bar())
-    facts = vars(summary) | {
-        name: [value.key for value in getattr(summary, name)] for name in ("diverged", "blocked", "stale")
-    }
-    if options.json:
-        _print_json({"study": config.name, **facts})
-    else:
-        print(
-            f"{config.name}: {summary.trainings} trainings, {summary.trained} of them now, "
-            f"{summary.shared} more shared, in {summary.seconds:.1f} s"
-        )
-        for name in ("diverged", "blocked", "stale"):
-            if facts[name]:
-                print(f"{name}: {len(facts[name])}; `lthlab status {options.study}` lists them")
-    return 1 if summary.stale else 0
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; allowed: a number and s, min or h, as 30s or 9min")
+    return float(match[1]) * _UNITS[match[2]]
 
 
-def _status(options: argparse.Namespace) -> int:
-    from lthlab import results
-
-    store = Store(options.runs)
-    names = store.studies()
-    if options.study is not None:
-        names = [_name(options.study, names, store)]
-    studies: list[dict[str, Any]] = []
-    for name in names:
-        frame = results.load(store, name)
-        odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
-        columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
-        listed = json.loads(odd[columns].to_json(orient="records"))
-        studies.append({"study": name, "counts": results.count_statuses(frame), "listed": listed})
-    running = [json.loads(lines[-1]) for lines in store.progress().values() if lines]
-    if options.json:
-        _print_json({"studies": studies, "running": running})
-        return 0
-    for study in studies:
-        print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n))
-        for row in study["listed"]:
-            role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
-            words = [row["ticket"], row["method"] or "", *role]
-            print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
-    for group in running:
-        print(f"in training: {len(group['runs'])} replicas, step {group['iteration']} of {group['end']}")
-    if not studies:
-        print(f"no studies in {options.runs}")
-    return 0
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: 1 and more")
+    return int(text)
 
 
-def _name(study: str, names: list[str], store: Store) -> str:
-    name = spec.read(study).name if study.endswith((".yaml", ".yml")) else study
-    if name not in names:
-        raise InputError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
-    return name
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: as tcp://127.0.0.1:8786")
+    return text
 
 
-def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps({"schema": SCHEMA, **content}, indent=1))
+def _read(options: argparse.Namespace) -> spec.Config:
+    """Read the study that is asked for; what the command line sets is shown as YAML."""
+    config = spec.read(studies.find(options.study), options.sets)
+    if config.sets:
+        print(trees.as_yaml(config.sets), end="", file=sys.stderr)
+    return config
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> int:
+    from lthlab import jobs, results, stages
+    from lthlab.kernels import cores
+
+    config, store = _read(options), Store(options.runs)
+    here = 1 if options.cluster else max(1, cores() // (options.slots or 1))
+    settings = stages.Settings(
+        notebooks=Path(options.notebooks),
+        device=options.device,
+        slots=options.slots,
+        cluster=options.cluster,
+        cores=options.cores or here,
+        deadline=None if options.limit is None else options.began + options.limit,
+        cell_timeout_s=options.cell_timeout,
+        stall_after_s=options.stall_after,
+        only=tuple(options.only),
+    )
+    try:
+        ran = stages.run(config, store, settings)
+    except OSError as error:
+        if isinstance(error, StoreError) or not options.cluster:
+            raise
+        raise InputError(f"the scheduler at {options.cluster} does not answer: {error}") from error
+    groups = jobs.group_failures(ran.outcomes, lambda name: _again(options, name))
+    counts = results.count_by_status(results.statuses(store, stages.keys(config, options.only)).values())
+    wrong = {name: counts[name] for name in ("stale", "failed") if counts[name]}
+    _report_run(options, config, ran, groups, wrong) 
+    ...

@@ -14,6 +14,8 @@ from lthlab.parts import InputError, nearest
 PARAMETERS = "parameters"
 INJECTED = "injected-parameters"
 """Tags of the cell that holds the defaults, and of the one that papermill puts below it."""
+UNNAMED = frozenset({"sets"})
+"""Parameters that every notebook takes though its cell has no defaults of them."""
 
 Status = Literal["done", "failed", "died", "hung", "skipped", "stopped"]
 
@@ -275,7 +277,7 @@ def _parameter_problems(parameters: Mapping[str, Any], known: Mapping[str, Any])
     for name, value in parameters.items():
         if not isinstance(name, str) or not name.isidentifier():
             found.append(f"parameter {name!r}: not an identifier; {nearest(name, known)}")
-        elif name not in known:
+        elif name not in known and name not in UNNAMED:
             found.append(f"parameter '{name}': the notebook has none of this name; {nearest(name, known)}")
         else:
             found += _not_plain(value, f"parameter '{name}'")

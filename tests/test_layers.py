@@ -26,15 +26,17 @@ ROWS = [
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
-    ["reports"],
-    ["batch", "pages"],
+    ["reports", "watch"],
+    ["batch", "doctor", "pages"],
+    ["stages"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
-    "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "results", "runs", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "watch",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

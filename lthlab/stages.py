@@ -1,0 +1,241 @@
+"""A study as notebook jobs: one for each configuration and each report, executed unless it is done already."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lthlab import jobs, results, studies, tickets, watch
+from lthlab.jobs import Job, Outcome
+from lthlab.parts import InputError, nearest
+from lthlab.runs import Outlook
+from lthlab.spec import Config
+from lthlab.store import Damaged, Store
+from lthlab.studies import Configuration
+from lthlab.values import Train, Value, ancestors
+
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other at full speed starve one another where other programs run too. A short spin costs
+nothing where they do not. It counts only if it is set before torch is imported."""
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How notebooks are executed.
+
+    Attributes
+    ----------
+    notebooks : Path
+        Folder of the notebooks of stages and reports.
+    device : str
+        As `lthlab.lab.compute` takes it.
+    slots, cluster, stall_after_s
+        As of `lthlab.batch.execute`.
+    cores, cell_timeout_s
+        As of `lthlab.jobs.Job`.
+    deadline : float or None
+        Time of `time.monotonic` at which all is stopped.
+    only : tuple of str
+        Names of the configurations and reports to execute; all if empty.
+    """
+
+    notebooks: Path = Path("notebooks")
+    device: str = "auto"
+    slots: int | None = None
+    cluster: str | None = None
+    cores: int = 1
+    deadline: float | None = None
+    cell_timeout_s: float | None = None
+    stall_after_s: float | None = None
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How the notebooks of a study ended.
+
+    Attributes
+    ----------
+    outcomes : list of Outcome
+        Of those that were executed, or would have been.
+    finished : list of str
+        Names of those that were done before.
+    stopped : str
+        'SIGINT', 'SIGTERM' or 'deadline', if one of these stopped them; else empty.
+    """
+
+    outcomes: list[Outcome]
+    finished: list[str]
+    stopped: str = ""
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Those with an error, or without an end."""
+        return [outcome for outcome in self.outcomes if outcome.status in ("failed", "died", "hung")]
+
+
+def run(config: Config, store: Store, settings: Settings) -> Ran:
+    """Execute the notebooks of a study, as far as they are not done; arguments are checked before anything begins.
+
+    A compute notebook is done if the store has all values of its configuration, or knows why they cannot be had,
+    and it was executed as it is now with the same parameters. Reports are always executed.
+
+    Raises
+    ------
+    InputError
+        If the study, its notebooks or the settings are not sound.
+    StoreError
+        If the store cannot be written.
+    OSError
+        If the scheduler of a cluster cannot be reached.
+    """
+    labelled = tickets.expand(config)
+    pieces = studies.configurations(labelled)
+    planned = as_jobs(config, pieces, store, settings)
+    texts = jobs.check(planned)
+    from lthlab import batch
+
+    store.check_writable()
+    studies.note(config, labelled, store)
+    done = finished(planned, texts, pieces, store)
+    board = watch.Board(config.name, store, [job.name for job in planned], done)
+    waiting = [_without(job, done) for job in planned if job.name not in done]
+    stopped: list[str] = []
+
+    def tell(event: jobs.Event) -> None:
+        if event.what == "stopping":
+            stopped.append(event.text)
+        view.tell(event)
+
+    with watch.shown(board) as view:
+        outcomes = batch.execute(
+            waiting,
+            slots=settings.slots,
+            cluster=settings.cluster,
+            stall_after_s=settings.stall_after_s,
+            on_event=tell,
+            deadline=settings.deadline,
+            tick=view.tick,
+        )
+    return Ran(outcomes, sorted(done), "".join(stopped))
+
+
+def folder(config: Config, store: Store) -> Path:
+    """Where the executed notebooks of a study are."""
+    return store.root / "notebooks" / config.name
+
+
+def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, settings: Settings) -> list[Job]:
+    """Make the jobs of a study, stage by stage, the reports last.
+
+    A configuration waits for those of earlier stages whose values it is made from, a report for all of them.
+
+    Parameters
+    ----------
+    config : Config
+        The study.
+    pieces : sequence of Configuration
+        Its configurations.
+    store : Store
+        Where results go, and executed notebooks to.
+    settings : Settings
+        How they are executed.
+
+    Raises
+    ------
+    InputError
+        If a notebook is missing, or a name or the device not known.
+    """
+    _refuse(config, pieces, settings)
+    told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
+    environment = {"LTHLAB_RUNS": str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    owners: dict[Value, set[str]] = {}
+    made = []
+
+    def add(name: str, notebook: str, configuration: str | None, before: Iterable[str]) -> None:
+        if settings.only and name not in settings.only:
+            return
+        known = {job.name for job in made}
+        output = folder(config, store) / f"{name}.ipynb"
+        parameters = told | {"configuration": configuration}
+        needs = tuple(sorted(known.intersection(before)))
+        source = settings.notebooks / f"{notebook}.ipynb"
+        made.append(
+            Job(name, source, output, parameters, settings.cores, settings.cell_timeout_s, needs, environment)
+        )
+
+    for stage in config.stages:
+        own = [piece for piece in pieces if piece.stage == stage]
+        for piece in own:
+            needed = ancestors(item.value for item in piece.labelled)
+            add(piece.name, stage, piece.name, {name for value in needed for name in owners.get(value, ())})
+        for piece in own:
+            for item in piece.labelled:
+                owners.setdefault(item.value, set()).add(piece.name)
+    for report in config.reports:
+        add(report, report, None, [piece.name for piece in pieces])
+    return made
+
+
+def _without(job: Job, done: set[str]) -> Job:
+    return replace(job, depends_on=tuple(name for name in job.depends_on if name not in done))
+
+
+def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings) -> None:
+    """Refuse what is not known or not there; names every notebook that is missing."""
+    problems = []
+    if not settings.notebooks.is_dir():
+        raise InputError(f"--notebooks {settings.notebooks}: no such folder")
+    there = sorted(path.stem for path in settings.notebooks.glob("*.ipynb"))
+    for name in [*config.stages, *config.reports]:
+        if name not in there:
+            problems.append(f"notebook '{name}' is not in {settings.notebooks}; {nearest(name, there)}")
+    names = [*(piece.name for piece in pieces), *config.reports]
+    problems += [f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names]
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+        problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def finished(planned: Sequence[Job], texts: Mapping[str, str], pieces: Sequence[Configuration], store: Store) -> set[str]:
+    """Name the compute notebooks that need not be executed again.
+
+    Parameters
+    ----------
+    planned : sequence of Job
+        Jobs of a study.
+    texts : mapping of str to str
+        Their parameters, as `lthlab.jobs.check` words them.
+    pieces : sequence of Configuration
+        Its configurations.
+    store : Store
+        Where their results are.
+    """
+    current = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
+    sound: set[Value] = set()
+    return {
+        piece.name
+        for piece in pieces
+        if piece.name in current and _settled([item.value for item in piece.labelled], store, sound)
+    }
+
+
+def _settled(asked: Sequence[Value], store: Store, sound: set[Value]) -> bool:
+    """Whether nothing of what is asked for can be computed any more, and all that there is of it is sound.
+
+    Values that were found sound are added to `sound`.
+    """
+    outlook = Outlook(asked, store)
+    try:
+        for value in outlook.values:
+            if outlook.runnable(value):
+                there = not outlook.missing(value) if isinstance(value, Train) else store.has(value.key)
+                if not there or (value not in sound and store.verify(value.key)):
+                    return False
+                sound.add(value)
+    except Damaged:
+        return False
+    return True
