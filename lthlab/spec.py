@@ -400,6 +400,7 @@ def _branches(
         for (first, *_), value in sets
         if first in ("panels", "presets")
     ]
+    sets = [(place, value) for place, value in sets if place[0] not in ("panels", "presets")]
     found = []
     for entry in _entries(tree, problems):
         merged = base.merged(entry)
@@ -428,12 +429,12 @@ def _options(tree: Tree, name: str) -> list[Tree | None]:
 def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
     """List what a study says of each of its panels."""
     entries = tree.plain.get("panels", [{}])
-    if not isinstance(entries, list) or not entries:
+    given = isinstance(entries, list) and len(entries) > 0
+    if not given:
         problems.append(tree.problem(("panels",), f"{_shown(entries)} is not allowed; allowed: one panel or more"))
-        entries = [{}]
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(entries if given else [{}]):
         if isinstance(entry, dict):
-            branch = tree.at("panels", number) if "panels" in tree.plain else Tree({})
+            branch = tree.at("panels", number) if given and "panels" in tree.plain else Tree({})
             yield _known(branch, _OF_PANEL, "a panel", problems)
         else:
             message = f"{_shown(entry)} is not allowed; allowed: a mapping"
@@ -621,7 +622,8 @@ def _worded(error: Any) -> tuple[Place, str]:
     value = _shown(error["input"])
     if kind == "extra_forbidden":
         model = _model_at(place[:-1])
-        return place, f"unknown field; {nearest(place[-1], model.model_fields if model else ())}"
+        fields = model.model_fields if model else {}
+        return place, f"unknown field; {nearest(place[-1], fields) if fields else 'none is allowed here'}"
     if kind == "missing":
         return place, "missing"
     if kind == "literal_error":
