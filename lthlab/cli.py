@@ -157,30 +157,86 @@ def _read(options: argparse.Namespace) -> spec.Config:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from lthlab import jobs, results, stages
-    from lthlab.kernels import cores
+    from lthlab import jobs, stages
 
     config, store = _read(options), Store(options.runs)
-    here = 1 if options.cluster else max(1, cores() // (options.slots or 1))
+    shared = 1 if options.cluster else max(1, cores() // (options.slots or 1))
     settings = stages.Settings(
         notebooks=Path(options.notebooks),
         device=options.device,
         slots=options.slots,
         cluster=options.cluster,
-        cores=options.cores or here,
+        cores=options.cores or shared,
         deadline=None if options.limit is None else options.began + options.limit,
         cell_timeout_s=options.cell_timeout,
         stall_after_s=options.stall_after,
         only=tuple(options.only),
     )
-    try:
-        ran = stages.run(config, store, settings)
-    except OSError as error:
-        if isinstance(error, StoreError) or not options.cluster:
-            raise
-        raise InputError(f"the scheduler at {options.cluster} does not answer: {error}") from error
+    ran = stages.run(config, store, settings)
     groups = jobs.group_failures(ran.outcomes, lambda name: _again(options, name))
-    counts = results.count_by_status(results.statuses(store, stages.keys(config, options.only)).values())
-    wrong = {name: counts[name] for name in ("stale", "failed") if counts[name]}
-    _report_run(options, config, ran, groups, wrong) 
+    counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
+    counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
+    left = _left(config, store) if ran.stopped else None
+    seconds = time.monotonic() - options.began
+    if options.json:
+        facts: dict[str, Any] = {"study": config.name, "counts": counts, "values": ran.values, "stopped": ran.stopped}
+        facts |= {"notebooks": [_plain(outcome) for outcome in ran.outcomes], "before": ran.finished, "left": left}
+        facts["failures"] = [
+            {"cause": group.cause, "notebooks": [outcome.name for outcome in group.outcomes], "again": group.commands}
+            for group in groups
+        ]
+        _print_json(facts | {"seconds": seconds})
+    else:
+        words = [f"{counts[name]} {name}" for name in ("failed", "skipped", "stopped") if counts[name]]
+        words = [f"{counts['done']} notebooks executed", f"{counts['before']} done before", *words]
+        print(f"{config.name}: {', '.join(words)}, in {clock(seconds)}")
+        for group in groups:
+            print(group)
+        _print_odd(ran.values, options.study)
+        _print_left(ran.stopped, left)
+    if ran.stopped.startswith("SIG"):
+        return 128 + signal.Signals[ran.stopped]
+    return 1 if ran.failed or ran.values["stale"] or ran.values["failed"] else 0
+
+
+def _again(options: argparse.Namespace, name: str) -> str:
+    """The command that executes one notebook again."""
+    words = ["lthlab", "run", options.study, "--only", name]
+    for text in options.sets:
+        words += ["--set", text]
+    for field, usual in (("runs", "runs"), ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)):
+        if getattr(options, field) != usual:
+            words += [f"--{field}", getattr(options, field)]
+    return shlex.join(words)
+
+
+def _compute(options: argparse.Namespace) -> int:
+    config = _read(options)
+    # It counts only if it is set before torch is imported.
+    for name, value in SPIN.items():
+        os.environ.setdefault(name, value)
+    from lthlab import lab
+    from lthlab.progress import Bar, stopping
+
+    store = Store(options.runs)
+    limit = None if options.limit is None else options.began + options.limit - time.monotonic()
+    with stopping(limit) as wish:
+        try:
+            summary = lab.compute_study(
+                config, store, options.device, watcher=Bar(wish), configuration=options.only
+            )
+        except lab.Stopped as stop:
+            summary = stop.summary
+    left = _left(config, store) if wish.reason else None
+    lists = ("diverged", "failed", "blocked", "stale")
+    facts = vars(summary) | {name: [value.key for value in getattr(summary, name)] for name in lists}
+    if options.json:
+        _print_json({"study": config.name, **facts, "stopped": wish.reason or "", "left": left})
+    else:
+        print(
+            f"{config.name}: {summary.trainings} trainings, {summary.trained} of them now, "
+            f"{summary.shared} more shared, in {summary.seconds:.1f} s"
+        )
+        _print_odd({name: len(facts[name]) for name in lists}, options.study)
+        _print_left(wish.reason, left)
     ...

@@ -84,9 +84,7 @@ def left_out(net: Net, policy: str) -> frozenset[str]:
     return _LEFT_OUT[policy]
 
 
-def count(
-    net: Net, data: Data | str, widths: Sequence[int] | None = None, prunable: str = "all_but_head"
-) -> Size:
+def count(net: Net, data: Data | str, widths: Sequence[int] | None = None, prunable: str = "all_but_head") -> Size:
     """Count the parameters of a network.
 
     Parameters
@@ -284,9 +282,7 @@ def _narrow(
     return replace(found, target=target, gap=(target - found.parameters) / target)
 
 
-def _even(
-    net: Net, own: Sequence[int], shape: tuple[int, int, int], classes: int, target: int
-) -> list[float]:
+def _even(net: Net, own: Sequence[int], shape: tuple[int, int, int], classes: int, target: int) -> list[float]:
     """Scale all stages alike, to widths that need not be whole, as far as the target allows."""
     low, high = 0.0, 1.0
     for _ in range(60):

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +248,8 @@ def settings(sets: Sequence[str]) -> list[tuple[tuple[str, ...], Tree]]:
     for text in sets:
         match, option = _SET.fullmatch(text), f"--set {text}"
         if not match or not match[2].strip():
-            problems.append(
-                Problem(option, 1, 1, "", "not understood; allowed: field=value[,value…], as find.lr=0.1,0.3")
-            )
+            message = "not understood; allowed: field=value[,value…], such as find.lr=0.1,0.3"
+            problems.append(Problem(option, 0, 0, "", message))
             continue
         try:
             tree, doubled = load(f"[{match[2]}\n]", option, match[1])
@@ -268,9 +267,9 @@ def settings(sets: Sequence[str]) -> list[tuple[tuple[str, ...], Tree]]:
 
 def nested(place: Sequence[str], tree: Tree) -> Tree:
     """Wrap a tree into mappings, from the innermost name of a place outwards."""
-    for name in reversed(place):
-        spot = tree.spots[()]
-        tree = Tree({name: tree.plain}, {(): spot} | {(name, *there): spot for there in tree.spots})
+    for depth in range(len(place) - 1, -1, -1):
+        spot = replace(tree.spots[()], field=".".join(place[:depth]))
+        tree = Tree({place[depth]: tree.plain}, {(): spot} | {(place[depth], *at): s for at, s in tree.spots.items()})
     return tree
 
 

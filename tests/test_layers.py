@@ -19,8 +19,9 @@ ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
     ["sizes", "trees"],
+    ["wording"],
     ["jobs", "spec", "values"],
-    ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
+    ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
     ["lab"],
@@ -35,8 +36,9 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
-    "results", "runs", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
-    "watch",
+    "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "wording",
+    "stages", "watch",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
