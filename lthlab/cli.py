@@ -8,22 +8,29 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lthlab
-from lthlab import spec, studies
+from lthlab import spec, studies, trees
+from lthlab.jobs import Outcome, clock, group_failures
+from lthlab.kernels import SPIN, cores
 from lthlab.parts import InputError, nearest
-from lthlab.store import Damaged, Store, StoreError
+from lthlab.store import Damaged, Store
 
 SCHEMA = 1
+SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
 SILENT_S = 300.0
 """After so many seconds without a sign of life, which comes about every second, a training seems to hang."""
 
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
-_PREAMBLE = {"bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }", "zsh": "", "tcsh": ""}
+_PREAMBLE = {
+    "bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }",
+    "zsh": "",
+    "tcsh": "",
+}
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -54,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         return code
-    except (InputError, StoreError, Damaged) as error:
+    except (InputError, OSError, Damaged) as error:
         print(error, file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
@@ -156,8 +163,22 @@ def _read(options: argparse.Namespace) -> spec.Config:
 # --- commands -------------------------------------------------------------------------------------------------
 
 
+def _plan(options: argparse.Namespace) -> int:
+    config, store = _read(options), Store(options.runs)
+    return 0
+
+
+def _left(config: spec.Config, store: Store) -> dict[str, Any]:
+    return {}
+
+
+def _print_left(reason: str, left: Any) -> None:
+    if reason:
+        print(f"stopped ({reason}); the same command goes on from here")
+
+
 def _run(options: argparse.Namespace) -> int:
-    from lthlab import jobs, stages
+    from lthlab import stages
 
     config, store = _read(options), Store(options.runs)
     shared = 1 if options.cluster else max(1, cores() // (options.slots or 1))
@@ -173,7 +194,7 @@ def _run(options: argparse.Namespace) -> int:
         only=tuple(options.only),
     )
     ran = stages.run(config, store, settings)
-    groups = jobs.group_failures(ran.outcomes, lambda name: _again(options, name))
+    groups = group_failures(ran.outcomes, lambda name: _command(options, "--only", name))
     counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
     counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
     left = _left(config, store) if ran.stopped else None
@@ -194,27 +215,25 @@ def _run(options: argparse.Namespace) -> int:
             print(group)
         _print_odd(ran.values, options.study)
         _print_left(ran.stopped, left)
-    if ran.stopped.startswith("SIG"):
-        return 128 + signal.Signals[ran.stopped]
+    if ran.stopped in SIGNALS:
+        return 128 + SIGNALS[ran.stopped]
     return 1 if ran.failed or ran.values["stale"] or ran.values["failed"] else 0
 
 
-def _again(options: argparse.Namespace, name: str) -> str:
-    """The command that executes one notebook again."""
-    words = ["lthlab", "run", options.study, "--only", name]
+def _command(options: argparse.Namespace, *more: str) -> str:
+    """The command that executes notebooks of a study as these options say."""
+    words = ["lthlab", "run", options.study, *more]
     for text in options.sets:
         words += ["--set", text]
     for field, usual in (("runs", "runs"), ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)):
-        if getattr(options, field) != usual:
+        if getattr(options, field, usual) != usual:
             words += [f"--{field}", getattr(options, field)]
     return shlex.join(words)
 
 
 def _compute(options: argparse.Namespace) -> int:
     config = _read(options)
-    # It counts only if it is set before torch is imported.
-    for name, value in SPIN.items():
-        os.environ.setdefault(name, value)
+    os.environ |= {name: value for name, value in SPIN.items() if name not in os.environ}
     from lthlab import lab
     from lthlab.progress import Bar, stopping
 
@@ -222,9 +241,7 @@ def _compute(options: argparse.Namespace) -> int:
     limit = None if options.limit is None else options.began + options.limit - time.monotonic()
     with stopping(limit) as wish:
         try:
-            summary = lab.compute_study(
-                config, store, options.device, watcher=Bar(wish), configuration=options.only
-            )
+            summary = lab.compute_study(config, store, options.device, watcher=Bar(wish), configuration=options.only)
         except lab.Stopped as stop:
             summary = stop.summary
     left = _left(config, store) if wish.reason else None
@@ -238,5 +255,122 @@ def _compute(options: argparse.Namespace) -> int:
             f"{summary.shared} more shared, in {summary.seconds:.1f} s"
         )
         _print_odd({name: len(facts[name]) for name in lists}, options.study)
-        _print_left(wish.reason, left)
-    ...
+        _print_left(wish.reason or "", left)
+    if wish.reason in SIGNALS:
+        return 128 + SIGNALS[wish.reason]
+    return 1 if summary.stale or summary.failed else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from lthlab import results
+    from lthlab.runs import in_training
+
+    store = Store(options.runs)
+    names = store.studies()
+    if options.study is not None:
+        names = [_name(options.study, names, store)]
+    if options.watch:
+        return _watch(names, store)
+    found: list[dict[str, Any]] = []
+    for name in names:
+        frame = results.load(store, name)
+        odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
+        columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
+        listed = json.loads(odd[columns].to_json(orient="records"))
+        found.append({"study": name, "counts": results.count_statuses(frame), "listed": listed})
+    running = [vars(group) for group in in_training(store)]
+    if options.json:
+        _print_json({"studies": found, "running": running})
+        return 0
+    for study in found:
+        print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n))
+        for row in study["listed"]:
+            role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
+            words = [row["ticket"], row["method"] or "", *role]
+            print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
+    for group in running:
+        text = f"in training: {len(group['runs'])} replicas, epoch {group['epoch']} of {group['epochs']}"
+        silent = f"; no sign of life for {clock(group['silent'])}, process {group['pid']} may hang"
+        print(text + silent * (group["silent"] > SILENT_S))
+    if not found:
+        print(f"no studies in {options.runs}")
+    return 0
+
+
+def _watch(names: Sequence[str], store: Store) -> int:
+    from lthlab import stages, watch
+
+    if len(names) != 1:
+        raise InputError(f"--watch needs a study; {nearest('', names)}")
+    try:
+        watch.follow(watch.Board(names[0], store), stages.folder(names[0], store))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from lthlab import pages, stages
+
+    config, store = _read(options), Store(options.runs)
+    executed = stages.folder(config.name, store)
+    if not config.reports:
+        raise InputError(f"study '{config.name}' has no reports; its field 'reports' names report notebooks")
+    missing = [name for name in config.reports if not (executed / f"{name}.ipynb").exists()]
+    if missing:
+        raise InputError(f"reports not executed: {', '.join(missing)}; this executes them: {_command(options)}")
+    folder = Path(options.to or f"reports/{config.name}")
+    made = pages.publish_study(config, executed, folder)
+    if options.json:
+        _print_json({"study": config.name, "pages": [str(path) for path in made], "index": str(folder / "index.html")})
+    else:
+        print(f"{config.name}: {len(made)} pages; {folder / 'index.html'}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lthlab import doctor
+
+    found = []
+    for finding in doctor.examine(Store(options.runs)):
+        found.append(finding)
+        if not options.json:
+            print(f"{finding.state:8} {finding.what:23} {finding.text}", flush=True)
+            if finding.remedy:
+                print(f"{'':32} {finding.remedy}")
+    if options.json:
+        _print_json({"findings": [vars(finding) for finding in found]})
+    return 1 if any(finding.state == "problem" for finding in found) else 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_parser(), shell=options.shell, preamble=_PREAMBLE))
+    return 0
+
+
+# --- what is printed ------------------------------------------------------------------------------------------
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    facts = vars(outcome)
+    return facts | {name: None if facts[name] is None else str(facts[name]) for name in ("log", "output")}
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps({"schema": SCHEMA, **content}, indent=1))
+
+
+def _print_odd(counts: Mapping[str, int], study: str) -> None:
+    for name in ("diverged", "failed", "blocked", "stale"):
+        if counts[name]:
+            print(f"{name}: {counts[name]}; `lthlab status {shlex.quote(study)}` lists them")
+
+
+def _name(study: str, names: Sequence[str], store: Store) -> str:
+    """The name of a study in the store, for the name or the file of a study."""
+    name = spec.read(studies.find(study)).name if study.endswith((".yaml", ".yml")) else study
+    if name not in names:
+        raise InputError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
+    return name

@@ -18,6 +18,7 @@ from lthlab.kernels import THREAD_VARIABLES, cores
 from lthlab.store import Damaged, Store
 
 PYTHON = (3, 11)
+DRIVER = Path("/proc/driver/nvidia/version")
 LITTLE_DISK = 1 << 30
 NO_DISK = 100 << 20
 SHOWN = 3
@@ -54,9 +55,10 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _cores()
     yield _git()
     place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
-    yield _writable(store, place)
-    yield _disk(place)
-    if os.access(place, os.W_OK):
+    writable = _writable(store, place)
+    yield writable
+    if writable.state == "ok":
+        yield _disk(place)
         yield _locks(place)
     yield from _results(store)
 
@@ -132,8 +134,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _no_gpu(built: str, said: str) -> Finding:
-    version = Path("/proc/driver/nvidia/version")
-    driver = re.search(r"\d+\.\d+(\.\d+)?", version.read_text()) if version.exists() else None
+    driver = re.search(r"\d+\.\d+(\.\d+)?", DRIVER.read_text()) if DRIVER.exists() else None
     if driver is None:
         return Finding("GPU", "ok", "none here; trainings run on the CPU")
     text = f"there is an NVIDIA driver {driver[0]}, but torch, built for {built}, finds no GPU"

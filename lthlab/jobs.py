@@ -184,6 +184,12 @@ def group_failures(outcomes: Iterable[Outcome], command: Callable[[str], str]) -
     ]
 
 
+def clock(seconds: float) -> str:
+    """Write a duration as 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 def _one_line(outcome: Outcome) -> str:
     return ": ".join(filter(None, [outcome.error, outcome.message])) or outcome.status
 

@@ -27,6 +27,10 @@ THREAD_VARIABLES = (
 STOPPED = "Stopped"
 """Type of the error by which a cell says that it was asked to stop, and saved its work."""
 
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other at full speed starve one another where other programs run too. A short spin costs
+nothing where they do not. It counts only if it is set before torch is imported."""
+
 # Words in the file LTHLAB_STOP: end within the grace time; end now; no sign of life was seen, end now.
 STOP, NOW, HUNG = "stop", "now", "hung"
 ASKED: dict[str, Status] = {STOP: "stopped", NOW: "stopped", HUNG: "hung"}

@@ -2,22 +2,21 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lthlab import jobs, results, studies, tickets, watch
 from lthlab.jobs import Job, Outcome
+from lthlab.kernels import SPIN
 from lthlab.parts import InputError, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
-from lthlab.store import Damaged, Store
+from lthlab.store import Damaged, Store, StoreError
 from lthlab.studies import Configuration
 from lthlab.values import Train, Value, ancestors
 
-SPIN = {"GOMP_SPINCOUNT": "1000"}
-"""Threads that wait for each other at full speed starve one another where other programs run too. A short spin costs
-nothing where they do not. It counts only if it is set before torch is imported."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
 
 
@@ -63,12 +62,15 @@ class Ran:
     finished : list of str
         Names of those that were done before.
     stopped : str
-        'SIGINT', 'SIGTERM' or 'deadline', if one of these stopped them; else empty.
+        'Ctrl-C', 'SIGTERM' or 'time', if one of these stopped them; else empty.
+    values : dict of str to int
+        Number of values by their statuses in `lthlab.results`.
     """
 
     outcomes: list[Outcome]
     finished: list[str]
-    stopped: str = ""
+    stopped: str
+    values: dict[str, int]
 
     @property
     def failed(self) -> list[Outcome]:
@@ -109,22 +111,30 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
             stopped.append(event.text)
         view.tell(event)
 
-    with watch.shown(board) as view:
-        outcomes = batch.execute(
-            waiting,
-            slots=settings.slots,
-            cluster=settings.cluster,
-            stall_after_s=settings.stall_after_s,
-            on_event=tell,
-            deadline=settings.deadline,
-            tick=view.tick,
-        )
-    return Ran(outcomes, sorted(done), "".join(stopped))
+    try:
+        with watch.shown(board) as view:
+            outcomes = batch.execute(
+                waiting,
+                slots=settings.slots,
+                cluster=settings.cluster,
+                stall_after_s=settings.stall_after_s,
+                on_event=tell,
+                deadline=settings.deadline,
+                tick=view.tick,
+            )
+    except OSError as error:
+        if settings.cluster is None or isinstance(error, StoreError):
+            raise
+        raise InputError(f"--cluster {settings.cluster}: {error}") from error
+    reason = {"SIGINT": "Ctrl-C", "deadline": "time"}.get("".join(stopped), "".join(stopped))
+    keys = {item.value.key for piece in pieces if piece.name in board.states for item in piece.labelled}
+    counts = Counter(results.statuses(store, keys).values())
+    return Ran(outcomes, sorted(done), reason, {status: counts[status] for status in results.STATUSES})
 
 
-def folder(config: Config, store: Store) -> Path:
+def folder(study: str, store: Store) -> Path:
     """Where the executed notebooks of a study are."""
-    return store.root / "notebooks" / config.name
+    return store.root / "notebooks" / study
 
 
 def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, settings: Settings) -> list[Job]:
@@ -152,31 +162,32 @@ def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, setti
     told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
     environment = {"LTHLAB_RUNS": str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
     owners: dict[Value, set[str]] = {}
-    made = []
+    made: dict[str, Job] = {}
 
     def add(name: str, notebook: str, configuration: str | None, before: Iterable[str]) -> None:
-        if settings.only and name not in settings.only:
-            return
-        known = {job.name for job in made}
-        output = folder(config, store) / f"{name}.ipynb"
-        parameters = told | {"configuration": configuration}
-        needs = tuple(sorted(known.intersection(before)))
-        source = settings.notebooks / f"{notebook}.ipynb"
-        made.append(
-            Job(name, source, output, parameters, settings.cores, settings.cell_timeout_s, needs, environment)
-        )
+        if not settings.only or name in settings.only:
+            made[name] = Job(
+                name=name,
+                notebook=settings.notebooks / f"{notebook}.ipynb",
+                output=folder(config.name, store) / f"{name}.ipynb",
+                parameters=told | {"configuration": configuration},
+                cores=settings.cores,
+                cell_timeout_s=settings.cell_timeout_s,
+                depends_on=tuple(other for other in dict.fromkeys(before) if other in made),
+                environment=environment,
+            )
 
     for stage in config.stages:
         own = [piece for piece in pieces if piece.stage == stage]
         for piece in own:
             needed = ancestors(item.value for item in piece.labelled)
-            add(piece.name, stage, piece.name, {name for value in needed for name in owners.get(value, ())})
+            add(piece.name, stage, piece.name, [name for value in needed for name in owners.get(value, ())])
         for piece in own:
             for item in piece.labelled:
                 owners.setdefault(item.value, set()).add(piece.name)
     for report in config.reports:
         add(report, report, None, [piece.name for piece in pieces])
-    return made
+    return list(made.values())
 
 
 def _without(job: Job, done: set[str]) -> Job:
@@ -193,14 +204,18 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
         if name not in there:
             problems.append(f"notebook '{name}' is not in {settings.notebooks}; {nearest(name, there)}")
     names = [*(piece.name for piece in pieces), *config.reports]
-    problems += [f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names]
+    problems += [
+        f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names
+    ]
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
         problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
     if problems:
         raise InputError("\n".join(problems))
 
 
-def finished(planned: Sequence[Job], texts: Mapping[str, str], pieces: Sequence[Configuration], store: Store) -> set[str]:
+def finished(
+    planned: Sequence[Job], texts: Mapping[str, str], pieces: Sequence[Configuration], store: Store
+) -> set[str]:
     """Name the compute notebooks that need not be executed again.
 
     Parameters

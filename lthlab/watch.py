@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 from lthlab import results
-from lthlab.jobs import Event
+from lthlab.jobs import Event, clock
 from lthlab.runs import InTraining, in_training
 from lthlab.store import Store
 
@@ -126,9 +126,7 @@ class Board:
         for name, keys in self._open.items():
             keys -= {key for key, status in results.statuses(self.store, keys).items() if status != "missing"}
             failed = (folder / f"{name}.failed.ipynb").exists()
-            self.states[name] = (
-                "done" if not keys else "running" if keys & training else "failed" if failed else "left"
-            )
+            self.states[name] = "done" if not keys else "running" if keys & training else "failed" if failed else "left"
         newest = max((_changed(folder / f"{name}.ipynb") for name in self._open), default=0.0)
         whole = all(self.states[name] == "done" for name in self._open)
         for name in self.states.keys() - self._open.keys():
@@ -176,6 +174,8 @@ class Lines:
         outcome = event.outcome
         if outcome is None:
             words = f"{event.what}{': ' * bool(event.text)}{event.text}"
+        elif outcome.status == "stopped" and not outcome.seconds:
+            return
         else:
             seconds = f" after {clock(outcome.seconds)}" if outcome.seconds else ""
             reason = ": ".join(filter(None, [outcome.error, outcome.message]))
@@ -319,12 +319,6 @@ def follow(board: Board, folder: Path, stream: TextIO = sys.stdout) -> None:
             if all(board.states[name] == "done" for name in waited_for):
                 return
             time.sleep(max(FOLLOW_S, 3 * (board.now() - began)))
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as 1:02:03."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _short(name: str) -> str:
