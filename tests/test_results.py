@@ -19,7 +19,7 @@ from lthlab.derive import state
 from lthlab.parts import Data, Level, Net
 from lthlab.store import Store
 from lthlab.tickets import expand
-from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, canonical
+from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, ancestors, canonical
 
 torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
 
@@ -163,6 +163,17 @@ def test_before_computing_every_row_is_missing(tmp_path):
     assert results.count_statuses(frame) == dict.fromkeys(results.STATUSES, 0) | {"missing": len(frame)}
     assert frame[["value", "note", "epoch", "kept"]].isna().all(axis=None)
     assert set(frame["metric"]) == {"test_accuracy", "kept", "correlation_indicator"}
+
+
+def test_a_chain_may_be_long(tmp_path):
+    config = study(levels="[600]", rate=0.001, asked="LT: {methods: IMP}", measures="{}")
+    store = Store(tmp_path)
+    for value in ancestors(item.value for item in expand(config)):
+        store.describe(canonical(value.form()))
+    roles = [{"key": item.value.key, **item.role} for item in expand(config)]
+    store.write_study("tiny", {"title": "", "roles": roles[-1:]})
+    [row] = results.load(store).to_dict("records")
+    assert (row["status"], row["note"]) == ("missing", None)
 
 
 def test_an_empty_store_gives_an_empty_frame(tmp_path):
