@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -172,7 +173,12 @@ def test_a_chain_may_be_long(tmp_path):
         store.describe(canonical(value.form()))
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
     store.write_study("tiny", {"title": "", "roles": roles[-1:]})
-    [row] = results.load(store).to_dict("records")
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    try:
+        [row] = results.load(store).to_dict("records")
+    finally:
+        sys.setrecursionlimit(limit)
     assert (row["status"], row["note"]) == ("missing", None)
 
 
