@@ -173,13 +173,15 @@ def test_a_chain_may_be_long(tmp_path):
         store.describe(canonical(value.form()))
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
     store.write_study("tiny", {"title": "", "roles": roles[-1:]})
+    record = {"kind": "train", "until": 21, "end": 42, "diverged": 1, "inputs": {}}
+    store.commit(roles[0]["key"], 0, {"metrics.jsonl": b""}, record)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     try:
         [row] = results.load(store).to_dict("records")
     finally:
         sys.setrecursionlimit(limit)
-    assert (row["status"], row["note"]) == ("missing", None)
+    assert row["status"] == "blocked"
 
 
 def test_an_empty_store_gives_an_empty_frame(tmp_path):
