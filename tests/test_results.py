@@ -174,7 +174,8 @@ def test_a_chain_may_be_long(tmp_path):
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
     store.write_study("tiny", {"title": "", "roles": roles[-1:]})
     record = {"kind": "train", "until": 21, "end": 42, "diverged": 1, "inputs": {}}
-    store.commit(roles[0]["key"], 0, {"metrics.jsonl": b""}, record)
+    first = next(role for role in roles if (role["what"], role["ticket"], role["level"]) == ("train", "search", 1))
+    store.commit(first["key"], 0, {"metrics.jsonl": b""}, record)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(1000)
     try:
