@@ -167,7 +167,7 @@ def test_before_computing_every_row_is_missing(tmp_path):
 
 
 def test_a_chain_may_be_long(tmp_path):
-    config = study(levels="[600]", rate=0.001, asked="LT: {methods: IMP}", measures="{}")
+    config = study(levels="[300]", rate=0.001, asked="LT: {methods: IMP}", measures="{}")
     store = Store(tmp_path)
     for value in ancestors(item.value for item in expand(config)):
         store.describe(canonical(value.form()))
