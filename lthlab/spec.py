@@ -407,27 +407,31 @@ def _branches(
     sets = [(place, value) for place, value in sets if place[0] not in ("panels", "presets")]
     found = []
     for entry in _entries(tree, problems):
-        merged = base.merged(entry)
+        merged = base.named("net", "data").merged(entry.named("net", "data"))
         merged.spots[()] = base.spots[()]
         for place, value in sets:
             if place in (("net",), ("data",)):
-                merged = merged.merged(trees.nested(place, value))
-        for net in _options(merged, "net"):
-            for data in _options(merged, "data"):
-                branch = merged.with_branch("net", net) if net else merged
-                branch = branch.with_branch("data", data) if data else branch
-                for place, value in sets:
-                    if place not in (("net",), ("data",)):
-                        branch = branch.merged(trees.nested(place, value))
-                        branch.spots[()] = base.spots[()]
-                found.append(branch)
+                merged = merged.merged(trees.nested(place, value).named("net", "data"))
+        for branch in (branch for some in _options(merged, "net") for branch in _options(some, "data")):
+            for place, value in sets:
+                if place not in (("net",), ("data",)):
+                    branch = branch.merged(trees.nested(place, value))
+                    branch.spots[()] = base.spots[()]
+            found.append(branch)
     return found
 
 
-def _options(tree: Tree, name: str) -> list[Tree | None]:
-    """List the branches of a field that may be a list; None where there is nothing to choose."""
-    value = tree.plain.get(name)
-    return [tree.at(name, number) for number in range(len(value))] if isinstance(value, list) and value else [None]
+def _options(tree: Tree, name: str) -> Iterator[Tree]:
+    """List trees in which a field that may be a list has one of its values."""
+    several = isinstance(tree.plain.get(name), list) and tree.plain[name]
+    for item in _items(tree.at(name)) if several else ():
+        yield tree.with_branch(name, item).named(name)
+    if not several:
+        yield tree
+
+
+def _items(tree: Tree) -> list[Tree]:
+    return [tree.at(number) for number in range(len(tree.plain))]
 
 
 def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
@@ -459,10 +463,14 @@ def _preset(tree: Tree, folder: Path | None, problems: list[Problem]) -> Tree:
         preset, doubled = trees.load(trees.read(path), str(path))
         problems += doubled
         if isinstance(preset.plain, dict):
-            below = below.merged(_known(preset, (*OF_PANEL, "verdicts"), "a preset", problems))
+            below = below.merged(_known(preset, (*OF_PANEL, "verdicts"), "a preset", problems).named("net", "data"))
         else:
             problems.append(preset.problem((), "not a mapping; allowed: sections of a study"))
-    found = below.merged(tree)
+    found = below.merged(tree.named("net", "data"))
+    for name in ("net", "data"):
+        if name in below.plain and isinstance(tree.plain.get(name), list):
+            items = [below.merged(tree.with_branch(name, item).named(name)).at(name) for item in _items(tree.at(name))]
+            found = found.with_branch(name, Tree.of(items, tree.spots[name,]))
     found.spots[()] = tree.spots[()]
     return found
 

@@ -138,6 +138,14 @@ def test_presets_lie_below_the_study(tmp_path):
     assert "presets" not in config.document
 
 
+@pytest.mark.parametrize("data", ["digits", "[digits]", "{name: digits}", "[{name: digits}, digits]"])
+def test_a_preset_says_how_data_are_used_and_the_study_which(data, tmp_path):
+    write(tmp_path, augmented="data: {augment: crop_flip}")
+    (tmp_path / "s.yaml").write_text("presets: augmented\n" + STUDY.replace("data: digits", f"data: {data}"))
+    config = spec.read(tmp_path / "s.yaml")
+    assert {(panel.data.name, panel.data.augment) for panel in config.panels} == {("digits", "crop_flip")}
+
+
 def test_what_is_wrong_in_a_preset_is_said_there(tmp_path):
     write(tmp_path, wrong="find:\n  epcohs: 3\nname: x\n", list="[1]")
     (tmp_path / "s.yaml").write_text("presets: [wrong, list]\n" + STUDY)
