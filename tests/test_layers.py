@@ -18,10 +18,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
-    ["jobs", "spec", "values"],
+    ["disk", "jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine"],
+    ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -32,7 +33,7 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
+    "__init__", "contrasts", "disk", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
     "results", "runs", "spec", "store", "tickets", "values", "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
