@@ -18,12 +18,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
-    ["sizes", "trees"],
+    ["disk", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
+    ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -35,7 +36,7 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
+    "__init__", "contrasts", "disk", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
     "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
     "wording",
     "stages", "watch",
