@@ -322,7 +322,8 @@ def follow(board: Board, folder: Path, stream: TextIO = sys.stdout) -> None:
 
 
 def _short(name: str) -> str:
-    half = (LONGEST_NAME - 1) // 2
+    """A name without its stage, which is running anyway, and without its middle if it is long."""
+    name, half = name.partition(".")[2] or name, (LONGEST_NAME - 1) // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 
 

@@ -177,14 +177,14 @@ def test_the_picture_fits_80_columns(store, training):
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert max(map(len, lines)) <= 80
     assert lines == [
-        "demo, 2:03:04            done  running   failed     left",
-        "find_tickets                0        1        0        0",
-        "evaluate_tickets            0        1        1        0",
-        "reports                     0        0        0        1",
+        "demo, 2:03:04             done   running    failed      left",
+        "find_tickets                 0         1         0         0",
+        "evaluate_tickets             0         1         1         0",
+        "reports                      0         0         0         1",
         "",
         "running                                   epoch      loss  accuracy      left",
-        "find_tickets.lenet_300_100.digits",
-        "evaluate_tickets…1.replicate-3           120/160   12.5000   100.0 %   0:41:01",
+        "lenet_300_100.digits",
+        "resnet20.digits.f…r-0.1.replicate-3     120/160   12.5000   100.0 %   0:41:01",
         "a note that is far too long for one line a note that is far too long for one li…",
     ]
 
