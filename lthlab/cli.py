@@ -26,11 +26,7 @@ SILENT_S = 300.0
 """After so many seconds without a sign of life, which comes about every second, a training seems to hang."""
 
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
-_PREAMBLE = {
-    "bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }",
-    "zsh": "",
-    "tcsh": "",
-}
+_PREAMBLE = {"bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }"}
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -97,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     publish = command("publish", _publish, "make pages of the executed reports of a study")
     doctor = command("doctor", _doctor, "look for what stands in the way of computing, and say what to do about it")
     for made in (plan, run, compute, status, publish):
-        may = {"nargs": "?"} if made is status else {}
+        may: dict[str, Any] = {"nargs": "?"} if made is status else {}
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
         study = made.add_argument("study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
@@ -346,7 +342,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_parser(), shell=options.shell, preamble=_PREAMBLE))
+    print(shtab.complete(_parser(), shell=options.shell, preamble=_PREAMBLE.get(options.shell, "")))
     return 0
 
 
