@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lthlab import plan, tickets
+from lthlab import plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.engine import shape_of
 from lthlab.parts import InputError, Net, nearest
@@ -151,23 +151,11 @@ def compute_study(
         Also if the study has no such configuration.
     """
     labelled = tickets.expand(config)
-    chosen = _chosen(labelled, configuration)
+    chosen = [item.value for item in studies.select(labelled, configuration)]
     place = _prepare([item.value for item in labelled], store, device)
     roles = [{"key": item.value.key, **item.role} for item in labelled]
-    store.write_study(config.name, {"title": config.title, "roles": roles})
+    store.write_study(config.name, {"title": config.title, "document": config.document, "roles": roles})
     return _compute(chosen, store, place, checkpoint_seconds, watcher)
-
-
-def _chosen(labelled: Sequence[tickets.Labelled], configuration: str | None) -> list[Value]:
-    if configuration is None:
-        return [item.value for item in labelled]
-    names = [str(item.role["configuration"]) for item in labelled]
-    stages = [name.partition(".")[0] for name in names]
-    if configuration not in {*names, *stages}:
-        allowed = nearest(configuration, {*names, *stages})
-        raise InputError(f"configuration '{configuration}' is not in this study; {allowed}")
-    own = zip(labelled, names, stages, strict=True)
-    return [item.value for item, name, stage in own if configuration in (name, stage)]
 
 
 def _compute(
