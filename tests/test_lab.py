@@ -300,26 +300,17 @@ def test_a_study_notes_its_roles(store):
     assert lab.compute_study(config, store).trained == 0
 
 
-def test_one_configuration_or_stage_of_a_study(store, monkeypatch):
+def test_one_configuration_or_stage_of_a_study(store):
     """Only its values are computed, but the table lists all."""
-    expand = tickets.expand
-
-    def configured(config):
-        found = expand(config)
-        for item in found:
-            stage = "evaluate_tickets" if item.role["ticket"] == "LT" else "find_tickets"
-            item.role["configuration"] = f"{stage}.lenet_300_100.digits"
-        return found
-
-    monkeypatch.setattr(tickets, "expand", configured)
     config = spec.parse(SMALL)
     for wrong, near in {"find_ticket": "find_tickets", "evaluate_tickets.lenet_300_100": "evaluate"}.items():
-        with pytest.raises(InputError, match=f"'{wrong}' is not in this study; allowed: .*did you mean '{near}"):
+        with pytest.raises(InputError, match=f"'{wrong}' is not in the study; allowed: .*did you mean '{near}"):
             lab.compute_study(config, store, configuration=wrong)
-    assert not store.root.exists() or store.studies() == []
+    assert store.studies() == []
     found = lab.compute_study(config, store, configuration="find_tickets.lenet_300_100.digits")
     assert (found.trainings, found.trained) == (4, 4)
-    assert len(store.study("small")["roles"]) == len(configured(config))
+    table = store.study("small")
+    assert len(table["roles"]) == len(tickets.expand(config)) and table["document"] == config.document
     assert lab.compute_study(config, store, configuration="find_tickets").trained == 0
     assert lab.compute_study(config, store, configuration="evaluate_tickets").trained == 2
     assert lab.compute_study(config, store).trained == 0
