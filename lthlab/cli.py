@@ -160,7 +160,8 @@ def _read(options: argparse.Namespace) -> spec.Config:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    config, store = _read(options), Store(options.runs)
+    _read(options)
+    _print_json({})
     return 0
 
 
@@ -205,7 +206,7 @@ def _run(options: argparse.Namespace) -> int:
         _print_json(facts | {"seconds": seconds})
     else:
         words = [f"{counts[name]} {name}" for name in ("failed", "skipped", "stopped") if counts[name]]
-        words = [f"{counts['done']} notebooks executed", f"{counts['before']} done before", *words]
+        words = [f"{counts['done']} notebook{'s' * (counts['done'] != 1)} executed", f"{counts['before']} done before", *words]
         print(f"{config.name}: {', '.join(words)}, in {clock(seconds)}")
         for group in groups:
             print(group)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lthlab import jobs, results, studies, tickets, watch
+from lthlab import jobs, plan, results, studies, tickets, watch
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import SPIN
 from lthlab.parts import InputError, nearest
@@ -95,6 +95,7 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     """
     labelled = tickets.expand(config)
     pieces = studies.configurations(labelled)
+    plan.refuse_unsupported(ancestors(item.value for item in labelled))
     planned = as_jobs(config, pieces, store, settings)
     texts = jobs.check(planned)
     from lthlab import batch
