@@ -16,7 +16,7 @@ from lthlab.replicas import capacity
 from lthlab.runs import Outlook, Run, origins
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store
-from lthlab.trainer import Trainer, Watcher, provenance
+from lthlab.trainer import Trainer, Watcher, origin
 from lthlab.values import Train, Value, ancestors, canonical
 
 log = logging.getLogger(__name__)
@@ -286,7 +286,7 @@ class _Computation:
             if not self.store.has(value.key):
                 inputs = origins(value, self.store)
                 files, record = derive(value, self.store)
-                self.store.commit(value.key, 0, files | provenance(device="cpu"), record | {"inputs": inputs})
+                self.store.commit(value.key, 0, files | origin(device="cpu"), record | {"inputs": inputs})
 
     # --- trainings ------------------------------------------------------------------------------------------
 
