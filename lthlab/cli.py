@@ -205,8 +205,8 @@ def _run(options: argparse.Namespace) -> int:
         ]
         _print_json(facts | {"seconds": seconds})
     else:
-        words = [f"{counts[name]} {name}" for name in ("failed", "skipped", "stopped") if counts[name]]
-        words = [f"{counts['done']} notebook{'s' * (counts['done'] != 1)} executed", f"{counts['before']} done before", *words]
+        words = [f"{counts['done']} notebook{'s' * (counts['done'] != 1)} executed", f"{counts['before']} done before"]
+        words += [f"{counts[name]} {name}" for name in ("failed", "skipped", "stopped") if counts[name]]
         print(f"{config.name}: {', '.join(words)}, in {clock(seconds)}")
         for group in groups:
             print(group)

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +16,7 @@ from lthlab.replicas import capacity
 from lthlab.runs import Outlook, Run, origins
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store
-from lthlab.trainer import Trainer, Watcher, provenance
+from lthlab.trainer import Trainer, Watcher, origin
 from lthlab.values import Train, Value, ancestors, canonical
 
 log = logging.getLogger(__name__)
@@ -152,18 +152,25 @@ def compute_study(
     """
     labelled = tickets.expand(config)
     chosen = [item.value for item in studies.select(labelled, configuration)]
-    place = _prepare([item.value for item in labelled], store, device)
+    everything = [item.value for item in labelled]
+    place = _prepare(everything, store, device)
     studies.note(config, labelled, store)
-    return _compute(chosen, store, place, checkpoint_seconds, watcher)
+    return _compute(chosen, store, place, checkpoint_seconds, watcher, plan.needs(everything))
 
 
 def _compute(
-    asked: list[Value], store: Store, place: torch.device, checkpoint_seconds: float, watcher: Watcher | None
+    asked: list[Value],
+    store: Store,
+    place: torch.device,
+    checkpoint_seconds: float,
+    watcher: Watcher | None,
+    needs: Mapping[Train, plan.Need] | None = None,
 ) -> Summary:
     began = time.monotonic()
     for _ in range(1000):
         try:
-            return _Computation(asked, store, place, checkpoint_seconds, watcher, began).run()
+            outlook = Outlook(asked, store, needs)
+            return _Computation(asked, outlook, place, checkpoint_seconds, watcher, began).run()
         except Damaged as damage:
             log.warning("%s: computed again", damage)
             _drop(store, damage)
@@ -203,16 +210,15 @@ class _Computation:
     def __init__(
         self,
         asked: list[Value],
-        store: Store,
+        outlook: Outlook,
         device: torch.device,
         seconds: float,
         watcher: Watcher | None,
         began: float,
     ) -> None:
-        self.store, self.device, self.watcher, self.began = store, device, watcher, began
-        self.outlook = Outlook(asked, store)
+        self.outlook, self.store, self.device, self.watcher, self.began = outlook, outlook.store, device, watcher, began
         self.values, self.needs = self.outlook.values, self.outlook.needs
-        self.trainer = Trainer(store, device, self.outlook, seconds, watcher)
+        self.trainer = Trainer(self.store, device, self.outlook, seconds, watcher)
         self.depths = plan.depths(self.values)
         self.families = plan.families(self.values)
         uses = [value for value in asked if isinstance(value, Train)]
@@ -285,7 +291,7 @@ class _Computation:
             if not self.store.has(value.key):
                 inputs = origins(value, self.store)
                 files, record = derive(value, self.store)
-                self.store.commit(value.key, 0, files | provenance(device="cpu"), record | {"inputs": inputs})
+                self.store.commit(value.key, 0, files | origin(device="cpu"), record | {"inputs": inputs})
 
     # --- trainings ------------------------------------------------------------------------------------------
 

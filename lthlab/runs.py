@@ -163,22 +163,26 @@ class Outlook:
         As in `lthlab.lab.compute`.
     store : Store
         Where to look.
+    needs : mapping of Train to Need, optional
+        What is asked of each training, for example by a whole study of which `asked` is a part; by default, by
+        `asked`.
 
     Attributes
     ----------
     values : list of Value
         All that is stored, inputs first.
     needs : dict of Train to Need
-        How far each training is asked for.
+        What is asked of each training of `values`.
     dead : dict of Value to str
         What was found out to be of no use or impossible, with the reason: 'stale' or 'blocked'.
     """
 
-    def __init__(self, asked: Iterable[Value], store: Store) -> None:
+    def __init__(self, asked: Iterable[Value], store: Store, needs: Mapping[Train, Need] | None = None) -> None:
         asked = list(asked)
         self.store = store
         self.values = ancestors(asked)
-        self.needs = plan.needs(asked)
+        needs = plan.needs(asked) if needs is None else needs
+        self.needs = {value: needs[value] for value in self.values if isinstance(value, Train)}
         self.dead: dict[Value, str] = {}
 
     def runnable(self, value: Value) -> bool:

@@ -232,19 +232,20 @@ def finished(
     """
     current = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
     sound: set[Value] = set()
+    needs = plan.needs(item.value for piece in pieces for item in piece.labelled)
     return {
         piece.name
         for piece in pieces
-        if piece.name in current and _settled([item.value for item in piece.labelled], store, sound)
+        if piece.name in current and _settled(Outlook([item.value for item in piece.labelled], store, needs), sound)
     }
 
 
-def _settled(asked: Sequence[Value], store: Store, sound: set[Value]) -> bool:
+def _settled(outlook: Outlook, sound: set[Value]) -> bool:
     """Whether nothing of what is asked for can be computed any more, and all that there is of it is sound.
 
     Values that were found sound are added to `sound`.
     """
-    outlook = Outlook(asked, store)
+    store = outlook.store
     try:
         for value in outlook.values:
             if outlook.runnable(value):

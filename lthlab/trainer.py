@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
-import numpy as np
 import safetensors.numpy
 import torch
 from torch import Tensor
 
-import lthlab
-from lthlab import data, nets
+from lthlab import data, nets, provenance
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
@@ -279,8 +277,8 @@ class _Group:
                 files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
                 files["state.safetensors"] = tensor_bytes(_arrays(final))
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
-        origin = provenance(device=str(self.trainer.device), seconds=self.seconds, **form)
-        self.store.commit(train.key, len(before.parts), files | origin, record)
+        files |= origin(device=str(self.trainer.device), seconds=self.seconds, **form)
+        self.store.commit(train.key, len(before.parts), files, record)
 
 
 def _latest(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -305,13 +303,11 @@ def _unpack(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads(line), as_tensors(safetensors.numpy.load(rest))
 
 
-def provenance(**fields: object) -> dict[str, bytes]:
+def origin(**fields: object) -> dict[str, bytes]:
     """Write the file that says where and with what a result was computed."""
     facts = {
-        "lthlab": lthlab.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
+        **provenance.code(),
+        **provenance.versions(),
         "processor": platform.machine(),
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

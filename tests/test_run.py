@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import dask
 import helpers
 import nbformat
 import psutil
@@ -100,18 +102,27 @@ def computed(tmp_path_factory):
 # --- one good run ---------------------------------------------------------------------------------------------
 
 
-def busy_threads(process, before):
-    """Count the threads of a process and its children that used a core since the last look."""
+LOOK_S = 0.5
+AT_WORK = 0.12
+"""Share of a core from which a thread counts as one that works; others wait, and wake up now and then."""
+HARD_WORK = """\
+import time, numpy, torch
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    torch.ones(700, 700) @ torch.ones(700, 700)
+    numpy.ones((700, 700)) @ numpy.ones((700, 700))"""
+
+
+def working_threads(process, before):
+    """Count the threads of a process and its children that were at work since the last look."""
     now = {}
     for each in (process, *process.children(recursive=True)):
-        try:
+        with suppress(psutil.Error):
             now |= {(each.pid, thread.id): thread.user_time + thread.system_time for thread in each.threads()}
-        except psutil.Error:
-            continue
-    busy = sum(spent > before.get(thread, spent) for thread, spent in now.items())
+    working = sum(spent - before.get(thread, spent) > AT_WORK * LOOK_S for thread, spent in now.items())
     before.clear()
     before.update(now)
-    return busy
+    return working
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +130,15 @@ def ran(tmp_path_factory):
     """A run: what was planned, exit code, output, numbers of busy threads while it ran, and the folder."""
     place = tmp_path_factory.mktemp("odd {name} $HOME")
     prepare(place)
+    notebook(place / "notebooks" / "counts.ipynb", OPEN, HARD_WORK, COUNT)
     code, out, err = lthlab_command("plan", "tiny.yaml", "--json", place=place)
     assert code == 0, err
     planned = json.loads(out)
     process = start("run", "tiny.yaml", "--device", "cpu", "--json", place=place)
     seen, busy = {}, []
     while process.poll() is None:
-        busy.append(busy_threads(psutil.Process(process.pid), seen))
-        time.sleep(0.25)
+        busy.append(working_threads(psutil.Process(process.pid), seen))
+        time.sleep(LOOK_S)
     out, err = process.communicate()
     return planned, process.returncode, out, err, busy, place
 
@@ -141,8 +153,8 @@ def test_all_notebooks_are_executed(ran):
     executed = place / "runs" / "notebooks" / "tiny"
     assert sorted(path.stem for path in executed.glob("*.ipynb")) == sorted([*NAMES, "counts"])
     shown = nbformat.read(executed / "counts.ipynb", as_version=4).cells[-1].outputs[0].data["text/plain"]
-    assert "'done': 14, 'missing': 0" in shown
-    assert found["values"]["done"] == len(results_of(place / "runs")) // 4 or found["values"]["missing"] == 0
+    assert "'done': 14,\n 'missing': 0," in shown
+    assert {status: n for status, n in found["values"].items() if n} == {"done": len(Store(place / "runs").keys())}
 
 
 def test_a_run_gives_what_compute_gives(ran, computed):
@@ -194,16 +206,18 @@ def test_a_second_run_computes_nothing(ran):
 
 
 def test_failures_among_good_ones(folder):
+    study = STUDY.replace("lr: [0.05, 0.1]", "lr: [0.05, 0.1, 0.2]") + "stages: evaluate_tickets\n"
+    (folder / "tiny.yaml").write_text(study)
     broken = "assert not study.configuration.endswith('0.1'), f'no {study.configuration}'\nimport os"
     deadly = "if study.configuration.endswith('0.05'):\n    os.kill(os.getpid(), 9)"
-    notebook(folder / "notebooks" / "find_tickets.ipynb", OPEN, COMPUTE)
     notebook(folder / "notebooks" / "evaluate_tickets.ipynb", OPEN, broken, deadly, COMPUTE)
-    code, out, err = lthlab_command("run", "tiny.yaml", "--device", "cpu", "--set", "find.epochs=1")
+    options = ["--device", "cpu", "--set", "find.epochs=1"]
+    code, out, err = lthlab_command("run", "tiny.yaml", *options)
     assert code == 1, err
     assert "find: {epochs: 1}" in err
     executed = folder / "runs" / "notebooks" / "tiny"
     first, *lines = out.splitlines()
-    assert first.startswith("tiny: 2 notebooks executed, 0 done before, 2 failed, 1 skipped, in 0:00:")
+    assert first.startswith("tiny: 1 notebook executed, 0 done before, 2 failed, 1 skipped, in 0:00:")
     again = "lthlab run tiny.yaml --only NAME --set find.epochs=1 --device cpu"
     assert lines == [
         "1 job: died: the kernel was ended by SIGKILL (out of memory?)",
@@ -219,14 +233,13 @@ def test_failures_among_good_ones(folder):
         f"    executed: {executed / NAMES[3]}.failed.ipynb",
         f"    again: {again.replace('NAME', NAMES[3])}",
     ]
-    assert (executed / f"{NAMES[3]}.failed.ipynb").exists() and not (executed / "counts.ipynb").exists()
+    assert (executed / f"{NAMES[3]}.failed.ipynb").exists()
+    assert sorted(path.name for path in executed.glob("*0.2.ipynb")) == [NAMES[3].replace("0.1", "0.2") + ".ipynb"]
     notebook(folder / "notebooks" / "evaluate_tickets.ipynb", OPEN, COMPUTE)
     code, out, err = lthlab_command(*shlex.split(lines[-1].partition("again: lthlab ")[2]))
     assert code == 0, err
     assert out.startswith("tiny: 1 notebook executed, 0 done before, in 0:00:")
     assert not (executed / f"{NAMES[3]}.failed.ipynb").exists()
-    code, out, _ = lthlab_command("publish", "tiny.yaml", "--set", "find.epochs=1")
-    assert code == 2
 
 
 def wait_for(condition, seconds=60):
@@ -236,12 +249,11 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_middle_then_the_same_command(folder, computed, number, tmp_path):
-    study = STUDY.replace("epochs: 2", "epochs: 40")
-    (folder / "tiny.yaml").write_text(study)
-    arguments = ("run", "tiny.yaml", "--device", "cpu", "--only", NAMES[0])
-    process = start(*arguments)
+@pytest.mark.parametrize(("command", "number"), [("run", signal.SIGTERM), ("compute", signal.SIGINT)])
+def test_a_signal_in_the_middle_then_the_same_command(folder, command, number):
+    (folder / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 40"))
+    arguments = ("tiny.yaml", "--device", "cpu", "--only", NAMES[0])
+    process = start(command, *arguments)
     store = Store("runs")
     try:
         wait_for(lambda: [group for group in in_training(store) if group.epoch >= 2])
@@ -254,34 +266,38 @@ def test_a_signal_in_the_middle_then_the_same_command(folder, computed, number, 
     assert time.monotonic() - began < 20
     assert process.returncode == 128 + number
     assert "Traceback" not in err
-    assert out.splitlines()[1].startswith("stopped")
+    assert out.splitlines()[1].startswith(f"stopped ({'SIGTERM' if command == 'run' else 'Ctrl-C'}): ")
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert list(Path("runs/.work").glob("*.checkpoint"))
-    code, _, err = lthlab_command(*arguments)
+    code, _, err = lthlab_command(command, *arguments)
     assert code == 0, err
-    assert lthlab_command("compute", "tiny.yaml", "--device", "cpu", "--only", NAMES[0], "--runs", "whole")[0] == 0
+    assert lthlab_command("compute", *arguments, "--runs", "whole")[0] == 0
     assert results_of(Path("runs")) == results_of(Path("whole"))
 
 
-def test_time_that_is_up_is_no_failure(folder):
+@pytest.mark.parametrize("command", ["run", "compute"])
+def test_time_that_is_up_is_no_failure(folder, command):
     (folder / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 100000"))
-    for command in ("run", "compute"):
-        began = time.monotonic()
-        code, out, err = lthlab_command(command, "tiny.yaml", "--device", "cpu", "--for", "9s")
-        assert code == 0, err
-        assert 8 < time.monotonic() - began < 20
-        assert "stopped" in out and "the same command goes on" in out
-        assert " left" in out
+    began = time.monotonic()
+    code, out, err = lthlab_command(command, "tiny.yaml", "--device", "cpu", "--for", "5s", "--json")
+    assert code == 0, err
+    assert 4 < time.monotonic() - began < 15
+    found = json.loads(out)
+    assert found["stopped"] == "time"
+    assert (found["left"]["trainings"], found["left"]["epochs"] > 1_000_000 - 100_000) == (10, True)
 
 
 def test_two_runs_side_by_side(folder, computed):
-    both = [start("run", "tiny.yaml", "--device", "cpu") for _ in range(2)]
+    both = [
+        start("run", "tiny.yaml", "--device", "cpu", "--set", "panel_by=[]", "--set", "reports=[]") for _ in range(2)
+    ]
     for process in both:
         _, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
     assert results_of(folder / "runs") == computed
     store = Store("runs")
-    assert [problem for key in store.keys() for problem in store.verify(key)] == []
+    problems = [problem for key in store.keys() for problem in store.verify(key)]  # noqa: SIM118
+    assert problems == []
     assert not list((folder / "runs" / ".work").iterdir())
 
 
@@ -302,10 +318,10 @@ def test_two_runs_side_by_side(folder, computed):
         (["plan", "tiny"], "study 'tiny' is not in params"),
     ],
 )
-def test_bad_input(folder, capsys, monkeypatch, arguments, words):
-    monkeypatch.setattr("dask.config.config", {"distributed": {"comm": {"timeouts": {"connect": "0.2s"}}}})
+def test_bad_input(folder, capsys, arguments, words):
     before = sorted(folder.rglob("*"))
-    assert cli.main(arguments) == 2
+    with dask.config.set({"distributed.comm.timeouts.connect": "0.2s"}):
+        assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert words in captured.err

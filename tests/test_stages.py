@@ -8,7 +8,7 @@ import helpers
 import nbformat
 import pytest
 
-from lthlab import jobs, lab, spec, stages, studies, tickets
+from lthlab import jobs, lab, spec, studies, tickets
 from lthlab.jobs import JobError
 from lthlab.parts import InputError
 from lthlab.stages import Settings, as_jobs, finished
