@@ -18,11 +18,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "parts", "progress"],
-    ["sizes"],
+    ["sizes", "trees"],
+    ["wording"],
     ["jobs", "spec", "values"],
-    ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
+    ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
-    ["derive", "engine"],
+    ["derive", "engine", "studies"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -34,7 +35,8 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
-    "results", "runs", "sizes", "spec", "store", "tickets", "values", "verdicts",
+    "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
