@@ -17,13 +17,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "parts", "progress"],
-    ["sizes", "trees"],
+    ["draws", "files", "parts", "progress", "provenance"],
+    ["disk", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
+    ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -34,9 +35,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
-    "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
-    "wording",
+    "__init__", "contrasts", "disk", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots",
+    "progress", "provenance", "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees",
+    "values", "verdicts", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
