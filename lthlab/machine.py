@@ -64,7 +64,7 @@ def _places() -> list[re.Pattern[str]]:
         known.add(Path.home())
     exact = "|".join(re.escape(str(place)) for place in sorted(known) if len(place.parts) > 1)
     patterns = [re.compile(rf"{_BEFORE}/(?:{roots})/{_AFTER}"), _WINDOWS]
-    return [*patterns, re.compile(rf"{_BEFORE}(?:{exact})(?![\w.-])")] if exact else patterns
+    return [*patterns, re.compile(rf"{_BEFORE}(?:{exact})(?![\w-])")] if exact else patterns
 
 
 def _users() -> list[str]:

@@ -1,10 +1,12 @@
 """Executed notebooks as self-contained HTML pages, and indexes of them."""
 
+import ast
 import html
 import io
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -89,16 +91,17 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path) -> 
     problems = _foreign(folder / _INDEX)
     if not config.reports:
         problems.append(f"study {config.name} has no reports; name some under 'reports'")
-    for order, report in enumerate(config.reports):
+    sets = [word for setting in config.sets for word in ("--set", setting)]
+    command = shlex.join(["lthlab", "run", config.name, *sets])
+    for report in config.reports:
         target = folder / f"{report}.html"
         problems += _foreign(target, config.name)
-        facts = {"study": config.name, "study-title": config.title, "order": order}
         try:
-            made[target] = _page(notebooks / f"{report}.ipynb", facts)
+            made[target] = _page(notebooks / f"{report}.ipynb", config)
         except FileNotFoundError as error:
-            problems.append(f"{error.filename}: is not there; to make it: lthlab run {config.name}")
+            problems.append(f"{error.filename}: is not there; to make it: {command}")
         except PageError as error:
-            problems.append(f"{error}; to make it again: lthlab run {config.name}")
+            problems.append(f"{error}; to make it again: {command}")
     if problems:
         raise PageError("\n".join(problems))
     _write(made)
@@ -141,16 +144,23 @@ def gallery(folder: str | Path) -> Path:
 # --- one page -------------------------------------------------------------------------------------------------
 
 
-def _page(notebook: Path, facts: Mapping[str, object] | None = None) -> str:
-    """Make the page of a notebook, checked."""
+def _page(notebook: Path, config: Config | None = None) -> str:
+    """Make the page of a notebook, checked; with `config`, as a report of its study."""
     content = _read(notebook)
     problems = []
+    asked = _parameters(content).get("study")
+    if config is not None and isinstance(asked, dict) and asked != config.document:
+        problems.append(f"was executed for another version of study {config.name}")
     for number, cell in enumerate(content["cells"], start=1):
         try:
-            _convert_markdown(cell)
+            _prepare(cell)
         except formulas.FormulaError as error:
             problems.append(f"cell {number}: {error}")
-    page = _render(content, notebook, facts or {})
+    facts = {}
+    if config is not None:
+        order = str(config.reports.index(notebook.stem))
+        facts = {"study": config.name, "study-title": config.title, "order": order}
+    page = _render(content, notebook, facts)
     problems += _Audit.of(page)
     texts = [json.dumps(cell, ensure_ascii=False) for cell in content["cells"]]
     for leak in leaks(page):
@@ -180,16 +190,27 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _convert_markdown(cell: dict[str, Any]) -> None:
-    """Put HTML in the place of a cell's markdown, source and outputs."""
+def _parameters(content: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that a notebook was executed with; empty if it was opened by hand."""
+    for cell in content["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            found = re.search(r"^parameters = (.*)$", "".join(cell["source"]), re.MULTILINE)
+            return dict(json.loads(ast.literal_eval(found[1]))) if found else {}
+    return {}
+
+
+def _prepare(cell: dict[str, Any]) -> None:
+    """Put HTML in the place of a cell's markdown, source and outputs, and leave out what is not for readers."""
     if cell["cell_type"] == "markdown":
         cell["source"] = formulas.to_html("".join(cell["source"]), cell.get("attachments"))
+    if cell["cell_type"] == "code":
+        cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
     for output in cell.get("outputs", []):
         for kind in {"text/markdown", "text/latex"} & output.get("data", {}).keys():
             output["data"][kind] = formulas.to_html("".join(output["data"][kind]))
 
 
-def _render(content: dict[str, Any], notebook: Path, facts: Mapping[str, object]) -> str:
+def _render(content: dict[str, Any], notebook: Path, facts: Mapping[str, str]) -> str:
     cells = content["cells"]
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"<h1\b[^>]*>(.*?)</h1>", prose, re.DOTALL)
@@ -225,7 +246,11 @@ def _sections(body: str) -> str:
         return f'<h2 id="section-{len(items)}">{match[1]}</h2>'
 
     def boxed(match: re.Match[str]) -> str:
-        return match[0] if match[1] else f'<div class="scroll" role="group" aria-label="Table" tabindex="0">{match[0]}</div>'
+        return (
+            match[0]
+            if match[1]
+            else f'<div class="scroll" role="group" aria-label="Table" tabindex="0">{match[0]}</div>'
+        )
 
     text = re.sub(r"<h2>(.*?)</h2>", anchored, body, flags=re.DOTALL)
     text = re.sub(r'(<div class="scroll[^>]*>\s*)?<table(?! class="facts").*?</table>', boxed, text, flags=re.DOTALL)

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "parts", "progress"],
+    ["draws", "files", "formulas", "machine", "parts", "progress"],
     ["sizes", "trees"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
@@ -33,8 +33,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
-    "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "__init__", "contrasts", "draws", "files", "forms", "formulas", "jobs", "kernels", "machine", "pages", "parts",
+    "plan", "plots", "progress", "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees", "values",
+    "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
