@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from lthlab import spec, studies, tickets, trees
+from lthlab import schema, spec, studies, tickets, trees
 from lthlab.parts import InputError
 from lthlab.spec import StudyError
 
@@ -136,6 +136,14 @@ def test_presets_lie_below_the_study(tmp_path):
     recipe = config.panels[0].recipes[0][0]
     assert (recipe.epochs, recipe.momentum, config.panels[0].protocol.scope) == (3, 0.6, "layer")
     assert "presets" not in config.document
+
+
+@pytest.mark.parametrize("data", ["digits", "[digits]", "{name: digits}", "[{name: digits}, digits]"])
+def test_a_preset_says_how_data_are_used_and_the_study_which(data, tmp_path):
+    write(tmp_path, augmented="data: {augment: crop_flip}")
+    (tmp_path / "s.yaml").write_text("presets: augmented\n" + STUDY.replace("data: digits", f"data: {data}"))
+    config = spec.read(tmp_path / "s.yaml")
+    assert {(panel.data.name, panel.data.augment) for panel in config.panels} == {("digits", "crop_flip")}
 
 
 def test_what_is_wrong_in_a_preset_is_said_there(tmp_path):
@@ -355,3 +363,62 @@ def test_random_tickets_permute_a_mask(weights, rewind):
 
 
 # --- the schema -----------------------------------------------------------------------------------------------
+
+
+def valid(text):
+    plain, _ = trees.load(text, "study.yaml")
+    return jsonschema.Draft202012Validator(schema.study()).is_valid(plain.plain)
+
+
+def test_the_schema_that_is_shipped_is_that_of_the_code():
+    assert schema.SHIPPED.read_text(encoding="utf-8") == schema.text()
+    jsonschema.Draft202012Validator.check_schema(schema.study())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "panels: [{net: {width: 3}}, {find: {lr: 0.1}, tickets: {RR: false}}]\n",
+        "presets: ma\nstages: find_tickets\npanel_by: [eval.lr]\nreports: winning_tickets\n",
+        "verdicts: {reading: same_lr, tolerance: 0.5}\nmeasures: {correlation_indicator: }\n",
+        "eval: {lr_schedule: step, milestones: [[1ep], [2ep, 30it]], optimizer: [sgd, adam], betas: [0.9, 0.99]}\n",
+    ],
+)
+def test_the_schema_takes_studies(more):
+    assert valid(STUDY + more)
+
+
+def test_the_schema_takes_the_studies_of_the_repository():
+    studied = sorted(studies.find("demo").parent.glob("*.yaml"))
+    assert studied and all(valid(path.read_text(encoding="utf-8")) for path in studied)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("replicates: 2", "replicates: two"),
+        ("replicates: 2", "replicats: 2"),
+        ("epochs: 3", "epochs: 0"),
+        ("epochs: 3", "epcohs: 3"),
+        ("lr: [0.1, 0.2]", "lr: []"),
+        ("lr: [0.1, 0.2]", "lr: [0.1, x]"),
+        ("methods: IMP", "methods: PIM"),
+        ("levels: [2, 4]", "levels: [2, 4.5]"),
+        ("data: digits", "data: {nme: digits}"),
+        ("width: 4", "widht: 4"),
+        ("name: small\n", ""),
+        ("name: small", "name: sm/all"),
+        ("data: digits", "data: digits\npanels: [{title: x}]"),
+        ("data: digits", "data: digits\nprotocol: {prunable: none}"),
+    ],
+)
+def test_the_schema_refuses_what_editors_should_mark(old, new):
+    assert STUDY.count(old) == 1
+    assert not valid(STUDY.replace(old, new))
+
+
+def test_the_schema_describes_fields():
+    found = schema.study()["$defs"]
+    assert "rewinding to t" in found["Protocol"]["properties"]["schedule"]["description"]
+    assert all("description" in field for field in found["RecipeGrid"]["properties"].values())
