@@ -220,7 +220,7 @@ FAULTS = [
     ("<div style='width: 30rem'>wide</div>", "narrow: scrolls sideways by"),
     ("<img src='https://a.example/b.png'>", "axe: critical: image-alt"),
     ("<img alt='x' src='https://a.example/c.png'>", "not loaded: https://a.example/c.png"),
-    ("<img alt='x' src='d.png'>", "not loaded: file:///"),
+    ("<img alt='x' src='d.png'>", "not loaded: file:"),
     ("<style>@import 'https://a.example/e.css';</style>", "console: error: Loading the stylesheet"),
     ("<a href='#nowhere'>x</a>", "link to #nowhere, which has no such place"),
     ("<a href='none.html'>x</a>", "link to none.html, which is not there"),

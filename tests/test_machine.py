@@ -87,5 +87,5 @@ def test_a_user_without_a_name_or_home_has_no_name_to_give_away(monkeypatch):
 
 
 def test_each_finding_is_said_once():
-    assert leaks("/tmp/x /tmp/x (/tmp/x). /home/b: ") == ["/home/b", "/tmp/x"]
+    assert leaks("/tmp/x /tmp/x (/tmp/x). /srv/b: ") == ["/srv/b", "/tmp/x"]
     assert machine._ordinary() >= {"notebook", "network", "localhost"}
