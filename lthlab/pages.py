@@ -24,6 +24,8 @@ from lthlab.spec import Config
 TEMPLATES = Path(__file__).parent / "templates"
 _INDEX = "index.html"
 _FORBIDDEN = {"script", "iframe", "object", "embed", "form", "base", "audio", "video"}
+_LOADING = {"src", "srcset", "background", "poster"}
+_LOADING_HREF = {"link", "image", "feimage", "use"}
 _NO_WORDS = {"", "No description has been provided for this image"}  # the latter from nbconvert
 
 
@@ -246,11 +248,9 @@ def _sections(body: str) -> str:
         return f'<h2 id="section-{len(items)}">{match[1]}</h2>'
 
     def boxed(match: re.Match[str]) -> str:
-        return (
-            match[0]
-            if match[1]
-            else f'<div class="scroll" role="group" aria-label="Table" tabindex="0">{match[0]}</div>'
-        )
+        if match[1]:
+            return match[0]
+        return f'<div class="scroll" role="group" aria-label="Table" tabindex="0">{match[0]}</div>'
 
     text = re.sub(r"<h2>(.*?)</h2>", anchored, body, flags=re.DOTALL)
     text = re.sub(r'(<div class="scroll[^>]*>\s*)?<table(?! class="facts").*?</table>', boxed, text, flags=re.DOTALL)
@@ -268,6 +268,7 @@ class _Audit(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[str] = []
+        self._in_style = False
 
     @classmethod
     def of(cls, page: str) -> list[str]:
@@ -281,14 +282,21 @@ class _Audit(HTMLParser):
             self.problems.append(f"the page must not hold <{tag}>")
         if tag == "img" and given.get("alt", "").strip() in _NO_WORDS and given.get("role") != "presentation":
             self.problems.append("a figure has no alternative text; show it with lthlab.reports.figure")
+        if tag == "meta" and given.get("http-equiv", "").lower() == "refresh":
+            self.problems.append("the page must not lead elsewhere by itself")
+        self._in_style = tag == "style"
         for name, value in given.items():
-            loads = name in ("src", "srcset") or (name == "href" and tag == "link")
+            loads = name in _LOADING or (name in ("href", "xlink:href") and tag in _LOADING_HREF)
             if name.startswith("on") or value.strip().lower().startswith("javascript:"):
                 self.problems.append(f"the page must not run a script: {name} of <{tag}>")
-            elif loads and not value.startswith("data:"):
+            elif loads and not value.startswith(("data:", "#")):
                 self.problems.append(f"the page must not load {value[:80]!r}")
             elif name == "style" and "url(" in value:
                 self.problems.append(f"the page must not load what the style of <{tag}> names")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_style and re.search(r"url\(|@import", data):
+            self.problems.append("the page must not load what a <style> names")
 
 
 # --- indexes --------------------------------------------------------------------------------------------------
