@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "parts", "progress", "provenance"],
+    ["draws", "files", "formulas", "machine", "parts", "progress", "provenance"],
     ["disk", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
@@ -35,8 +35,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "disk", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots",
-    "progress", "provenance", "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees",
+    "__init__", "contrasts", "disk", "draws", "files", "forms", "formulas", "jobs", "kernels", "machine", "pages",
+    "parts", "plan", "plots", "progress", "provenance", "results", "runs", "schema", "sizes", "spec", "store",
+    "studies", "tickets", "trees",
     "values", "verdicts", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
