@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "parts", "progress"],
+    ["draws", "files", "packing", "parts", "progress"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
@@ -32,7 +32,7 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots", "progress",
+    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "packing", "parts", "plan", "plots", "progress",
     "results", "runs", "spec", "store", "tickets", "values", "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
