@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from lthlab import plots, results
 from lthlab.parts import NETS, Net, Recipe
-from lthlab.spec import Config
+from lthlab.spec import Config, Panel
 from lthlab.store import Store
 
 _SIZE = (3.5, 3.1)
@@ -138,17 +138,18 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame, study: str) ->
     study : str
         Its file, as named in the notebook.
     """
+    panel = config.panels[0]
     trainings = frame[frame["what"] == "train"]
     keys = trainings["key"].unique()
     parts = [(key, part) for key in keys if store.has(key) for part in store.parts(key)]
     trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
     made = [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
-    facts = config.data.facts
+    facts = panel.data.facts
     shape = " × ".join(map(str, facts.shape))
     file = re.sub(r"^([.][.]?/)+", "", study)
     days = sorted({item["date"][:10] for item in made})
     seconds = sum(item["seconds"] / item["replicas"] for item in made)
-    seeds = "0" if config.replicates == 1 else f"0 to {config.replicates - 1}"
+    seeds = "0" if panel.replicates == 1 else f"0 to {panel.replicates - 1}"
     versions = [f"{name} {_distinct(made, name)}" for name in ("lthlab", "torch", "numpy", "python")]
     machine = f"{_distinct(made, 'device')} ({_distinct(made, 'processor')}), {_distinct(made, 'threads')}"
     fingerprint = hashlib.sha256("".join(sorted(set(frame["key"]))).encode()).hexdigest()[:32]
@@ -156,15 +157,15 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame, study: str) ->
         "Study": f"{config.name}: {config.title}",
         "Make it again": f"lthlab compute {file}, then run the notebook",
         "Trainings": f"{len(keys)}, and {len(trainings) - len(keys)} more roles that share one of them",
-        "Replicates": f"{config.replicates}; the seeds are the numbers of the replicates, {seeds}",
-        "Network": f"{_fields(config.net)}; prunable set: {config.protocol.prunable}",
-        "Data": f"{_fields(config.data)}; {config.data.images} training and {facts.test} test images of {shape}, "
+        "Replicates": f"{panel.replicates}; the seeds are the numbers of the replicates, {seeds}",
+        "Network": f"{_fields(panel.net)}; prunable set: {panel.protocol.prunable}",
+        "Data": f"{_fields(panel.data)}; {panel.data.images} training and {facts.test} test images of {shape}, "
         f"{facts.classes} classes; fingerprint {facts.fingerprint}",
-        "Pruning": _ladder(config),
-        "Tickets": "; ".join(f"{name}: {_fields(options)}" for name, options in config.tickets if options is not None),
-        "Finding masks": _recipes([find for find, _ in config.recipes]),
-        "Training tickets": _recipes([evaluate for _, evaluate in config.recipes]),
-        "Protocol": _fields(config.protocol),
+        "Pruning": _ladder(panel),
+        "Tickets": "; ".join(f"{name}: {_fields(options)}" for name, options in panel.tickets if options is not None),
+        "Finding masks": _recipes([find for find, _ in panel.recipes]),
+        "Training tickets": _recipes([evaluate for _, evaluate in panel.recipes]),
+        "Protocol": _fields(panel.protocol),
         "Versions": ", ".join(versions),
         "Machine": f"{machine} threads; {seconds:.0f} s of training in all",
         "Dates": f"trained {_span(days)}; page made {datetime.now(UTC).date()}",
@@ -184,7 +185,8 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
     frame : DataFrame
         Its tidy frame.
     """
-    test = config.data.facts.test
+    panel = config.panels[0]
+    test = panel.data.facts.test
     choice = {
         "last": "nothing was chosen on test images",
         "best_val": "the validation images chose it",
@@ -196,9 +198,9 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
         "and accuracies come in steps of that size.",
         f"Intervals rest on {plots.sample_size(frame)}. They cover initial weights and order of the images, "
         "not another draw of training and test images.",
-        f"One network ({config.net.name}), one data set ({config.data.name}), "
-        f"{len(set(config.recipes))} recipes; learning rates are given, not tuned.",
-        f"Reported epoch: {config.protocol.report}; {choice[config.protocol.report]}.",
+        f"One network ({panel.net.name}), one data set ({panel.data.name}), "
+        f"{len(set(panel.recipes))} recipes; learning rates are given, not tuned.",
+        f"Reported epoch: {panel.protocol.report}; {choice[panel.protocol.report]}.",
         "Rows by status: " + ", ".join(f"{number} {status}" for status, number in counts.items() if number) + ".",
     ]
     unfinished = frame[frame["status"] != "done"]
@@ -293,11 +295,11 @@ def _text(value: object) -> str:
     return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _ladder(config: Config) -> str:
-    words = [f"to sparsity {sparsity}" for sparsity in config.sparsities]
-    if config.levels:
-        levels = ", ".join(str(level.k) for level in config.levels)
-        words.insert(0, f"levels {levels} of the ladder 1 − (1 − {config.levels[0].rate})^level")
+def _ladder(panel: Panel) -> str:
+    words = [f"to sparsity {sparsity}" for sparsity in panel.sparsities]
+    if panel.levels:
+        levels = ", ".join(str(level.k) for level in panel.levels)
+        words.insert(0, f"levels {levels} of the ladder 1 − (1 − {panel.levels[0].rate})^level")
     return ", ".join(words)
 
 

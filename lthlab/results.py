@@ -1,5 +1,6 @@
 """From studies and the store to tidy frames, with numbers of runs and intervals."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "network", "width", "data", "train_size")
+PANEL = ("study", "panel", "network", "width", "data", "train_size")
 """Columns that tell networks on data sets apart."""
 
 

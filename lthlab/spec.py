@@ -2,12 +2,13 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,49 +18,14 @@ from pydantic import (
     create_model,
     model_validator,
 )
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
-from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
-from lthlab import parts
-from lthlab.parts import POLICIES, Count, Data, InputError, Level, Net, Part, Recipe, Sparsity, nearest
+from lthlab import parts, sizes, trees
+from lthlab.parts import POLICIES, Count, Data, Level, Net, NonNegative, Part, Recipe, Share, Sparsity, nearest
+from lthlab.trees import Place, Problem, StudyError, Tree
 
-Place = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a study.
-
-    Attributes
-    ----------
-    file : str
-        File as it was named.
-    line, column : int
-        Place of the field or value, counted from 1.
-    field : str
-        Dotted name, such as 'find.lr'.
-    message : str
-        What is wrong, the value, what is allowed and the nearest match.
-    """
-
-    file: str
-    line: int
-    column: int
-    field: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}: {self.field}: {self.message}".replace(": : ", ": ")
-
-
-class StudyError(InputError):
-    """A study that cannot be read; `problems` lists all that is wrong with it."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+_Stage = Literal["find_tickets", "evaluate_tickets"]
+STAGES: tuple[_Stage, ...] = ("find_tickets", "evaluate_tickets")
+"""What is computed, in order; each is a notebook."""
 
 
 def _as_list(value: object) -> object:
@@ -75,8 +41,15 @@ def _named(value: object) -> object:
 
 
 def _blank(value: object) -> object:
-    """Let a name with nothing behind it ask for what it names, with its defaults."""
-    return {} if value is None else value
+    """Let a name with nothing behind it ask for what it names, with its defaults; false asks for nothing."""
+    return {} if value is None else None if value is False else value
+
+
+def _axis(name: str) -> str:
+    allowed = ["replicate", *(f"{side}.{field}" for side in ("find", "eval") for field in Recipe.model_fields)]
+    if name not in allowed:
+        raise ValueError(f"'{name}' is no axis; {nearest(name, allowed)}")
+    return name
 
 
 def _grid(model: type[Part]) -> type[BaseModel]:
@@ -111,12 +84,35 @@ class Rewound(Ticket):
     rewind: parts.Duration
 
 
+class Small(_Model):
+    """Small dense networks, one for every level, of the size of a ticket of that level (SDT, Ma 2.1)."""
+
+
+class Random(Ticket):
+    """Random tickets: the mask's positions permuted.
+
+    Parameters
+    ----------
+    methods : list of str
+        Masks that are permuted.
+    scope : {'layer', 'global'}
+        Keep each layer's count, or only the total.
+    weights : {'initial', 'fresh'}
+        Train the initial weights of the dense training, or newly drawn ones.
+    """
+
+    scope: Literal["layer", "global"] = "layer"
+    weights: Literal["initial", "fresh"] = "initial"
+
+
 class Tickets(_Model):
-    """Tickets to evaluate, by their names in Ma."""
+    """Tickets to evaluate, by their names in Ma; RT are random tickets."""
 
     LT: Annotated[Ticket | None, BeforeValidator(_blank)] = None
     RR: Annotated[Ticket | None, BeforeValidator(_blank)] = None
     WR: Annotated[Rewound | None, BeforeValidator(_blank)] = None
+    SDT: Annotated[Small | None, BeforeValidator(_blank)] = None
+    RT: Annotated[Random | None, BeforeValidator(_blank)] = None
 
 
 class Prune(_Model):
@@ -198,9 +194,41 @@ class Measures(_Model):
     correlation_indicator: Annotated[Correlation | None, BeforeValidator(_blank)] = None
 
 
+class Verdicts(_Model):
+    """How verdicts are reached, as in `lthlab.verdicts.judge`; what is not given is the paper's for the data set.
+
+    Parameters
+    ----------
+    reading : {'literal', 'same_lr'}
+        Whether two conditions may hold at different learning rates.
+    tolerance, gap, sdt_gap : float
+        Points of similar accuracy, and of clear gaps to RR and SDT.
+    min_sparsity : float
+        Smallest sparsity that is not trivial.
+    epochs : int
+        Epochs that suffice.
+    """
+
+    reading: Literal["literal", "same_lr"] = "literal"
+    tolerance: NonNegative | None = None
+    gap: NonNegative = 0.5
+    sdt_gap: NonNegative | None = None
+    min_sparsity: Share = 0.6
+    epochs: Count | None = None
+
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_Names = Annotated[list[_Name], BeforeValidator(_as_list)]
+
+
 class _Study(_Model):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+    name: _Name
     title: str = ""
+    presets: _Names = []
+    stages: Annotated[list[_Stage], BeforeValidator(_as_list), Field(min_length=1)] = list(STAGES)
+    panel_by: Annotated[list[Annotated[str, AfterValidator(_axis)]], BeforeValidator(_as_list)] = []
+    reports: _Names = []
+    verdicts: Verdicts = Verdicts()
     net: Annotated[Net, BeforeValidator(_named)]
     data: Annotated[Data, BeforeValidator(_named)]
     replicates: Annotated[Count, Field(le=10_000)] = 1
@@ -210,16 +238,18 @@ class _Study(_Model):
     tickets: Tickets = Tickets()
     protocol: Protocol = Protocol()
     measures: Measures = Measures()
+    panels: list[dict[str, Any]] = []
+
+
+_OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "tickets", "protocol", "measures")
 
 
 @dataclass(frozen=True)
-class Config:
-    """A study, checked.
+class Panel:
+    """One network on one data set, with what is asked of it.
 
     Attributes
     ----------
-    name, title : str
-        Name of the study and one line for readers.
     net, data : Net, Data
         Network and data set.
     replicates : int
@@ -234,8 +264,6 @@ class Config:
         What is asked for and how.
     """
 
-    name: str
-    title: str
     net: Net
     data: Data
     replicates: int
@@ -247,13 +275,50 @@ class Config:
     measures: Measures
 
 
-def read(path: str | Path) -> Config:
+@dataclass(frozen=True)
+class Config:
+    """A study, checked.
+
+    Attributes
+    ----------
+    name, title : str
+        Name of the study and one line for readers.
+    panels : tuple of Panel
+        Networks and data sets.
+    stages : tuple of str
+        Those of `STAGES` that are asked for.
+    panel_by : tuple of str
+        Axes by which panels are cut into configurations, such as 'eval.lr'.
+    reports : tuple of str
+        Names of report notebooks.
+    verdicts : Verdicts
+        How verdicts are reached.
+    document : dict
+        The study as plain JSON, with presets and settings of the command line in their places.
+    sets : tuple of str
+        Settings of the command line.
+    """
+
+    name: str
+    title: str
+    panels: tuple[Panel, ...]
+    stages: tuple[str, ...]
+    panel_by: tuple[str, ...]
+    reports: tuple[str, ...]
+    verdicts: Verdicts
+    document: dict[str, Any]
+    sets: tuple[str, ...] = ()
+
+
+def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
     """Read a study.
 
     Parameters
     ----------
     path : str or Path
-        YAML 1.2 file.
+        YAML 1.2 file; presets are in the folder `presets` beside it.
+    sets : sequence of str, optional
+        Fields set in place of the file's, such as 'find.lr=0.1,0.3'.
 
     Returns
     -------
@@ -264,36 +329,53 @@ def read(path: str | Path) -> Config:
     StudyError
         With everything that is wrong: file, line, column, field, value, what is allowed and the nearest match.
     """
-    name = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise StudyError([Problem(name, 1, 1, "", f"cannot be read: {error}")]) from error
-    return parse(text, name)
+    return parse(trees.read(path), str(path), sets)
 
 
-def parse(text: str, name: str = "<study>") -> Config:
+def parse(text: str, name: str = "<study>", sets: Sequence[str] = ()) -> Config:
     """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
-    tree, places, problems = _load(text, name)
+    tree, problems = trees.load(text, name)
+    return _config(tree, problems, Path(name).parent / "presets", sets)
 
-    def locate(place: Place, message: str) -> Problem:
-        known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in places)
-        line, column = places[known]
-        beyond = [item for item in place[len(known) :] if isinstance(item, str)]
-        field = ".".join(str(item) for item in (*known, *beyond))
-        return Problem(name, line, column, field, message)
 
-    study, wrong, doubtful = _checked(tree)
-    recipes: list[tuple[Recipe, Recipe]] = []
-    if study is not None:
-        recipes, unfit = _recipes(study)
-        wrong += [item for item in (*unfit, *_cross_checks(study, recipes)) if item[0][0] not in doubtful]
-    problems += [locate(place, message) for place, message in wrong]
-    if problems or study is None:
-        raise StudyError(sorted(problems, key=lambda problem: (problem.line, problem.column, problem.field)))
+def resolved(document: Mapping[str, Any], sets: Sequence[str] = ()) -> Config:
+    """Make a configuration of the document of another one; `sets` is noted, not applied. Raises as `read` does."""
+    return replace(_config(Tree(dict(document)), [], None, ()), sets=tuple(sets))
+
+
+def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Sequence[str]) -> Config:
+    branches = _branches(tree, presets, trees.settings(sets), problems)
+    studies: list[_Study] = []
+    panels: list[Panel] = []
+    for branch in branches:
+        study, wrong, doubtful = _checked(branch.plain)
+        recipes: list[tuple[Recipe, Recipe]] = []
+        if study is not None:
+            recipes, unfit = _recipes(study)
+            wrong += [item for item in (*unfit, *_cross_checks(study, recipes)) if item[0][0] not in doubtful]
+            studies.append(study)
+            panels.append(_panel(study, recipes))
+        problems += [branch.problem(place, message) for place, message in wrong]
+    if problems or not studies:
+        raise StudyError(sorted(set(problems)))
+    whole = studies[0]
+    documents = [{name: value for name, value in branch.plain.items() if name in _OF_PANEL} for branch in branches]
+    above = {name: value for name, value in branches[0].plain.items() if name not in _OF_PANEL}
     return Config(
-        name=study.name,
-        title=study.title or study.name,
+        name=whole.name,
+        title=whole.title or whole.name,
+        panels=tuple(panels),
+        stages=tuple(stage for stage in STAGES if stage in whole.stages),
+        panel_by=tuple(dict.fromkeys(whole.panel_by)),
+        reports=tuple(dict.fromkeys(whole.reports)),
+        verdicts=whole.verdicts,
+        document=above | (documents[0] if len(documents) == 1 else {"panels": documents}),
+        sets=tuple(sets),
+    )
+
+
+def _panel(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Panel:
+    return Panel(
         net=study.net,
         data=study.data,
         replicates=study.replicates,
@@ -304,6 +386,89 @@ def parse(text: str, name: str = "<study>") -> Config:
         protocol=study.protocol,
         measures=study.measures,
     )
+
+
+def _branches(
+    tree: Tree, presets: Path | None, sets: Sequence[tuple[tuple[str, ...], Tree]], problems: list[Problem]
+) -> list[Tree]:
+    """Make one tree per panel: presets, the study, the panel and settings laid over each other."""
+    if not isinstance(tree.plain, dict):
+        return [tree]
+    base = _preset(tree, presets, problems).without("panels", "presets")
+    problems += [
+        value.problem((), f"cannot be set; allowed: fields such as find.lr, {', '.join(_OF_PANEL)}")
+        for (first, *_), value in sets
+        if first in ("panels", "presets")
+    ]
+    found = []
+    for entry in _entries(tree, problems):
+        merged = base.merged(entry)
+        merged.spots[()] = base.spots[()]
+        for place, value in sets:
+            if place in (("net",), ("data",)):
+                merged = merged.merged(trees.nested(place, value))
+        for net in _options(merged, "net"):
+            for data in _options(merged, "data"):
+                branch = merged.with_branch("net", net) if net else merged
+                branch = branch.with_branch("data", data) if data else branch
+                for place, value in sets:
+                    if place not in (("net",), ("data",)):
+                        branch = branch.merged(trees.nested(place, value))
+                        branch.spots[()] = base.spots[()]
+                found.append(branch)
+    return found
+
+
+def _options(tree: Tree, name: str) -> list[Tree | None]:
+    """List the branches of a field that may be a list; None where there is nothing to choose."""
+    value = tree.plain.get(name)
+    return [tree.at(name, number) for number in range(len(value))] if isinstance(value, list) and value else [None]
+
+
+def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
+    """List what a study says of each of its panels."""
+    entries = tree.plain.get("panels", [{}])
+    if not isinstance(entries, list) or not entries:
+        problems.append(tree.problem(("panels",), f"{_shown(entries)} is not allowed; allowed: one panel or more"))
+        entries = [{}]
+    for number, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            branch = tree.at("panels", number) if "panels" in tree.plain else Tree({})
+            yield _known(branch, _OF_PANEL, "a panel", problems)
+        else:
+            message = f"{_shown(entry)} is not allowed; allowed: a mapping"
+            problems.append(tree.problem(("panels", number), message))
+
+
+def _preset(tree: Tree, folder: Path | None, problems: list[Problem]) -> Tree:
+    """Lay a study over the presets that it names."""
+    names = tree.plain.get("presets", [])
+    known = sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
+    below = Tree({})
+    for number, name in enumerate(names if isinstance(names, list) else [names]):
+        if folder is None or name not in known:
+            message = f"preset {_shown(name)} is not in {folder}; {nearest(name, known)}"
+            problems.append(tree.problem(("presets", number), message))
+            continue
+        path = folder / f"{name}.yaml"
+        preset, doubled = trees.load(trees.read(path), str(path))
+        problems += doubled
+        if isinstance(preset.plain, dict):
+            below = below.merged(_known(preset, (*_OF_PANEL, "verdicts"), "a preset", problems))
+        else:
+            problems.append(preset.problem((), "not a mapping; allowed: sections of a study"))
+    found = below.merged(tree)
+    found.spots[()] = tree.spots[()]
+    return found
+
+
+def _known(tree: Tree, allowed: Sequence[str], what: str, problems: list[Problem]) -> Tree:
+    """Leave out sections that have no place in a panel or a preset, and say so."""
+    wrong = [name for name in tree.plain if name not in allowed]
+    for name in wrong:
+        message = f"not for {what}" if name in _Study.model_fields else "unknown field"
+        problems.append(tree.problem((name,), f"{message}; {nearest(name, allowed)}"))
+    return tree.without(*wrong)
 
 
 def _checked(tree: Any) -> tuple[_Study | None, list[tuple[Place, str]], set[str | int]]:
@@ -377,10 +542,12 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
         rewind = study.tickets.WR.rewind
         problems = {_rewind_problem(study, rewind, find, evaluate): None for find, evaluate in recipes}
         yield from ((("tickets", "WR", "rewind"), f"{rewind} {problem}") for problem in problems if problem)
-    asked = {name: ticket.methods for name, ticket in study.tickets if ticket is not None}
+    asked = {name: getattr(ticket, "methods", ()) for name, ticket in study.tickets if ticket is not None}
     lacking = [name for name, methods in asked.items() if "IMP" in methods or not study.prune.sparsities]
     if lacking and not study.prune.levels:
         yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
+    if study.tickets.SDT is not None:
+        yield from ((("tickets", "SDT"), problem) for problem in _too_narrow(study))
     measure = study.measures.correlation_indicator
     for number, ticket in enumerate(measure.of if measure and "of" in measure.model_fields_set else ()):
         if ticket != "dense" and ticket not in asked:
@@ -393,6 +560,17 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
             ("protocol", "prunable"),
             f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
         )
+
+
+def _too_narrow(study: _Study) -> Iterator[str]:
+    """Say at which sparsities there is no small dense network."""
+    rules = study.protocol
+    asked: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
+    for sparsity in asked + [parts.decimal_text(s) for s in study.prune.sparsities]:
+        try:
+            sizes.narrow(study.net, study.data, sparsity, rules.prunable, rules.denominator)
+        except parts.InputError as error:
+            yield str(error)
 
 
 def _rewind_problem(study: _Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
@@ -478,63 +656,3 @@ def _model_at(place: Place) -> type[BaseModel] | None:
         options = [info.annotation, *getattr(info.annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return model
-
-
-def _load(text: str, name: str) -> tuple[Any, dict[Place, tuple[int, int]], list[Problem]]:
-    """Read YAML as plain values, note where each stands and what YAML allows but a study does not."""
-    reader = YAML(typ="safe", pure=True)
-    problems: list[Problem] = []
-
-    def refuse(mark: Any, place: Place, message: str) -> None:
-        problems.append(Problem(name, mark.line + 1, mark.column + 1, ".".join(map(str, place)), message))
-
-    depth = 0
-    try:
-        for event in reader.parse(text):
-            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-            if depth > 20:
-                refuse(event.start_mark, (), "nested too deep for a study")
-                break
-            if isinstance(event, AliasEvent):
-                refuse(event.start_mark, (), f"alias *{event.anchor}: not allowed; write the value out")
-            elif getattr(event, "ctag", None):
-                refuse(event.start_mark, (), f"tag {event.ctag}: not allowed; write plain values")
-        if problems:
-            raise StudyError(problems)
-        root = reader.compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise StudyError([Problem(name, line, column, "", f"not valid YAML: {error.problem}")]) from error
-    except YAMLError as error:
-        before = text[: getattr(error, "position", 0)]
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        message = f"not valid YAML: {getattr(error, 'reason', error)}"
-        raise StudyError([Problem(name, line, column, "", message)]) from error
-    places: dict[Place, tuple[int, int]] = {(): (1, 1)}
-
-    def plain(node: Any, place: Place) -> Any:
-        if isinstance(node, SequenceNode):
-            for index, item in enumerate(node.value):
-                places[(*place, index)] = (item.start_mark.line + 1, item.start_mark.column + 1)
-            return [plain(item, (*place, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, MappingNode):
-            found: dict[str, Any] = {}
-            for key, item in node.value:
-                here = (*place, str(key.value))
-                if not isinstance(key, ScalarNode):
-                    refuse(key.start_mark, place, "the name of a field must be text")
-                elif key.value in found:
-                    refuse(key.start_mark, here, f"given twice, first in line {places[here][0]}")
-                else:
-                    places[here] = (key.start_mark.line + 1, key.start_mark.column + 1)
-                    found[key.value] = plain(item, here)
-            return found
-        if node is None or node.tag.rpartition(":")[2] not in ("int", "float", "bool", "null"):
-            return node and node.value
-        try:
-            return reader.constructor.construct_object(node)
-        except ValueError:
-            return node.value
-
-    return plain(root, ()), places, problems

@@ -372,15 +372,23 @@ class Narrow(Value):
         Sparsity of the ticket that it stands against.
     prunable : str, optional
         Prunable set that the sparsity is counted on.
+    denominator : {'prunable', 'all'}, optional
+        As in `Magnitude`.
+
+    Notes
+    -----
+    Its widths follow from the data too; `lthlab.sizes.narrow` finds them.
     """
 
     net: Net
     level: Sparsity
     prunable: str = "all_but_head"
+    denominator: str = "prunable"
 
     def _check(self) -> None:
         self._set(level=_sparsity(self.level))
         _choice(self.prunable, POLICIES, "prunable")
+        _choice(self.denominator, ("prunable", "all"), "denominator")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -18,10 +18,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "packing", "parts", "progress"],
+    ["sizes", "trees"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
-    ["derive", "engine"],
+    ["derive", "engine", "studies"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -32,8 +33,8 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "packing", "parts", "plan", "plots", "progress",
-    "results", "runs", "spec", "store", "tickets", "values", "verdicts",
+    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "packing", "parts", "plan", "plots",
+    "progress", "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

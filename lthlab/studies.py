@@ -1,0 +1,168 @@
+"""A study in pieces: where its file is, its configurations, and what a notebook works on."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lthlab import spec, tickets
+from lthlab.parts import InputError, nearest
+from lthlab.spec import Config
+from lthlab.store import Store
+from lthlab.tickets import Labelled
+
+FOLDER = "params"
+STORE = "LTHLAB_RUNS"
+"""Variable of the environment that names the store of notebooks."""
+DEFAULTS: dict[str, Any] = {"study": "demo", "configuration": None, "device": "auto"}
+"""What the notebooks are told."""
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What one execution of a compute notebook computes.
+
+    Attributes
+    ----------
+    name, stage : str
+        Its name, and the notebook.
+    labelled : tuple of Labelled
+        Values and roles.
+    """
+
+    name: str
+    stage: str
+    labelled: tuple[Labelled, ...]
+
+
+def configurations(labelled: Iterable[Labelled]) -> list[Configuration]:
+    """Cut an expanded study into configurations, stage by stage.
+
+    Parameters
+    ----------
+    labelled : iterable of Labelled
+        From `lthlab.tickets.expand`.
+    """
+    found: dict[str, list[Labelled]] = {}
+    for item in labelled:
+        found.setdefault(item.configuration, []).append(item)
+    pieces = [Configuration(name, name.partition(".")[0], tuple(items)) for name, items in found.items()]
+    return sorted(pieces, key=lambda piece: spec.STAGES.index(piece.stage))
+
+
+def select(labelled: Iterable[Labelled], configuration: str | None) -> list[Labelled]:
+    """Choose what belongs to a configuration or a stage; everything if None.
+
+    Raises
+    ------
+    InputError
+        If there is no such configuration.
+    """
+    labelled = list(labelled)
+    if configuration is None:
+        return labelled
+    names = dict.fromkeys(item.configuration for item in labelled)
+    chosen = [item for item in labelled if configuration in (item.configuration, item.configuration.partition(".")[0])]
+    if not chosen:
+        stages = dict.fromkeys(name.partition(".")[0] for name in names)
+        raise InputError(
+            f"configuration '{configuration}' is not in the study; {nearest(configuration, stages | names)}"
+        )
+    return chosen
+
+
+def find(study: str | Path) -> Path:
+    """Find a study's file.
+
+    Parameters
+    ----------
+    study : str or Path
+        A YAML file, or the name of one in the folder `params` here or in a folder above.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    text = str(study)
+    if text.endswith((".yaml", ".yml")):
+        if not Path(text).is_file():
+            raise InputError(f"study {text}: no such file; {nearest(Path(text).stem, _names(Path(text).parent))}")
+        return Path(text)
+    folder = _params()
+    path = folder / f"{text}.yaml"
+    if text not in _names(folder):
+        raise InputError(f"study '{text}' is not in {_shown(folder)}; {nearest(text, _names(folder))}")
+    return path
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def _params() -> Path:
+    here = Path.cwd()
+    return next((up / FOLDER for up in (here, *here.parents) if (up / FOLDER).is_dir()), here / FOLDER)
+
+
+def _shown(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a notebook works on.
+
+    Attributes
+    ----------
+    config : Config
+        The study.
+    store : Store
+        Where its results are.
+    configuration : str or None
+        Configuration or stage to compute; all if None.
+    device : str
+        As `lthlab.lab.compute` takes it.
+    """
+
+    config: Config
+    store: Store
+    configuration: str | None
+    device: str
+
+
+def open(parameters: str) -> Opened:
+    """Open the study that a notebook's parameters name.
+
+    Parameters
+    ----------
+    parameters : str
+        JSON object with 'study', a name, a file, or the document of a `lthlab.spec.Config`; 'configuration', a
+        configuration, a stage or null; 'device'; and, where `lthlab run` wrote it, 'sets'.
+
+    Returns
+    -------
+    Opened
+        Its store is the folder that the variable LTHLAB_RUNS names, or `runs` beside the folder `params`.
+
+    Raises
+    ------
+    InputError
+        If a parameter, the study or the configuration is not known, or the study is wrong.
+    """
+    given = json.loads(parameters)
+    allowed = [*DEFAULTS, "sets"]
+    if unknown := [name for name in given if name not in allowed]:
+        raise InputError(f"parameter '{unknown[0]}' is not known; {nearest(unknown[0], allowed)}")
+    told = DEFAULTS | given
+    if isinstance(told["study"], Mapping):
+        config, root = spec.resolved(told["study"], told.get("sets", ())), _params().parent
+    else:
+        path = find(told["study"])
+        config = spec.read(path)
+        root = path.resolve().parent
+        root = root.parent if root.name == FOLDER else root
+    select(tickets.expand(config), told["configuration"])
+    return Opened(config, Store(os.environ.get(STORE) or root / "runs"), told["configuration"], told["device"])
