@@ -181,15 +181,16 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     chosen = [levels[i] for i in sorted({round(j * (len(levels) - 1) / 3) for j in range(len(_STEPS))})]
     by = ["method", "level", "sparsity", "number"]
     cells = results.summarise(done[done["level"].isin(chosen)], by)
-    for (method, level, sparsity), own in cells.groupby(["method", "level", "sparsity"]):
+    for (method, level), own in cells.groupby(["method", "level"]):
         colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
-        label = f"{method} masks, level {level} ({_left(sparsity)} left)"
+        label = f"{method} masks, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
         _line(ax, own["number"], own, label, colour, marker, method == "OMP")
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
     ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
     ax.set_xlabel("prunable layer, from the input")
     ax.set_ylabel("weights pruned (%)")
+    ax.set_ylim(0, 100)
     _plain(ax)
     return legend(ax) if alone else ax
 
@@ -219,13 +220,11 @@ def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes
         If nothing is done, or rows differ in more than what is drawn.
     """
     ax, alone = _axes(ax)
-    if hue == "ticket and mask":
-        done = _done(frame, [x])
-    else:
-        done = _done(frame.drop(columns=["ticket", "method"]).assign(**{hue: frame[hue]}), [x, hue])
+    masks = hue == "ticket and mask"
+    done = _done(frame, [x], ("ticket", "method") if masks else (hue,))
     metric = done["metric"].iloc[0]
     done = _percent(done) if metric == "test_accuracy" else done
-    if hue == "ticket and mask":
+    if masks:
         _series(ax, done, x, _remaining if x == "sparsity" else lambda values: values)
     else:
         for number, value in enumerate(sorted(done[hue].dropna().unique())):
@@ -313,7 +312,7 @@ def _axes(ax: Axes | None) -> tuple[Axes, bool]:
     return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1], True
 
 
-def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
+def _done(frame: pd.DataFrame, x: Sequence[str], series: Sequence[str] = ("ticket", "method")) -> pd.DataFrame:
     """The rows that are done, refused if a point would mix what is not a replicate of the same."""
     done = frame[frame["status"] == "done"]
     if done.empty:
@@ -321,7 +320,7 @@ def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
     for column in ("study", "what", "metric"):
         if column in done and done[column].nunique() > 1:
             raise ValueError(f"rows differ in {column}: {', '.join(sorted(done[column].unique()))}; choose one")
-    point = [name for name in (*x, "ticket", "method", "replicate") if name in done]
+    point = [name for name in (*x, *series, "replicate") if name in done]
     same = next((rows for _, rows in done.groupby(point, dropna=False) if len(rows) > 1), None)
     if same is not None:
         place = ", ".join(f"{name} {same[name].iloc[0]}" for name in point)
@@ -394,10 +393,6 @@ def _line(
 
 def _remaining(sparsity: "pd.Series[float]") -> "pd.Series[float]":
     return 100 * (1 - sparsity)
-
-
-def _left(sparsity: float) -> str:
-    return f"{100 * (1 - sparsity):.3g} %"
 
 
 def _rank(name: tuple[str, ...]) -> tuple[int, ...]:

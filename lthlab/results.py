@@ -36,10 +36,11 @@ def load(runs: str | Path | Store, study: str | None = None, configuration: str 
     Returns
     -------
     DataFrame
-        study, network, width, data, train_size, report, what ('train', 'mask' or a measure), ticket, method, level,
-        rate, sparsity, kept, rewind, replicate, search_epochs, find_*, eval_*, then epoch, metric, value, chance,
-        status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the number of
-        weights a mask keeps, or what a measure measures; `chance` is what a measure would be by chance.
+        study, configuration, panel, network, width, data, train_size, report, what ('train', 'mask' or a measure),
+        ticket, method, level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*,
+        then kept, epoch, metric, value, chance, status, note and key. `value` is test accuracy in [0, 1] at the
+        study's reported epoch, the number of weights a mask keeps, or what a measure measures; `chance` is what a
+        measure would be by chance.
 
     Raises
     ------
@@ -257,26 +258,30 @@ def panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     found = []
     for _, key in keys.iterrows():
         rows = (texts[base] == key[base]).all(axis=1) & ((texts == key).all(axis=1) | searched)
-        found.append((_panel_name(frame[rows].iloc[0], keys), frame[rows]))
-    return found
+        found.append((_panel_name(frame[rows].iloc[0]), key, frame[rows]))
+    names = [name for name, _, _ in found]
+    return [
+        (name if names.count(name) == 1 else f"{name}, {_details(key, keys[[n == name for n in names]])}", rows)
+        for name, key, rows in found
+    ]
 
 
 def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
     return [name for name in map(str, frame) if name.startswith(sides) and name not in ("find_lr", "eval_lr")]
 
 
-def _panel_name(row: "pd.Series[Any]", keys: pd.DataFrame) -> str:
-    """Name a panel by its network and data set, and by whatever else tells it from the others."""
+def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
-    details = {"width": "width", "train_size": "training images"}
-    notes = [f"width {row['width']}"] if "width" in NETS.get(name, ()) and "width" in row else []
-    name += f" ({', '.join(notes)})" if notes else ""
+    name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
     name += f" on {row['data']}" if "data" in row else ""
-    differ = [
-        str(column) for column in keys if column not in ("network", "data", "width") and keys[column].nunique() > 1
-    ]
-    words = [f"{details.get(column, column.replace('_', ' '))} {row[column]}" for column in differ]
-    return ", ".join([name, *words])
+    number = re.search(r"[.]([0-9]+)$", str(row.get("panel", "")))
+    return f"{name} ({number[1]})" if number else name
+
+
+def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
+    """What tells a panel from others of the same name."""
+    differ = [str(column) for column in keys if keys[column].nunique() > 1]
+    return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
 
 
 def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
@@ -345,6 +350,27 @@ def _masks(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _layers(store: Store, key: str) -> dict[str, NDArray[np.bool_]]:
     return packing.unpack(store.read_tensors(key, "mask.safetensors"))
+
+
+def uneven(frame: pd.DataFrame) -> pd.DataFrame:
+    """List the cells of panels that lack replicates that others of the panel have.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study; rows count whatever their status.
+
+    Returns
+    -------
+    DataFrame
+        Role columns of a cell, and replicates, the number there are; no row where all is as it should be.
+    """
+    names = [*PANEL, "what", "ticket", "method", "level", "sparsity", "rewind", *_recipes(frame, "find_", "eval_")]
+    names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
+    texts = frame[names].astype(str)
+    counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()
+    base = [name for name in PANEL if name in frame]
+    return counts[counts["replicates"] < counts.groupby(base)["replicates"].transform("max")]
 
 
 def count_statuses(frame: pd.DataFrame) -> dict[str, int]:

@@ -27,6 +27,7 @@ ROWS = [
     ["landscape", "results", "verdicts"],
     ["plots"],
     ["reports"],
+    ["explore", "prizes"],
     ["batch", "pages"],
     ["cli"],
     ["__main__"],
@@ -34,7 +35,8 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "packing", "parts", "plan", "plots",
-    "progress", "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "prizes", "progress", "reports", "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees",
+    "values", "verdicts",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

@@ -55,7 +55,11 @@ MUTATIONS = {
     "find.weight_decay": ("  weight_decay", "  §weigth_decay", [("find.weigth_decay", "mean 'weight_decay'?")]),
     "prune.levels": ("  levels:", "  §level:", [("prune.level", "did you mean 'levels'?")]),
     "protocol.prunable": ("  prunable", "  §prunabel", [("protocol.prunabel", "did you mean 'prunable'?")]),
-    "tickets.WRR": ("WR: {", "§WRR: {", [("tickets.WRR", "unknown field; allowed: LT, RR, RT, SDT, WR; did you mean 'WR'?")]),
+    "tickets.WRR": (
+        "WR: {",
+        "§WRR: {",
+        [("tickets.WRR", "unknown field; allowed: LT, RR, RT, SDT, WR; did you mean 'WR'?")],
+    ),
     "LT.method": (LT, "LT: {§method: [IMP, OMP]}", [("tickets.LT.method", "did you mean 'methods'?")]),
     "WR.rewind": (
         WR,
