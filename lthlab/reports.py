@@ -96,10 +96,20 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, panel: s
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
         f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
-        f"<details><summary>The numbers</summary>{_table(_numbers(frame), f'Means and intervals, {panel}')}"
+        f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
         f"{download(rows, f'{draw.__name__}.csv', f'All {len(rows)} values, one row per replicate (CSV)')}"
         "</details></figure>"
     )
+
+
+def numbers(frame: pd.DataFrame, label: str) -> Html:
+    """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
+    return Html(_table(_numbers(frame), label))
+
+
+def drawing(ax: Any) -> Html:
+    """Show an Axes of its own figure as an image, with an alternative text made from what it shows."""
+    return Html(_image(_svg(ax.figure), plots.describe(ax)))
 
 
 def _facets(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -1,7 +1,6 @@
 """Studies: a YAML file read into a checked configuration, with every error located."""
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import (
 from lthlab import parts, sizes, trees
 from lthlab.parts import POLICIES, Count, Data, Level, Net, NonNegative, Part, Recipe, Share, Sparsity, nearest
 from lthlab.trees import Place, Problem, StudyError, Tree
+from lthlab.wording import explain, fielded, shown
 
 _Stage = Literal["find_tickets", "evaluate_tickets"]
 STAGES: tuple[_Stage, ...] = ("find_tickets", "evaluate_tickets")
@@ -62,7 +62,8 @@ def _grid(model: type[Part]) -> type[BaseModel]:
             item = Annotated[item, constraint]
         wrapped = Annotated[list[item], BeforeValidator(_as_lists if several else _as_list), Field(min_length=1)]
         fields[name] = (wrapped | None, None)
-    return create_model(f"{model.__name__}Grid", __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(f"{model.__name__}Grid", __config__=config, __doc__=model.__doc__, **fields)
 
 
 class _Model(BaseModel):
@@ -221,7 +222,9 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 _Names = Annotated[list[_Name], BeforeValidator(_as_list)]
 
 
-class _Study(_Model):
+class Study(_Model):
+    """A study as it is written; of several panels, what is said of one of them."""
+
     name: _Name
     title: str = ""
     presets: _Names = []
@@ -241,7 +244,8 @@ class _Study(_Model):
     panels: list[dict[str, Any]] = []
 
 
-_OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "tickets", "protocol", "measures")
+OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "tickets", "protocol", "measures")
+"""Sections that a panel may have of its own."""
 
 
 @dataclass(frozen=True)
@@ -345,7 +349,7 @@ def resolved(document: Mapping[str, Any], sets: Sequence[str] = ()) -> Config:
 
 def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Sequence[str]) -> Config:
     branches = _branches(tree, presets, trees.settings(sets), problems)
-    studies: list[_Study] = []
+    studies: list[Study] = []
     panels: list[Panel] = []
     for branch in branches:
         study, wrong, doubtful = _checked(branch.plain)
@@ -359,8 +363,8 @@ def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Seq
     if problems or not studies:
         raise StudyError(sorted(set(problems)))
     whole = studies[0]
-    documents = [{name: value for name, value in branch.plain.items() if name in _OF_PANEL} for branch in branches]
-    above = {name: value for name, value in branches[0].plain.items() if name not in _OF_PANEL}
+    documents = [{name: value for name, value in branch.plain.items() if name in OF_PANEL} for branch in branches]
+    above = {name: value for name, value in branches[0].plain.items() if name not in OF_PANEL}
     return Config(
         name=whole.name,
         title=whole.title or whole.name,
@@ -374,7 +378,7 @@ def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Seq
     )
 
 
-def _panel(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Panel:
+def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Panel:
     return Panel(
         net=study.net,
         data=study.data,
@@ -396,47 +400,52 @@ def _branches(
         return [tree]
     base = _preset(tree, presets, problems).without("panels", "presets")
     problems += [
-        value.problem((), f"cannot be set; allowed: fields such as find.lr, {', '.join(_OF_PANEL)}")
+        value.problem((), f"cannot be set; allowed: fields such as find.lr, {', '.join(OF_PANEL)}")
         for (first, *_), value in sets
         if first in ("panels", "presets")
     ]
+    sets = [(place, value) for place, value in sets if place[0] not in ("panels", "presets")]
     found = []
     for entry in _entries(tree, problems):
-        merged = base.merged(entry)
+        merged = base.named("net", "data").merged(entry.named("net", "data"))
         merged.spots[()] = base.spots[()]
         for place, value in sets:
             if place in (("net",), ("data",)):
-                merged = merged.merged(trees.nested(place, value))
-        for net in _options(merged, "net"):
-            for data in _options(merged, "data"):
-                branch = merged.with_branch("net", net) if net else merged
-                branch = branch.with_branch("data", data) if data else branch
-                for place, value in sets:
-                    if place not in (("net",), ("data",)):
-                        branch = branch.merged(trees.nested(place, value))
-                        branch.spots[()] = base.spots[()]
-                found.append(branch)
+                merged = merged.merged(trees.nested(place, value).named("net", "data"))
+        for branch in (branch for some in _options(merged, "net") for branch in _options(some, "data")):
+            for place, value in sets:
+                if place not in (("net",), ("data",)):
+                    branch = branch.merged(trees.nested(place, value))
+                    branch.spots[()] = base.spots[()]
+            found.append(branch)
     return found
 
 
-def _options(tree: Tree, name: str) -> list[Tree | None]:
-    """List the branches of a field that may be a list; None where there is nothing to choose."""
-    value = tree.plain.get(name)
-    return [tree.at(name, number) for number in range(len(value))] if isinstance(value, list) and value else [None]
+def _options(tree: Tree, name: str) -> Iterator[Tree]:
+    """List trees in which a field that may be a list has one of its values."""
+    several = isinstance(tree.plain.get(name), list) and tree.plain[name]
+    for item in _items(tree.at(name)) if several else ():
+        yield tree.with_branch(name, item).named(name)
+    if not several:
+        yield tree
+
+
+def _items(tree: Tree) -> list[Tree]:
+    return [tree.at(number) for number in range(len(tree.plain))]
 
 
 def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
     """List what a study says of each of its panels."""
     entries = tree.plain.get("panels", [{}])
-    if not isinstance(entries, list) or not entries:
-        problems.append(tree.problem(("panels",), f"{_shown(entries)} is not allowed; allowed: one panel or more"))
-        entries = [{}]
-    for number, entry in enumerate(entries):
+    given = isinstance(entries, list) and len(entries) > 0
+    if not given:
+        problems.append(tree.problem(("panels",), f"{shown(entries)} is not allowed; allowed: one panel or more"))
+    for number, entry in enumerate(entries if given else [{}]):
         if isinstance(entry, dict):
-            branch = tree.at("panels", number) if "panels" in tree.plain else Tree({})
-            yield _known(branch, _OF_PANEL, "a panel", problems)
+            branch = tree.at("panels", number) if given and "panels" in tree.plain else Tree({})
+            yield _known(branch, OF_PANEL, "a panel", problems)
         else:
-            message = f"{_shown(entry)} is not allowed; allowed: a mapping"
+            message = f"{shown(entry)} is not allowed; allowed: a mapping"
             problems.append(tree.problem(("panels", number), message))
 
 
@@ -447,17 +456,21 @@ def _preset(tree: Tree, folder: Path | None, problems: list[Problem]) -> Tree:
     below = Tree({})
     for number, name in enumerate(names if isinstance(names, list) else [names]):
         if folder is None or name not in known:
-            message = f"preset {_shown(name)} is not in {folder}; {nearest(name, known)}"
+            message = f"preset {shown(name)} is not in {folder}; {nearest(name, known)}"
             problems.append(tree.problem(("presets", number), message))
             continue
         path = folder / f"{name}.yaml"
         preset, doubled = trees.load(trees.read(path), str(path))
         problems += doubled
         if isinstance(preset.plain, dict):
-            below = below.merged(_known(preset, (*_OF_PANEL, "verdicts"), "a preset", problems))
+            below = below.merged(_known(preset, (*OF_PANEL, "verdicts"), "a preset", problems).named("net", "data"))
         else:
             problems.append(preset.problem((), "not a mapping; allowed: sections of a study"))
-    found = below.merged(tree)
+    found = below.merged(tree.named("net", "data"))
+    for name in ("net", "data"):
+        if name in below.plain and isinstance(tree.plain.get(name), list):
+            items = [below.merged(tree.with_branch(name, item).named(name)).at(name) for item in _items(tree.at(name))]
+            found = found.with_branch(name, Tree.of(items, tree.spots[name,]))
     found.spots[()] = tree.spots[()]
     return found
 
@@ -466,35 +479,35 @@ def _known(tree: Tree, allowed: Sequence[str], what: str, problems: list[Problem
     """Leave out sections that have no place in a panel or a preset, and say so."""
     wrong = [name for name in tree.plain if name not in allowed]
     for name in wrong:
-        message = f"not for {what}" if name in _Study.model_fields else "unknown field"
+        message = f"not for {what}" if name in Study.model_fields else "unknown field"
         problems.append(tree.problem((name,), f"{message}; {nearest(name, allowed)}"))
     return tree.without(*wrong)
 
 
-def _checked(tree: Any) -> tuple[_Study | None, list[tuple[Place, str]], set[str | int]]:
+def _checked(tree: Any) -> tuple[Study | None, list[tuple[Place, str]], set[str | int]]:
     """Check the fields; where some are wrong, the other sections are still returned, to be compared.
 
     The last of what is returned are the sections of which nothing more can be said.
     """
     try:
-        return _Study.model_validate(tree), [], set()
+        return Study.model_validate(tree), [], set()
     except ValidationError as error:
-        wrong = [problem for item in error.errors() for problem in _explain(item)]
+        wrong = [problem for item in error.errors() for problem in explain(item, Study)]
     doubtful = {place[0] for place, _ in wrong if place}
     if not isinstance(tree, dict) or not doubtful:
         return None, wrong, doubtful
     rest = {name: section for name, section in tree.items() if name not in doubtful}
-    if doubtful - set(_Study.model_fields):
+    if doubtful - set(Study.model_fields):
         doubtful |= {"prune", "measures"}
     if "tickets" in doubtful:
         doubtful |= {"measures"}
     try:
-        return _Study.model_validate({"name": "unnamed"} | rest), wrong, doubtful
+        return Study.model_validate({"name": "unnamed"} | rest), wrong, doubtful
     except ValidationError:
         return None, wrong, doubtful
 
 
-def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Place, str]]]:
+def _recipes(study: Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Place, str]]]:
     """Pair finding with evaluating recipes: equal ones, or every one with every override of `eval`."""
     override = {} if study.eval is None else _axes(study.eval)
     pairs: dict[tuple[Recipe, Recipe], None] = {}
@@ -506,9 +519,9 @@ def _recipes(study: _Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Pla
             found.aligned(study.data.steps_per_epoch(found.batch_size))
             return found
         except ValidationError as error:
-            problems = [problem for item in error.errors() for problem in _explain(item)]
+            problems = [problem for item in error.errors() for problem in explain(item, Study)]
         except ValueError as error:
-            problems = _fielded((), str(error))
+            problems = fielded((), str(error))
         wrong.update(dict.fromkeys(((section, *place), message) for place, message in problems))
         return None
 
@@ -529,7 +542,7 @@ def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, choice, strict=True)) for choice in itertools.product(*axes.values()))
 
 
-def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
     images = study.data.images
     for section in ("find", "eval"):
         for size in getattr(getattr(study, section), "batch_size", None) or ():
@@ -562,7 +575,7 @@ def _cross_checks(study: _Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterat
         )
 
 
-def _too_narrow(study: _Study) -> Iterator[str]:
+def _too_narrow(study: Study) -> Iterator[str]:
     """Say at which sparsities there is no small dense network."""
     rules = study.protocol
     asked: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
@@ -573,7 +586,7 @@ def _too_narrow(study: _Study) -> Iterator[str]:
             yield str(error)
 
 
-def _rewind_problem(study: _Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
+def _rewind_problem(study: Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
     """Say why tickets cannot be rewound to a step; None if they can."""
     steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
     at = parts.iterations(rewind, steps)
@@ -586,73 +599,3 @@ def _rewind_problem(study: _Study, rewind: str, find: Recipe, evaluate: Recipe) 
     if parts.iterations(parts.step_text(at, steps), steps_after) >= evaluate.epochs * steps_after:
         return f"leaves nothing of the {evaluate.epochs} epochs of eval; allowed: below {evaluate.epochs}ep"
     return None
-
-
-# --- located errors -------------------------------------------------------------------------------------------
-
-_WORDS = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "finite_number": "a finite number",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "too_short": "one value or more",
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "dict_type": "a mapping",
-}
-_BOUNDS = {"greater_than": "above {gt:g}", "greater_than_equal": "{ge:g} or more", "less_than": "below {lt:g}"}
-_FIELD = re.compile(r"([a-z_]+): (.*)")
-
-
-def _explain(error: Any) -> list[tuple[Place, str]]:
-    """Word one of pydantic's errors: where, what, what is allowed, the nearest match."""
-    if error["type"] == "value_error":
-        return _fielded(tuple(error["loc"]), str(error["ctx"]["error"]))
-    return [_worded(error)]
-
-
-def _worded(error: Any) -> tuple[Place, str]:
-    place, kind, context = tuple(error["loc"]), error["type"], error.get("ctx", {})
-    value = _shown(error["input"])
-    if kind == "extra_forbidden":
-        model = _model_at(place[:-1])
-        return place, f"unknown field; {nearest(place[-1], model.model_fields if model else ())}"
-    if kind == "missing":
-        return place, "missing"
-    if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", context["expected"])
-        return place, f"{value} is not allowed; {nearest(error['input'], options)}"
-    if kind in _BOUNDS or kind == "less_than_equal":
-        bound = _BOUNDS.get(kind, "{le:.10g} or less").format(**context)
-        return place, f"{value} is not allowed; allowed: {bound}"
-    if kind in _WORDS:
-        return place, f"{value} is not allowed; allowed: {_WORDS[kind]}"
-    return place, f"{value} is not allowed: {error['msg']}"
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _fielded(place: Place, message: str) -> list[tuple[Place, str]]:
-    """Split lines of the form 'field: message'."""
-    lines = [(_FIELD.fullmatch(line), line) for line in message.split("\n")]
-    return [((*place, inner[1]), inner[2]) if inner else (place, line) for inner, line in lines]
-
-
-def _model_at(place: Place) -> type[BaseModel] | None:
-    """Find the model that the fields at a place belong to."""
-    model: type[BaseModel] | None = _Study
-    for item in place:
-        info = model.model_fields.get(str(item)) if model else None
-        if info is None:
-            return None
-        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return model

@@ -313,6 +313,6 @@ def _configuration(stage: str, panel: str, axes: Sequence[str], find: Recipe, ev
             words.append(f"replicate-{replicate}")
         elif side == "find" or stage != STAGES[0]:
             value = getattr(find if side == "find" else evaluate, field)
-            words.append(re.sub(r"[^A-Za-z0-9.]+", "-", f"{side}_{field} {value}").strip("-"))
+            words.append(re.sub(r"[^A-Za-z0-9._]+", "-", f"{side}_{field} {value}").strip("-"))
     name = ".".join(words)
     return name if len(name) <= 90 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

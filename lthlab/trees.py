@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,12 @@ class Tree:
         known = next(place[:end] for end in range(len(place), -1, -1) if place[:end] in self.spots)
         return self.spots[known].problem(message, [item for item in place[len(known) :] if isinstance(item, str)])
 
+    @classmethod
+    def of(cls, items: "Sequence[Tree]", spot: Spot) -> "Tree":
+        """Make a list of trees."""
+        below = {(number, *at): spot for number, item in enumerate(items) for at, spot in item.spots.items()}
+        return cls([item.plain for item in items], {(): spot} | below)
+
     def at(self, *place: str | int) -> "Tree":
         """Take out a branch, which keeps its spots."""
         plain = self.plain
@@ -111,19 +117,26 @@ class Tree:
     def merged(self, over: "Tree") -> "Tree":
         """Lay another tree over this one: mappings field by field, all else as a whole.
 
-        A mapping laid over a name adds fields to what is named; one that has a name itself replaces it.
+        Of mappings that have names, one of another name replaces what is below it.
         """
-        under = self
-        if isinstance(self.plain, str):
-            under = Tree({"name": self.plain}, {(): self.spots[()], ("name",): self.spots[()]})
-        if not isinstance(under.plain, dict) or not isinstance(over.plain, dict):
+        if not isinstance(self.plain, dict) or not isinstance(over.plain, dict):
             return over
-        if over.plain.get("name", under.plain.get("name")) != under.plain.get("name", over.plain.get("name")):
+        if over.plain.get("name", self.plain.get("name")) != self.plain.get("name", over.plain.get("name")):
             return over
-        found = Tree(dict(under.plain), under.spots | {(): over.spots[()]})
+        found = Tree(dict(self.plain), self.spots | {(): over.spots[()]})
         for name in over.plain:
             branch = over.at(name)
-            found = found.with_branch(name, under.at(name).merged(branch) if name in under.plain else branch)
+            found = found.with_branch(name, self.at(name).merged(branch) if name in self.plain else branch)
+        return found
+
+    def named(self, *names: str) -> "Tree":
+        """Write fields that are a mere name as mappings with a name."""
+        found = self
+        for name in names:
+            if isinstance(self.plain, dict) and isinstance(self.plain.get(name), str):
+                spot = self.spots[name,]
+                inner = replace(spot, field=f"{spot.field}.name")
+                found = found.with_branch(name, Tree({"name": self.plain[name]}, {(): spot, ("name",): inner}))
         return found
 
 
@@ -248,9 +261,8 @@ def settings(sets: Sequence[str]) -> list[tuple[tuple[str, ...], Tree]]:
     for text in sets:
         match, option = _SET.fullmatch(text), f"--set {text}"
         if not match or not match[2].strip():
-            problems.append(
-                Problem(option, 1, 1, "", "not understood; allowed: field=value[,value…], as find.lr=0.1,0.3")
-            )
+            message = "not understood; allowed: field=value[,value…], such as find.lr=0.1,0.3"
+            problems.append(Problem(option, 0, 0, "", message))
             continue
         try:
             tree, doubled = load(f"[{match[2]}\n]", option, match[1])
@@ -268,9 +280,9 @@ def settings(sets: Sequence[str]) -> list[tuple[tuple[str, ...], Tree]]:
 
 def nested(place: Sequence[str], tree: Tree) -> Tree:
     """Wrap a tree into mappings, from the innermost name of a place outwards."""
-    for name in reversed(place):
-        spot = tree.spots[()]
-        tree = Tree({name: tree.plain}, {(): spot} | {(name, *there): spot for there in tree.spots})
+    for depth in range(len(place) - 1, -1, -1):
+        spot = replace(tree.spots[()], field=".".join(place[:depth]))
+        tree = Tree({place[depth]: tree.plain}, {(): spot} | {(place[depth], *at): s for at, s in tree.spots.items()})
     return tree
 
 

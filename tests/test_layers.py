@@ -19,8 +19,9 @@ ROWS = [
     ["__init__"],
     ["draws", "files", "packing", "parts", "progress"],
     ["sizes", "trees"],
+    ["wording"],
     ["jobs", "spec", "values"],
-    ["data", "forms", "kernels", "masks", "nets", "plan", "store"],
+    ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
     ["lab"],
@@ -34,9 +35,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "files", "forms", "jobs", "kernels", "packing", "parts", "plan", "plots",
-    "prizes", "progress", "reports", "results", "runs", "sizes", "spec", "store", "studies", "tickets", "trees",
-    "values", "verdicts",
+    "__init__", "contrasts", "draws", "explore", "files", "forms", "jobs", "kernels", "packing", "parts", "plan",
+    "plots", "prizes", "progress", "reports", "results", "runs", "schema", "sizes", "spec", "store", "studies",
+    "tickets", "trees", "values", "verdicts", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

@@ -380,7 +380,7 @@ def test_parts_cannot_be_changed():
 
 def models():
     """List every group of names that a study's author may misspell."""
-    sections = [spec._Study, spec.Prune, spec.Protocol, spec.Correlation, spec.Rewound, spec.Tickets, spec.Measures]
+    sections = [spec.Study, spec.Prune, spec.Protocol, spec.Correlation, spec.Rewound, spec.Tickets, spec.Measures]
     groups = [list(model.model_fields) for model in (*sections, Recipe, Net, Data)]
     return [*groups, list(NETS), list(spec.POLICIES), ["IMP", "OMP"], ["global", "layer"]]
 

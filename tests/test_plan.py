@@ -9,7 +9,7 @@ from lthlab.parts import Data, Level, Net, Recipe
 from lthlab.plan import Need, depths, families, needs, refuse_unsupported
 from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Narrow, Permuted, Train, ancestors
 
-DEMO = Path(__file__).parent.parent / "params" / "demo.yaml"
+DEMO = Path(__file__).parent / "lenet.yaml"
 RULES = tickets.Protocol(Net(name="lenet_300_100"), Data(name="digits"), 0)
 RECIPE = Recipe(epochs=20, batch_size=64, lr=0.1)
 STEPS = 21

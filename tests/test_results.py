@@ -145,7 +145,13 @@ def test_two_studies_in_one_store(tmp_path):
 def test_before_computing_every_row_is_missing(tmp_path):
     config, store = study(), Store(tmp_path)
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
-    facts = {"title": "", "net": config.net.form(), "data": config.data.form(), "report": "last", "roles": roles}
+    facts = {
+        "title": "",
+        "net": config.panels[0].net.form(),
+        "data": config.panels[0].data.form(),
+        "report": "last",
+        "roles": roles,
+    }
     store.write_study(config.name, facts)
     frame = results.load(store)
     assert plain(roles_in(frame, config)) == plain(roles_of(config))
@@ -401,7 +407,7 @@ def test_differences_leave_masks_and_measures_aside(computed):
 
 def test_a_value_asked_for_in_python_joins_no_study(tmp_path):
     store = Store(tmp_path)
-    recipe = study().recipes[0][0]
+    recipe = study().panels[0].recipes[0][0]
     run = Train(Net(name="lenet_300_100"), Data(name="digits", train_size=64), recipe, Fresh(0), 0)
     mask = Magnitude(At(run, "last"), Level(1))
     lab.compute([mask], store, "cpu")

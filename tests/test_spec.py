@@ -12,7 +12,7 @@ from lthlab import spec
 from lthlab.parts import Level, Recipe
 from lthlab.spec import StudyError
 
-DEMO = (Path(__file__).parent.parent / "params" / "demo.yaml").read_text(encoding="utf-8")
+DEMO = (Path(__file__).parent / "lenet.yaml").read_text(encoding="utf-8")
 SMALL = "name: small\nnet: resnet20\ndata: digits\nfind: {epochs: 4, batch_size: 64, lr: 0.1}\n"
 REST = SMALL.partition("find")[0]
 GRID = DEMO.replace("  lr: [0.01, 0.05, 0.2]", "  lr:\n  - 0.01\n  - §abc\n  - §0\n  - 0.2")
@@ -91,7 +91,7 @@ MUTATIONS = {
         [("title", "['a'] is not allowed; allowed: text")],
     ),
     "net, number": ("net: lenet_300_100", "§net: 3", [("net", "3 is not allowed; allowed: a mapping")]),
-    "net, list": ("net: lenet_300_100", "§net: [lenet_300_100]", [("net", "allowed: a mapping")]),
+    "net, empty list": ("net: lenet_300_100", "§net: []", [("net", "[] is not allowed; allowed: a mapping")]),
     "replicates, text": ("replicates: 6", "§replicates: six", [("replicates", "'six'…allowed: a whole number")]),
     "replicates, quoted": ("replicates: 6", "§replicates: '6'", [("replicates", "'6'…allowed: a whole number")]),
     "replicates, float": ("replicates: 6", "§replicates: 6.0", [("replicates", "6.0…allowed: a whole number")]),
@@ -112,7 +112,7 @@ MUTATIONS = {
         [("find", "[] is not allowed; allowed: a mapping"), ("x", "unknown field")],
     ),
     "tickets, list": (f"  {LT}\n", "  §LT: [IMP, OMP]\n", [("tickets.LT", "allowed: a mapping")]),
-    "ticket, no": (LT, "§LT: false", [("tickets.LT", "False is not allowed; allowed: a mapping")]),
+    "ticket, yes": (LT, "§LT: true", [("tickets.LT", "True is not allowed; allowed: a mapping")]),
     "momentum, bool": ("momentum: 0.9", "§momentum: true", [("find.momentum", "True…allowed: a number")]),
     "lr, mapping": ("lr: [0.01, 0.05, 0.2]", "§lr: {a: 1}", [("find.lr", "allowed: a number")]),
     "lr, empty": (
@@ -150,7 +150,11 @@ MUTATIONS = {
         "masks: intial",
         [("protocol.rewound_masks", "'intial'…did you mean 'initial'?")],
     ),
-    "ticket": ("RR: {", "§SDT: {", [("tickets.SDT", "unknown field; allowed: LT, RR, WR")]),
+    "ticket": (
+        "RR: {",
+        "§SDTT: {",
+        [("tickets.SDTT", "unknown field; allowed: LT, RR, RT, SDT, WR; did you mean 'SDT'?")],
+    ),
     "method": (LT, "LT: {methods: [§imp, OMP]}", [("tickets.LT.methods.0", "'imp'…did you mean 'IMP'?")]),
     "method, alone": (LT, "LT: {§methods: IPM}", [("tickets.LT.methods", "'IPM'…did you mean 'IMP'?")]),
     "measured ticket": ("dense, LT, RR]", "dense, §lt, RR]", [("measures.correlation_indicator.of.1", "mean 'LT'?")]),
@@ -495,43 +499,51 @@ def test_any_one_changed_character_gives_a_study_or_a_located_error(place, chara
 def test_demo():
     config = spec.parse(DEMO)
     find = [Recipe(epochs=20, batch_size=64, lr=lr, weight_decay=1e-4) for lr in (0.01, 0.05, 0.2)]
-    assert config.recipes == tuple((recipe, recipe) for recipe in find)
+    assert config.panels[0].recipes == tuple((recipe, recipe) for recipe in find)
     assert (config.name, config.title) == ("demo", "Lottery tickets in LeNet-300-100 on handwritten digits")
-    assert (config.net.name, config.data.name, config.replicates) == ("lenet_300_100", "digits", 6)
-    assert config.levels == tuple(Level(k) for k in (4, 8, 12, 16))
-    assert config.sparsities == ()
-    assert config.tickets.WR.rewind == "1ep"
-    assert config.tickets.WR.methods == ["IMP"]
-    assert config.protocol.rewound_masks == "initial"
-    assert config.measures.correlation_indicator.p == 0.1
+    assert (config.panels[0].net.name, config.panels[0].data.name, config.panels[0].replicates) == (
+        "lenet_300_100",
+        "digits",
+        6,
+    )
+    assert config.panels[0].levels == tuple(Level(k) for k in (4, 8, 12, 16))
+    assert config.panels[0].sparsities == ()
+    assert config.panels[0].tickets.WR.rewind == "1ep"
+    assert config.panels[0].tickets.WR.methods == ["IMP"]
+    assert config.panels[0].protocol.rewound_masks == "initial"
+    assert config.panels[0].measures.correlation_indicator.p == 0.1
 
 
 def test_only_required_fields():
     config = spec.parse(SMALL)
     recipe = Recipe(epochs=4, batch_size=64, lr=0.1)
-    assert config.recipes == ((recipe, recipe),)
-    assert (config.title, config.replicates, config.levels) == ("small", 1, ())
-    assert config.protocol == spec.Protocol()
-    assert [ticket for _, ticket in config.tickets] == [None] * 3
+    assert config.panels[0].recipes == ((recipe, recipe),)
+    assert (config.title, config.panels[0].replicates, config.panels[0].levels) == ("small", 1, ())
+    assert config.panels[0].protocol == spec.Protocol()
+    assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 5
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "1E-4", "0.0001", ".0001", "+1e-4", "1.e-4"])
 def test_floats_are_those_of_yaml_1_2(number):
     config = spec.parse(SMALL.replace("lr: 0.1", f"lr: {number}"))
-    assert config.recipes[0][0].lr == 1e-4
+    assert config.panels[0].recipes[0][0].lr == 1e-4
 
 
 def test_whole_numbers_are_numbers():
     config = spec.parse(SMALL.replace("lr: 0.1", "lr: 1"))
-    assert config.recipes[0][0] == Recipe(epochs=4, batch_size=64, lr=1.0)
+    assert config.panels[0].recipes[0][0] == Recipe(epochs=4, batch_size=64, lr=1.0)
 
 
 def test_grids_pair_equal_recipes_and_overrides():
     text = REST + "find: {epochs: [4, 5], batch_size: 64, lr: [0.1, 0.2]}\n"
-    found = [(find.epochs, find.lr, evaluate.epochs, evaluate.lr) for find, evaluate in spec.parse(text).recipes]
+    found = [
+        (find.epochs, find.lr, evaluate.epochs, evaluate.lr) for find, evaluate in spec.parse(text).panels[0].recipes
+    ]
     assert found == [(4, 0.1, 4, 0.1), (4, 0.2, 4, 0.2), (5, 0.1, 5, 0.1), (5, 0.2, 5, 0.2)]
     text += "eval: {lr: [0.3, 0.4]}\n"
-    found = [(find.epochs, find.lr, evaluate.epochs, evaluate.lr) for find, evaluate in spec.parse(text).recipes]
+    found = [
+        (find.epochs, find.lr, evaluate.epochs, evaluate.lr) for find, evaluate in spec.parse(text).panels[0].recipes
+    ]
     assert found == [(e, lr, e, other) for e in (4, 5) for lr in (0.1, 0.2) for other in (0.3, 0.4)]
 
 
@@ -539,7 +551,7 @@ def test_recipes_that_differ_in_nothing_are_one():
     text = (
         REST + "find: {epochs: 4, batch_size: 64, lr: 0.1, optimizer: [sgd, adam], betas: [[0.8, 0.9], [0.9, 0.9]]}\n"
     )
-    assert [(find.optimizer, find.betas) for find, _ in spec.parse(text).recipes] == [
+    assert [(find.optimizer, find.betas) for find, _ in spec.parse(text).panels[0].recipes] == [
         ("sgd", (0.9, 0.999)),
         ("adam", (0.8, 0.9)),
         ("adam", (0.9, 0.9)),
@@ -548,49 +560,49 @@ def test_recipes_that_differ_in_nothing_are_one():
 
 def test_a_list_of_milestones_is_one_schedule_and_a_list_of_lists_several():
     text = REST + "find: {epochs: 4, batch_size: 64, lr: 0.1, lr_schedule: step, milestones: %s}\n"
-    one = spec.parse(text % "[1ep, 2ep]").recipes
+    one = spec.parse(text % "[1ep, 2ep]").panels[0].recipes
     assert [find.milestones for find, _ in one] == [("1ep", "2ep")]
-    several = spec.parse(text % "[[1ep], [2ep, 3ep]]").recipes
+    several = spec.parse(text % "[[1ep], [2ep, 3ep]]").panels[0].recipes
     assert [find.milestones for find, _ in several] == [("1ep",), ("2ep", "3ep")]
 
 
 def test_levels_and_sparsities_are_sorted_and_single():
     text = SMALL + "prune: {levels: [3, 1, 3], sparsities: [0.50, 0.5, 5e-1, 0.9], rate: 0.20}\ntickets: {LT: }\n"
     config = spec.parse(text)
-    assert config.levels == (Level(1), Level(3))
-    assert config.sparsities == ("0.5", "0.9")
-    assert spec.parse(text.replace("0.20", "0.1")).levels == (Level(1, "0.1"), Level(3, "0.1"))
+    assert config.panels[0].levels == (Level(1), Level(3))
+    assert config.panels[0].sparsities == ("0.5", "0.9")
+    assert spec.parse(text.replace("0.20", "0.1")).panels[0].levels == (Level(1, "0.1"), Level(3, "0.1"))
 
 
 def test_a_ticket_or_measure_named_with_nothing_behind_it_is_asked_for():
     text = SMALL + "prune: {levels: 1}\ntickets:\n  LT:\n  RR: {}\nmeasures:\n  correlation_indicator:\n"
     config = spec.parse(text)
-    assert config.tickets.LT == config.tickets.RR == spec.Ticket(methods=["IMP", "OMP"])
-    assert config.tickets.WR is None
-    assert config.measures.correlation_indicator == spec.Correlation()
+    assert config.panels[0].tickets.LT == config.panels[0].tickets.RR == spec.Ticket(methods=["IMP", "OMP"])
+    assert config.panels[0].tickets.WR is None
+    assert config.panels[0].measures.correlation_indicator == spec.Correlation()
     [problem] = problems(text.replace("RR: {}", "WR:").replace("correlation_indicator:", "{}"))
     assert (problem.field, problem.message) == ("tickets.WR.rewind", "missing")
 
 
 def test_the_latest_possible_steps_are_accepted():
     text = DEMO.replace("rewind: 1ep", "rewind: 419it")
-    assert spec.parse(text).tickets.WR.rewind == "419it"
+    assert spec.parse(text).panels[0].tickets.WR.rewind == "419it"
     text = DEMO.replace("momentum: 0.9", "lr_schedule: step\n  milestones: [19ep, 419it]\n  warmup: 419it")
-    assert spec.parse(text).recipes[0][0].warmup == "419it"
+    assert spec.parse(text).panels[0].recipes[0][0].warmup == "419it"
 
 
 @pytest.mark.parametrize("rewind", ["1ep", "42it"])
 def test_rewinding_by_whole_epochs_is_possible_between_epochs_of_other_length(rewind):
     text = DEMO.replace("rewind: 1ep", f"rewind: {rewind}") + "eval: {batch_size: 32}\n"
-    assert spec.parse(text).tickets.WR.rewind == rewind
+    assert spec.parse(text).panels[0].tickets.WR.rewind == rewind
     text = text.replace("rewound_masks", "schedule: restart\n  rewound_masks")
-    assert spec.parse(text.replace(rewind, "30it")).tickets.WR.rewind == "30it"
+    assert spec.parse(text.replace(rewind, "30it")).panels[0].tickets.WR.rewind == "30it"
 
 
 def test_rewinding_is_checked_for_each_recipe():
     text = SMALL.replace("epochs: 4, batch_size: 64", "epochs: %s, batch_size: %s")
     text += "prune: {levels: 1}\ntickets: {WR: {rewind: 30it}}\n"
-    assert len(spec.parse(text % ("[2, 4]", "[64, 32]")).recipes) == 4
+    assert len(spec.parse(text % ("[2, 4]", "[64, 32]")).panels[0].recipes) == 4
     [problem] = problems(text % ("[1, 4]", "[64, 32]"))
     assert problem.message == "30it is not before the end; allowed: below 1ep, 21it"
 
