@@ -1,7 +1,6 @@
 """A tidy frame to look around in: widgets that choose rows, and a figure and a table that follow."""
 
 import html
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -11,10 +10,8 @@ from lthlab import plots, reports, results
 _X = ("sparsity", "eval_lr", "find_lr", "level", "kept", "parameters", "search_epochs", "replicate")
 _HUES = {"ticket and mask": ("ticket", "method"), "ticket": ("ticket",), "method": ("method",), "level": ("sparsity",)}
 _HUES |= {"eval_lr": ("eval_lr",), "find_lr": ("find_lr",)}
-_FILTERS = {
-    "ticket": "Tickets", "method": "Masks", "sparsity": "Levels", "eval_lr": "Learning rate", "find_lr": "Mask found at",
-}  # fmt: skip
-_LAST = len(plots.TICKETS)
+_FILTERS = {"ticket": "Tickets", "method": "Masks", "sparsity": "Levels", "eval_lr": "Learning rate"}
+_FILTERS |= {"find_lr": "Mask found at"}
 
 
 def show(frame: pd.DataFrame) -> "Explorer":
@@ -156,6 +153,6 @@ class Explorer:
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    known: Iterable[str] = (*plots.TICKETS, *plots.METHODS)
-    order = {name: number for number, name in enumerate(known) if name != "dense"}
-    return (order.get(value, _LAST), value) if isinstance(value, str) else (0, value)
+    """Put tickets in their usual order, dense networks last."""
+    order = ("search", *plots.TICKETS[1:], *plots.METHODS)
+    return (order.index(value) if value in order else len(order), value) if isinstance(value, str) else (0, value)

@@ -144,12 +144,41 @@ def correlation_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, alone = _axes(ax)
     done = _done(frame, ["eval_lr"])
-    chance = done["chance"].mean()
-    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+    _chance(ax, done)
     _series(ax, done, "eval_lr", lambda lr: lr)
     _lr_axis(ax, done)
-    ax.set_ylabel("correlation indicator $R_p$")
-    ax.set_ylim(bottom=0)
+    _indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def correlation_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p against the weights that remain, with chance and the dense networks as levels.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of the measure 'correlation_indicator' at one learning rate, dense networks included.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1]; weights that remain in % on a logarithmic axis, denser to the left.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _done(frame, ["sparsity"])
+    _chance(ax, done)
+    dense = done["ticket"] == "dense"
+    _level(ax, done[dense])
+    _series(ax, done[~dense], "sparsity", _remaining)
+    _sparsity_axis(ax, done[~dense])
+    _indicator_axis(ax)
     return legend(ax) if alone else ax
 
 
@@ -349,6 +378,16 @@ def _level(ax: Axes, dense: pd.DataFrame) -> None:
     (cell,) = results.summarise(dense, ["ticket"]).to_dict("records")
     ax.axhspan(cell["low"], cell["high"], color=_COLOURS["dense"], alpha=0.18, linewidth=0, zorder=0)
     ax.axhline(cell["mean"], color=_COLOURS["dense"], linewidth=1.1, zorder=1, label="dense, with its interval")
+
+
+def _chance(ax: Axes, done: pd.DataFrame) -> None:
+    chance = done["chance"].mean()
+    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+
+
+def _indicator_axis(ax: Axes) -> None:
+    ax.set_ylabel("correlation indicator $R_p$")
+    ax.set_ylim(bottom=0)
 
 
 def _series(

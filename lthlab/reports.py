@@ -5,7 +5,6 @@ import hashlib
 import html
 import io
 import json
-import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, results
+from lthlab import plots, results, sizes
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
@@ -22,7 +21,6 @@ from lthlab.store import Store
 _SIZE = (3.5, 3.1)
 _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
 _BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
-_WIDE = 2.0
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
@@ -36,7 +34,7 @@ class Html(str):
         return f"<HTML of {len(self)} characters>"
 
 
-def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, about: str = "") -> Html:
+def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "") -> Html:
     """Draw a frame, one figure per panel, with legend, caption, alternative texts, and the numbers behind it.
 
     Parameters
@@ -45,7 +43,7 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, about: st
         Function of `lthlab.plots` that draws rows on Axes.
     frame : DataFrame
         Rows to draw, of one or several networks and data sets.
-    facets : str
+    facets : str, optional
         Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing.
     about : str, optional
         First sentence of the caption.
@@ -66,7 +64,7 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, about: st
     return Html("".join(_figure(draw, rows, facets, name, about) for name, rows in results.panels(frame)))
 
 
-def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, panel: str, about: str) -> str:
+def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str) -> str:
     from matplotlib.figure import Figure
 
     drawn, undone = [], []
@@ -78,7 +76,7 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str, panel: s
         draw(rows, ax=ax)
         ax.set_title(title, fontsize=10)
         drawn.append(ax)
-    lacking = f"Nothing is done yet at {_listed(undone)}." if undone else ""
+    lacking = f"Nothing is done yet{' at ' * any(undone)}{_listed(undone)}." if undone else ""
     if not drawn:
         return f'<p class="nothing">{html.escape(f"{panel}: {lacking}")}</p>'
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
@@ -112,7 +110,18 @@ def drawing(ax: Any) -> Html:
     return Html(_image(_svg(ax.figure), plots.describe(ax)))
 
 
-def _facets(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
+def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split a panel; where tickets of one learning rate stand on masks of several, by these too."""
+    for title, rows in _split(frame, by) if by else [("", frame)]:
+        masks = rows.groupby("eval_lr")["find_lr"].nunique() if {"eval_lr", "find_lr"} <= set(rows) else pd.Series()
+        if not (masks > 1).any():
+            yield title, rows
+            continue
+        for lr in sorted(rows["find_lr"].unique()):
+            yield f"{title + ', ' * bool(title)}mask found at {lr:g}", rows[rows["find_lr"] == lr]
+
+
+def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     everywhere = (frame["level"] == 0) if by == "level" else pd.Series(False, frame.index)
     columns = ["sparsity", "level"] if by == "level" else [by]
     for _, place in _tickets(frame[~everywhere])[columns].drop_duplicates().sort_values(columns[0]).iterrows():
@@ -237,24 +246,19 @@ def small_dense(frame: pd.DataFrame) -> Html:
     frame : DataFrame
         Tidy frame of a study, with the columns widths and parameters.
     """
-    trained = frame[frame["what"] == "train"]
-    lines, warnings = [], []
-    for name, rows in results.panels(trained) if (trained["ticket"] == "SDT").any() else ():
-        masked = rows[rows["method"].notna()]
-        sizes = rows[rows["ticket"] == "SDT"].drop_duplicates(["level", "sparsity"]).sort_values("sparsity")
-        for row in sizes.to_dict("records"):
-            target = masked.loc[masked["sparsity"] == row["sparsity"], "parameters"].max()
-            gap = math.nan if pd.isna(target) else 100 * (1 - row["parameters"] / target)
-            line = {"panel": name, "level": row["level"], "left (%)": f"{100 * (1 - row['sparsity']):.3g}"}
-            line |= {"ticket keeps": target, "widths of SDT": row["widths"], "SDT has": row["parameters"]}
-            lines.append(line | {"gap (%)": f"{gap:.2f}"})
-            if gap > _WIDE:
-                warnings.append(f"{name}, {level_of(row)}: no network of this depth is within {_WIDE:g} % below it.")
-    if not lines:
+    found = results.sizes(frame)
+    if found.empty:
         return Html("<p>The study has no small dense networks (SDT): condition ② stays open.</p>")
-    table = pd.DataFrame(lines).astype({"ticket keeps": "Int64", "SDT has": "Int64", "level": "Int64"})
-    notes = "".join(f'<p class="warning">{html.escape(text)}</p>' for text in warnings)
-    return Html(_table(table, "Sizes of small dense networks") + notes)
+    names = {"target": "ticket keeps", "parameters": "SDT has", "widths": "widths of SDT"}
+    shown = found.assign(
+        sparsity=[f"{100 * (1 - sparsity):.3g}" for sparsity in found["sparsity"]],
+        gap=[f"{100 * gap:.2f}" for gap in found["gap"]],
+    ).astype(dict.fromkeys(("level", "target", "parameters"), "Int64"))
+    wide = found[found["gap"] > sizes.TOLERANCE].to_dict("records")
+    words = f"no network of this depth has that many parameters, or at most {100 * sizes.TOLERANCE:g} % fewer."
+    notes = [f"{row['panel']}, {level_of(row)}: {words}" for row in wide]
+    table = _table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
+    return Html(table + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
 
 
 def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:

@@ -21,7 +21,7 @@ STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
 
-def load(runs: str | Path | Store, study: str | None = None, configuration: str | None = None) -> pd.DataFrame:
+def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     """Load the tidy frame: one row per role and value, missing and failed ones too.
 
     Parameters
@@ -30,8 +30,6 @@ def load(runs: str | Path | Store, study: str | None = None, configuration: str 
         The store.
     study : str, optional
         Name of a study; all of them by default.
-    configuration : str, optional
-        Name of a configuration or of a stage, such as 'find_tickets', whose rows are loaded; all by default.
 
     Returns
     -------
@@ -45,7 +43,7 @@ def load(runs: str | Path | Store, study: str | None = None, configuration: str 
     Raises
     ------
     LookupError
-        If there is no such study or configuration.
+        If there is no such study.
     """
     store = runs if isinstance(runs, Store) else Store(runs)
     names = store.studies() if study is None else [study]
@@ -53,14 +51,23 @@ def load(runs: str | Path | Store, study: str | None = None, configuration: str 
         raise LookupError(f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}")
     reader = _Reader(store)
     rows = [row for name in names for row in reader.rows(name)]
-    frame = pd.DataFrame(rows)
-    if configuration is None:
-        return frame
-    names = sorted(set(frame["configuration"])) if len(frame) else []
-    chosen = [name for name in names if name == configuration or name.startswith(f"{configuration}.")]
-    if not chosen:
-        raise LookupError(f"configuration '{configuration}' is not in {store.root}; {nearest(configuration, names)}")
-    return frame[frame["configuration"].isin(chosen)].reset_index(drop=True)
+    return pd.DataFrame(rows)
+
+
+def select(frame: pd.DataFrame, configuration: str) -> pd.DataFrame:
+    """Choose the rows of a configuration, or of a stage, such as 'find_tickets'.
+
+    Raises
+    ------
+    LookupError
+        If there are none.
+    """
+    stages = frame["configuration"].str.partition(".")[0]
+    chosen = frame[(frame["configuration"] == configuration) | (stages == configuration)]
+    if chosen.empty:
+        allowed = nearest(configuration, {*frame["configuration"], *stages})
+        raise LookupError(f"configuration '{configuration}' has no rows; {allowed}")
+    return chosen
 
 
 class _Reader:
@@ -282,6 +289,31 @@ def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
     """What tells a panel from others of the same name."""
     differ = [str(column) for column in keys if keys[column].nunique() > 1]
     return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
+
+
+def sizes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare small dense networks (SDT) with what the tickets of their level keep.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study.
+
+    Returns
+    -------
+    DataFrame
+        One row per panel and level: panel (its name), level, sparsity, widths and parameters of the SDT, target
+        (parameters that the tickets keep), and gap, the share of the target that the SDT lacks.
+    """
+    trained = frame[frame["what"] == "train"]
+    found = []
+    for name, rows in panels(trained) if len(trained) else []:
+        small = rows[rows["ticket"] == "SDT"].drop_duplicates(["level", "sparsity"])
+        target = rows[rows["method"].notna()].groupby("sparsity")["parameters"].max().rename("target")
+        found.append(small.join(target, on="sparsity").assign(panel=name).sort_values("sparsity"))
+    columns = ["panel", "level", "sparsity", "widths", "parameters", "target"]
+    out = pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+    return out.reset_index(drop=True).assign(gap=1 - out["parameters"].to_numpy(float) / out["target"].to_numpy(float))
 
 
 def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
