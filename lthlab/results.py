@@ -95,12 +95,20 @@ class _Reader:
         return self.store.parts(key) if self.store.has(key) else []
 
     def status(self, key: str) -> tuple[str, str | None]:
-        """Status of a value, and a note that explains it."""
-        if key not in self._statuses:
+        """Status of a value, and a note that explains it; inputs first, however long the chain."""
+        waiting = [key]
+        while waiting:
+            top = waiting[-1]
             try:
-                self._statuses[key] = self._status(key)
+                before = [source for source in input_keys(self.form(top)) if source not in self._statuses]
+                if before:
+                    waiting += before
+                    continue
+                if top not in self._statuses:
+                    self._statuses[top] = self._status(top)
             except Damaged as damage:
-                self._statuses[key] = "missing", str(damage)
+                self._statuses[top] = "missing", str(damage)
+            waiting.pop()
         return self._statuses[key]
 
     def _status(self, key: str) -> tuple[str, str | None]:

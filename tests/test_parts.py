@@ -381,8 +381,9 @@ def test_parts_cannot_be_changed():
 def models():
     """List every group of names that a study's author may misspell."""
     sections = [spec.Study, spec.Prune, spec.Protocol, spec.Correlation, spec.Rewound, spec.Tickets, spec.Measures]
+    sections += [spec.Verdicts, spec.Random]
     groups = [list(model.model_fields) for model in (*sections, Recipe, Net, Data)]
-    return [*groups, list(NETS), list(spec.POLICIES), ["IMP", "OMP"], ["global", "layer"]]
+    return [*groups, list(NETS), list(spec.POLICIES), ["IMP", "OMP"], ["global", "layer"], list(spec.STAGES)]
 
 
 def typos(name):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections import Counter
 
 import numpy as np
@@ -19,7 +20,7 @@ from lthlab.derive import state
 from lthlab.parts import Data, Level, Net
 from lthlab.store import Store
 from lthlab.tickets import expand
-from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, canonical
+from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, ancestors, canonical
 
 torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
 
@@ -163,6 +164,25 @@ def test_before_computing_every_row_is_missing(tmp_path):
     assert results.count_statuses(frame) == dict.fromkeys(results.STATUSES, 0) | {"missing": len(frame)}
     assert frame[["value", "note", "epoch", "kept"]].isna().all(axis=None)
     assert set(frame["metric"]) == {"test_accuracy", "kept", "correlation_indicator"}
+
+
+def test_a_chain_may_be_long(tmp_path):
+    config = study(levels="[300]", rate=0.001, asked="LT: {methods: IMP}", measures="{}")
+    store = Store(tmp_path)
+    for value in ancestors(item.value for item in expand(config)):
+        store.describe(canonical(value.form()))
+    roles = [{"key": item.value.key, **item.role} for item in expand(config)]
+    store.write_study("tiny", {"title": "", "roles": roles[-1:]})
+    record = {"kind": "train", "until": 21, "end": 42, "diverged": 1, "inputs": {}}
+    first = next(role for role in roles if (role["what"], role["ticket"], role["level"]) == ("train", "search", 1))
+    store.commit(first["key"], 0, {"metrics.jsonl": b""}, record)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    try:
+        [row] = results.load(store).to_dict("records")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert row["status"] == "blocked"
 
 
 def test_an_empty_store_gives_an_empty_frame(tmp_path):
