@@ -398,9 +398,10 @@ def _series(
     labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names})
     cells = results.summarise(labelled, [*names, x]).sort_values(x)
     found = sorted(set(zip(cells["ticket"], cells["method"], strict=True)), key=_rank)
+    apart = min(0.035, 0.2 / len(found))
     for number, (ticket, method) in enumerate(found):
         own = cells[(cells["ticket"] == ticket) & (cells["method"] == method)]
-        shift = 1.035 ** (number - (len(found) - 1) / 2)
+        shift = (1 + apart) ** (number - (len(found) - 1) / 2)
         colour = _COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else _COLOURS["LT"])
         marker = _MARKERS.get(ticket, "s" if method == "OMP" else "o")
         name = f"{ticket} on {'permuted ' if ticket == 'RT' else ''}{method} masks" if method else ticket

@@ -1,6 +1,5 @@
 """From studies and the store to tidy frames, with numbers of runs and intervals."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -288,9 +287,7 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
     name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
-    name += f" on {row['data']}" if "data" in row else ""
-    number = re.search(r"[.]([0-9]+)$", str(row.get("panel", "")))
-    return f"{name} ({number[1]})" if number else name
+    return f"{name} on {row['data']}" if "data" in row else name
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
