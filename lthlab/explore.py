@@ -38,7 +38,7 @@ class Explorer:
     Parameters
     ----------
     frame : DataFrame
-        Tidy frame; steps of a search and what is not done are left out.
+        Tidy frame; masks, steps of a search and what is not done are left out.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Explorer:
     def __init__(self, frame: pd.DataFrame) -> None:
         import ipywidgets
 
-        self.frame = frame[(frame["status"] == "done") & ((frame["ticket"] != "search") | (frame["what"] != "train"))]
+        self.frame = frame[(frame["status"] == "done") & (frame["ticket"] != "search") & (frame["what"] != "mask")]
         if self.frame.empty:
             raise ValueError(f"nothing to explore: none of {len(frame)} rows is done")
         self.rows = self._panel = self.frame
@@ -118,13 +118,17 @@ class Explorer:
         drawn = {self.choices["x"].value, *_HUES[self.choices["hue"].value]}
         drawn |= {"sparsity"} if drawn & {"level", "kept", "parameters"} else set()
         same = (self._of["find_lr"] == self._of["eval_lr"]).all()
+        rows = self._of[self._of["ticket"] != "dense"]
+        rows = self._of if rows.empty else rows
         for name, widget in self.filters.items():
             values = sorted(self._of[name].dropna().unique(), key=_rank)
             if name == "sparsity":
                 values = [value for value in values if value > 0] or values
             widget.options = [(self._label(name, value), value) for value in values]
-            everything = name in drawn or (name == "find_lr" and same)
-            widget.value = tuple(values) if everything else tuple(values[-1:] if name == "sparsity" else values[:1])
+            there = [value for value in values if (rows[name] == value).any()]
+            one = there[-1:] if name == "sparsity" else there[:1]
+            widget.value = tuple(values if name in drawn or (name == "find_lr" and same) else one)
+            rows = rows[rows[name].isna() | rows[name].isin(widget.value)]
             widget.layout.display = "none" if len(values) < 2 or (name == "find_lr" and same) else ""
 
     def _label(self, name: str, value: Any) -> str:
@@ -154,5 +158,5 @@ class Explorer:
 
 def _rank(value: Any) -> tuple[int, Any]:
     """Put tickets in their usual order, dense networks last."""
-    order = ("search", *plots.TICKETS[1:], *plots.METHODS)
+    order = (*plots.TICKETS[1:], *plots.METHODS)
     return (order.index(value) if value in order else len(order), value) if isinstance(value, str) else (0, value)

@@ -147,7 +147,7 @@ def _table(judged: Judged, ticket: str, reading: str) -> str:
             rows.append(_row(again, f"\nif {again.rules.reading}"))
     differ = len(rows) - len(first)
     heads = ["Masks", "Level", "Verdict", *(f"{mark}\n{WORDS[mark]}" for mark in MARKS)]
-    note = f"differs in {differ} rows, shown below" if differ else "gives the same"
+    note = f"differs in {differ} row{'s' * (differ > 1)}, shown below" if differ else "gives the same"
     text = f"{ticket}: verdicts and conditions with the differences in points and their intervals. "
     text += f"The reading '{_other(reading)}' {note}."
     everything = verdicts.table([*first, *others])
@@ -242,7 +242,7 @@ def _overview(judged: Judged, ticket: str, reading: str) -> str:
         points = _interval(row["estimate"], row["low"], row["high"]) if known else ""
         missing = "" if pd.isna(row["missing"]) else str(row["missing"])
         words = [("", _QUESTIONS[row["question"]]), (row["state"], row["state"]), ("", where)]
-        rows.append([*words, ("", points or (f"lacks {missing}" if missing else ""))])
+        rows.append([*words, ("", points or (f"not known: {missing}" if missing else ""))])
     label = f"Questions of Ma's Table 3 for {ticket}, {judged.panel}"
     return _grid(
         ["Question", "Answer", "Where", "Difference (points)"], rows, f"{ticket}: the questions of Ma's Table 3.", label

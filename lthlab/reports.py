@@ -407,6 +407,8 @@ def _swatch(handle: Any) -> str:
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Means and intervals as readers see them: accuracies in %, what is the same everywhere left out."""
     by = [name for name in plots.CELL if name in frame and (name == "level" or frame[name].nunique() > 1)]
+    if {"find_lr", "eval_lr"} <= set(by) and (frame["find_lr"] == frame["eval_lr"]).all():
+        by.remove("find_lr")
     cells = frame.groupby(by, dropna=False)
     extras = [name for name in ("widths", "parameters", "kept") if name in frame and frame[name].nunique() > 1]
     by += [name for name in extras if (cells[name].nunique() <= 1).all()]
