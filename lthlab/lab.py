@@ -23,7 +23,7 @@ from lthlab.derive import as_tensors, derive, mask, refuse_impossible, state
 from lthlab.engine import Job, Training, digest, shape_of
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data, InputError, Net, nearest
+from lthlab.parts import Data, InputError, nearest
 from lthlab.replicas import capacity
 from lthlab.runs import Run, origins, staleness
 from lthlab.spec import Config
@@ -333,7 +333,6 @@ class _Computation:
             kinds[shape][self.families[train]].append(train)
         for families in kinds.values():
             first = next(iter(families.values()))[0]
-            assert isinstance(first.net, Net)
             limit = capacity(first.net, first.data)
             group: list[Train] = []
             for family in families.values():
@@ -428,7 +427,6 @@ class _Computation:
         return None
 
     def _initial(self, train: Train) -> Weights:
-        assert isinstance(train.net, Net)
         if isinstance(train.init, Fresh):
             return nets.fresh(train.net, train.data, train.init.replicate, train.init.draw)
         assert isinstance(train.init, At)
