@@ -144,7 +144,7 @@ class Training:
         self.iteration = first.start if start is None else start
         self.device = torch.device(device)
         states = [job.state for job in jobs]
-        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)  # type: ignore[arg-type]
+        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)
         self.progress = [Progress() for _ in jobs]
         self.images = dataset.train_x.to(self.device)
         self.labels = dataset.train_y.to(self.device)

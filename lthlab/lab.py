@@ -11,7 +11,7 @@ import torch
 from lthlab import plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.engine import shape_of
-from lthlab.parts import InputError, Net, nearest
+from lthlab.parts import InputError, nearest
 from lthlab.replicas import capacity
 from lthlab.runs import Outlook, Run, origins
 from lthlab.spec import Config
@@ -335,7 +335,6 @@ class _Computation:
             kinds[shape][self.families[train]].append(train)
         for families in kinds.values():
             first = next(iter(families.values()))[0]
-            assert isinstance(first.net, Net)
             limit = capacity(first.net, first.data)
             group: list[Train] = []
             for family in families.values():

@@ -113,10 +113,14 @@ class Value:
         return f"{type(self).__name__}({self.key})"
 
 
-@functools.cache
+_FIELDS: dict[type, tuple[tuple[str, Any], ...]] = {}
+
+
 def _fields(kind: type[Value]) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults of the fields that describe a value."""
-    return tuple((field.name, field.default) for field in dataclasses.fields(kind) if field.name != "key")
+    """Names and defaults of the fields that describe a value, found once."""
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple((field.name, field.default) for field in dataclasses.fields(kind) if field.name != "key")
+    return _FIELDS[kind]
 
 
 def _encode(value: object) -> Any:
