@@ -232,25 +232,24 @@ def finished(
     """
     current = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
     sound: set[Value] = set()
-    needs = plan.needs(item.value for piece in pieces for item in piece.labelled)
+    outlook = Outlook([item.value for piece in pieces for item in piece.labelled], store)
     return {
         piece.name
         for piece in pieces
-        if piece.name in current and _settled(Outlook([item.value for item in piece.labelled], store, needs), sound)
+        if piece.name in current and _settled([item.value for item in piece.labelled], outlook, sound)
     }
 
 
-def _settled(outlook: Outlook, sound: set[Value]) -> bool:
+def _settled(asked: Sequence[Value], outlook: Outlook, sound: set[Value]) -> bool:
     """Whether nothing of what is asked for can be computed any more, and all that there is of it is sound.
 
     Values that were found sound are added to `sound`.
     """
-    store = outlook.store
     try:
-        for value in outlook.values:
+        for value in ancestors(asked):
             if outlook.runnable(value):
-                there = not outlook.missing(value) if isinstance(value, Train) else store.has(value.key)
-                if not there or (value not in sound and store.verify(value.key)):
+                there = not outlook.missing(value) if isinstance(value, Train) else outlook.store.has(value.key)
+                if not there or (value not in sound and outlook.store.verify(value.key)):
                     return False
                 sound.add(value)
     except Damaged:
