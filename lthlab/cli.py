@@ -14,11 +14,12 @@ from types import FrameType
 from typing import Any
 
 import lthlab
-from lthlab import spec, studies, trees
+from lthlab import plan, spec, studies, tickets, trees
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import SPIN, cores
 from lthlab.parts import InputError, nearest
 from lthlab.store import Damaged, Store
+from lthlab.values import ancestors
 
 SCHEMA = 1
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -86,24 +87,24 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    plan = command("plan", _plan, "say what a study takes: notebooks, trainings, epochs, hours, disk")
+    ahead = command("plan", _plan, "say what a study takes: notebooks, trainings, epochs, hours, disk")
     run = command("run", _run, "execute the notebooks of a study, as far as they are not done")
     compute = command("compute", _compute, "compute the values of a study, without notebooks")
     status = command("status", _status, "say what is done, in training, missing, diverged or stale")
     publish = command("publish", _publish, "make pages of the executed reports of a study")
     doctor = command("doctor", _doctor, "look for what stands in the way of computing, and say what to do about it")
-    for made in (plan, run, compute, status, publish):
+    for made in (ahead, run, compute, status, publish):
         may: dict[str, Any] = {"nargs": "?"} if made is status else {}
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
         study = made.add_argument("study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
-    for made in (plan, run, compute, publish):
+    for made in (ahead, run, compute, publish):
         text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
         made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
-    for made in (plan, run, compute, status, publish, doctor):
+    for made in (ahead, run, compute, status, publish, doctor):
         folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
         folder.complete = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}  # type: ignore[attr-defined]
-    for made in (plan, run, compute):
+    for made in (ahead, run, compute):
         made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
     for made in (run, compute):
         text = "stop in time with everything saved, as 30s, 9min or 2h"
@@ -112,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "only this configuration or report; may be repeated"
     run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
     run.add_argument("--slots", type=_count, metavar="N", help="notebooks at a time (default: 1; of a cluster: all)")
+    ahead.add_argument("--slots", type=_count, default=1, metavar="N", help="notebooks at a time (default: 1)")
     run.add_argument("--cores", type=_count, metavar="N", help="cores of a slot (default: those here, shared by slots)")
     run.add_argument("--cluster", type=_address, metavar="tcp://…", help="address of a running Dask scheduler")
     run.add_argument("--cell-timeout", type=_seconds, metavar="TIME", help="most time of a cell (default: none)")
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--stall-after", type=_seconds, default=3600.0, metavar="TIME", help=text)
     run.add_argument("--notebooks", default="notebooks", metavar="FOLDER", help="their folder (default: notebooks)")
     publish.add_argument("--to", metavar="FOLDER", help="folder of the pages (default: reports/NAME OF THE STUDY)")
-    for made in (plan, run, compute, publish, doctor):
+    for made in (ahead, run, compute, publish, doctor):
         made.add_argument("--json", action="store_true", help="print JSON")
     forms = status.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print JSON")
@@ -160,18 +162,52 @@ def _read(options: argparse.Namespace) -> spec.Config:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    _read(options)
-    _print_json({})
+    from lthlab import estimates, stages
+
+    config = _read(options)
+    labelled = tickets.expand(config)
+    plan.refuse_unsupported(ancestors(item.value for item in labelled))
+    forecast = estimates.forecast(labelled, Store(options.runs), options.device, options.slots)
+    rows = stages.by_stage(config, labelled, forecast)
+    whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
+    if options.json:
+        _print_json({"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows})
+        return 0
+    print(f"{config.name}, on {forecast.device}:")
+    print(f"{'':18}notebooks trainings  shared    done epochs left      time     disk")
+    for row in [*rows, whole]:
+        print(
+            f"{row['stage']:18}{row['notebooks']:9,} {row['trainings']:9,} {row['shared']:7,} {row['done']:7,} "
+            f"{row['epochs']:11,} {_time(row['hours']):>9} {_size(row['bytes']):>8}"
+        )
+    if forecast.whole.guessed:
+        print("the time is partly guessed: this machine has not trained all of these networks in this store yet")
+    if forecast.whole.blocked:
+        print(f"blocked: {forecast.whole.blocked} trainings, since what they need diverged, failed or is stale")
     return 0
 
 
-def _left(config: spec.Config, store: Store) -> dict[str, Any]:
-    return {}
+def _left(config: spec.Config, options: argparse.Namespace) -> dict[str, Any]:
+    """What is left of a study that was stopped."""
+    from lthlab import estimates
+
+    work = estimates.forecast(config, Store(options.runs), options.device).whole
+    return {"trainings": work.left, "epochs": work.epochs, "hours": work.hours, "guessed": work.guessed}
 
 
-def _print_left(reason: str, left: Any) -> None:
-    if reason:
-        print(f"stopped ({reason}); the same command goes on from here")
+def _print_left(reason: str, left: dict[str, Any] | None) -> None:
+    if left is not None:
+        about = f"about {_time(left['hours'])}{' (guessed)' * left['guessed']}"
+        words = f"{left['trainings']:,} trainings, {left['epochs']:,} epochs, {about} left"
+        print(f"stopped ({reason}): {words}; the same command goes on from here")
+
+
+def _time(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -194,7 +230,7 @@ def _run(options: argparse.Namespace) -> int:
     groups = group_failures(ran.outcomes, lambda name: _command(options, "--only", name))
     counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
     counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
-    left = _left(config, store) if ran.stopped else None
+    left = _left(config, options) if ran.stopped else None
     seconds = time.monotonic() - options.began
     if options.json:
         facts: dict[str, Any] = {"study": config.name, "counts": counts, "values": ran.values, "stopped": ran.stopped}
@@ -241,7 +277,7 @@ def _compute(options: argparse.Namespace) -> int:
             summary = lab.compute_study(config, store, options.device, watcher=Bar(wish), configuration=options.only)
         except lab.Stopped as stop:
             summary = stop.summary
-    left = _left(config, store) if wish.reason else None
+    left = _left(config, options) if wish.reason else None
     lists = ("diverged", "failed", "blocked", "stale")
     facts = vars(summary) | {name: [value.key for value in getattr(summary, name)] for name in lists}
     if options.json:
@@ -298,7 +334,7 @@ def _watch(names: Sequence[str], store: Store) -> int:
     from lthlab import stages, watch
 
     if len(names) != 1:
-        raise InputError(f"--watch needs a study; {nearest('', names)}")
+        raise InputError(f"--watch needs one study; {nearest('', names)}")
     try:
         watch.follow(watch.Board(names[0], store), stages.folder(names[0], store))
     except KeyboardInterrupt:
@@ -310,18 +346,15 @@ def _publish(options: argparse.Namespace) -> int:
     from lthlab import pages, stages
 
     config, store = _read(options), Store(options.runs)
-    executed = stages.folder(config.name, store)
-    if not config.reports:
-        raise InputError(f"study '{config.name}' has no reports; its field 'reports' names report notebooks")
-    missing = [name for name in config.reports if not (executed / f"{name}.ipynb").exists()]
-    if missing:
-        raise InputError(f"reports not executed: {', '.join(missing)}; this executes them: {_command(options)}")
     folder = Path(options.to or f"reports/{config.name}")
-    made = pages.publish_study(config, executed, folder)
+    try:
+        made = pages.publish_study(config, stages.folder(config.name, store), folder, _command(options))
+    except pages.PageError as error:
+        raise InputError(str(error)) from error
     if options.json:
-        _print_json({"study": config.name, "pages": [str(path) for path in made], "index": str(folder / "index.html")})
+        _print_json({"study": config.name, "pages": [str(path) for path in made]})
     else:
-        print(f"{config.name}: {len(made)} pages; {folder / 'index.html'}")
+        print(f"{config.name}: {len(made) - 1} pages and their index, {made[-1]}")
     return 0
 
 

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lthlab import jobs, plan, results, studies, tickets, watch
+from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import SPIN
 from lthlab.parts import InputError, nearest
@@ -15,6 +17,7 @@ from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store, StoreError
 from lthlab.studies import Configuration
+from lthlab.tickets import Labelled
 from lthlab.values import Train, Value, ancestors
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
@@ -212,6 +215,43 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
         problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
     if problems:
         raise InputError("\n".join(problems))
+
+
+def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -> list[dict[str, Any]]:
+    """Say what each stage of a study takes, reports last.
+
+    Returns
+    -------
+    list of dict
+        stage, notebooks, trainings that no earlier stage has, shared roles, done trainings, epochs left, hours,
+        bytes.
+    """
+    rows: list[dict[str, Any]] = []
+    known: set[Value] = set()
+    used: set[Value] = set()
+    works = {work.name: work for work in forecast.configurations}
+    for stage in config.stages:
+        pieces = studies.configurations(item for item in labelled if item.configuration.partition(".")[0] == stage)
+        values = [item.value for piece in pieces for item in piece.labelled]
+        own = {value for value in ancestors(values) if isinstance(value, Train)} - known
+        uses = [value for value in values if isinstance(value, Train)]
+        counts = {
+            "stage": stage,
+            "notebooks": len(pieces),
+            "trainings": len(own),
+            "shared": len(uses) - len(set(uses) - used),
+            "done": len(own) - sum(works[piece.name].left for piece in pieces),
+        }
+        sums = {
+            name: sum(getattr(works[piece.name], name) for piece in pieces) for name in ("epochs", "hours", "bytes")
+        }
+        rows.append(counts | sums)
+        known |= own
+        used |= set(uses)
+    if config.reports:
+        nothing = dict.fromkeys(("trainings", "shared", "done", "epochs", "hours", "bytes"), 0)
+        rows.append({"stage": watch.REPORTS, "notebooks": len(config.reports)} | nothing)
+    return rows
 
 
 def finished(
