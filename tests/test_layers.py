@@ -24,6 +24,7 @@ ROWS = [
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
+    ["estimates"],
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
@@ -35,9 +36,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "disk", "draws", "files", "forms", "jobs", "kernels", "parts", "plan", "plots",
-    "progress", "provenance", "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets", "trees",
-    "values", "verdicts", "wording",
+    "__init__", "contrasts", "disk", "draws", "estimates", "files", "forms", "jobs", "kernels", "parts", "plan",
+    "plots", "progress", "provenance", "results", "runs", "schema", "sizes", "spec", "store", "studies", "tickets",
+    "trees", "values", "verdicts", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
