@@ -5,7 +5,7 @@ network leaves the machine idle. *Sequential* runs them one after the other. Whi
 image size and device alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,21 +15,22 @@ from torch import Tensor
 from lthlab import nets
 from lthlab.nets import Weights
 from lthlab.parts import Data, Net
+from lthlab.values import Narrow
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-def form_of(net: Net, data: Data) -> str:
+def form_of(net: Net | Narrow, data: Data) -> str:
     """Choose how a group executes: 'stacked' for fully connected networks and small images, else 'sequential'."""
     return "stacked" if not convolutional(net, data) or max(data.facts.shape[1:]) <= 16 else "sequential"
 
 
-def convolutional(net: Net, data: Data) -> bool:
+def convolutional(net: Net | Narrow, data: Data) -> bool:
     """Tell whether a network has convolutions."""
     return any(isinstance(layer, nets.Conv2d) for _, layer in nets.build(net, data).layers())
 
 
-def capacity(net: Net, data: Data) -> int:
+def capacity(net: Net | Narrow, data: Data) -> int:
     """Number of replicas that train together at the most."""
     return 24 if form_of(net, data) == "stacked" else 8
 
@@ -53,7 +54,7 @@ class Group:
 
     Parameters
     ----------
-    net, data : Net, Data
+    net, data : Net or Narrow, Data
         Network and the data that it fits.
     states : sequence of dict of str to Tensor
         Initial state of each replica, ordinary shapes.
@@ -75,7 +76,7 @@ class Group:
 
     def __init__(
         self,
-        net: Net,
+        net: Net | Narrow,
         data: Data,
         states: Sequence[Weights],
         precision: str,
@@ -156,7 +157,9 @@ class Group:
             return torch.cat([loss for loss, _ in parts]), torch.cat([right for _, right in parts])
 
     @torch.no_grad()
-    def evaluate(self, images: Tensor, labels: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, images: Tensor, labels: Tensor, stop: Callable[[], bool] | None = None, batch: int = 1000
+    ) -> tuple[Tensor, Tensor] | None:
         """Compute mean loss and accuracy of every replica in evaluation mode.
 
         Parameters
@@ -165,11 +168,15 @@ class Group:
             [image, channel, y, x].
         labels : Tensor
             [image], int64.
+        stop : callable, optional
+            Asked between batches: whether to give up.
+        batch : int, optional
+            Number of images at a time.
 
         Returns
         -------
         loss, accuracy : Tensor
-            [replica], fp64; accuracy in [0, 1].
+            [replica], fp64; accuracy in [0, 1]. None if it was stopped.
         """
         loss = torch.zeros(self.replicas, dtype=torch.float64)
         correct = torch.zeros(self.replicas, dtype=torch.int64)
@@ -177,6 +184,8 @@ class Group:
             network.eval()
         with threads(self.thread_count):
             for first in range(0, len(labels), batch):
+                if first and stop is not None and stop():
+                    return None
                 part, truth = images[first : first + batch], labels[first : first + batch]
                 shared = part.expand(self.slots, *part.shape)
                 losses, right = _loss(self._logits(shared), truth.expand(self.slots, -1))
