@@ -67,7 +67,7 @@ def _compute(options: argparse.Namespace) -> int:
 
     summary = lab.compute_study(config, Store(options.runs), options.device, watcher=Bar())
     facts = vars(summary) | {
-        name: [value.key for value in getattr(summary, name)] for name in ("diverged", "blocked", "stale")
+        name: [value.key for value in getattr(summary, name)] for name in ("diverged", "failed", "blocked", "stale")
     }
     if options.json:
         _print_json({"study": config.name, **facts})
@@ -76,7 +76,7 @@ def _compute(options: argparse.Namespace) -> int:
             f"{config.name}: {summary.trainings} trainings, {summary.trained} of them now, "
             f"{summary.shared} more shared, in {summary.seconds:.1f} s"
         )
-        for name in ("diverged", "blocked", "stale"):
+        for name in ("diverged", "failed", "blocked", "stale"):
             if facts[name]:
                 print(f"{name}: {len(facts[name])}; `lthlab status {options.study}` lists them")
     return 1 if summary.stale else 0

@@ -46,6 +46,11 @@ class Files:
                     file.truncate(file.read().rfind(b"\n") + 1)
             file.write(line)
 
+    def touch(self, path: Path) -> None:
+        """Set the time of a file's last change to now; one that is gone stays gone."""
+        with suppress(FileNotFoundError):
+            os.utime(path)
+
     def rename(self, source: Path, target: Path) -> None:
         """Rename a folder; fails if the target exists and is not an empty folder."""
         os.rename(source, target)

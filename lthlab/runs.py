@@ -1,12 +1,15 @@
-"""What the store holds of a training."""
+"""What the store holds of trainings, and what is left to do."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lthlab import plan
 from lthlab.plan import Need
 from lthlab.store import Damaged, Part, Store
-from lthlab.values import Mask, Train, Value
+from lthlab.values import Mask, Train, Value, ancestors
 
 
 class Run:
@@ -149,6 +152,149 @@ class Run:
             if self.store.read(self.train.key, f"{step}.safetensors") != states[step]:
                 return f"weights at {step} came out differently when trained again"
         return None
+
+
+class Outlook:
+    """What the store has of values and of all that they are made from, and what is left to do.
+
+    Parameters
+    ----------
+    asked : iterable of Value
+        As in `lthlab.lab.compute`.
+    store : Store
+        Where to look.
+
+    Attributes
+    ----------
+    values : list of Value
+        All that is stored, inputs first.
+    needs : dict of Train to Need
+        How far each training is asked for.
+    dead : dict of Value to str
+        What was found out to be of no use or impossible, with the reason: 'stale' or 'blocked'.
+    """
+
+    def __init__(self, asked: Iterable[Value], store: Store) -> None:
+        asked = list(asked)
+        self.store = store
+        self.values = ancestors(asked)
+        self.needs = plan.needs(asked)
+        self.dead: dict[Value, str] = {}
+
+    def runnable(self, value: Value) -> bool:
+        """Whether the inputs of a value allow it; one whose inputs diverged or are stale is noted in `dead`."""
+        if value in self.dead:
+            return False
+        for at in value.moments:
+            run = Run(at.run, self.store)
+            if run.stale or at.run in self.dead:
+                self.bury(value, "stale" if run.stale else self.dead[at.run])
+            elif not run.yields(at.step):
+                self.bury(value, "blocked")
+        for item in value.inputs:
+            if item in self.dead:
+                self.bury(value, self.dead[item])
+            elif isinstance(item, Mask) and self.failed(item):
+                self.bury(value, "blocked")
+        if staleness(self.store, self._records(value)):
+            self.bury(value, "stale")
+        return value not in self.dead
+
+    def bury(self, value: Value, why: str) -> None:
+        """Note that a value is 'stale' or 'blocked'; the first reason stays."""
+        self.dead.setdefault(value, why)
+
+    def failed(self, value: Value) -> bool:
+        """Whether a mask or measure is recorded as one that its inputs do not allow."""
+        return any("failed" in record for record in self._records(value))
+
+    def missing(self, train: Train) -> bool:
+        """Whether the store lacks anything of what is asked of a training."""
+        return Run(train, self.store).lacks(self.needs[train])
+
+    def span(self, train: Train) -> tuple[int, int]:
+        """From which iteration to train to which."""
+        return Run(train, self.store).span(self.needs[train])
+
+    def left(self) -> dict[Train, int]:
+        """Epochs left, begun ones included, of each training that lacks something and can be trained.
+
+        What the checkpoint of its group has is done.
+        """
+        possible = {value for value in self.values if self.runnable(value)}
+        spans = {train: self.span(train) for train in self.needs if train in possible and self.missing(train)}
+        starts = {train: start for train, (start, _) in spans.items()}
+        known = {train.key: train for train in self.needs}
+        for group, checkpoint in self.store.checkpoints().items():
+            members = [known[key] for key in checkpoint.members if key in known]
+            parts = {spans[train] for train in members if train in spans}
+            if len(members) == len(checkpoint.members) and len(parts) == 1:
+                (span,) = parts
+                if self.group(members, span) == group:
+                    starts |= {train: checkpoint.iteration for train in members if train in spans}
+        return {t: -(-spans[t][1] // t.steps_per_epoch) - start // t.steps_per_epoch for t, start in starts.items()}
+
+    def group(self, members: Sequence[Train], span: tuple[int, int]) -> str:
+        """Name a group of trainings by who is in it and what is asked of them; of the form of a key."""
+        keep = [[train.key, sorted(self.needs[train].keep)] for train in members]
+        return hashlib.sha256(json.dumps([*span, keep]).encode()).hexdigest()[:32]
+
+    def _records(self, value: Value) -> list[dict[str, Any]]:
+        return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """A group of trainings on its way, as its last line of progress tells.
+
+    Attributes
+    ----------
+    group : str
+        Name of the group.
+    pid : int
+        Process that trains it.
+    iteration, end : int
+        Iteration reached, and where this group is trained to.
+    epoch, epochs : int
+        Whole epochs reached, and epochs in all.
+    seconds_left : float or None
+        Estimate from the iterations since this process began; None where there are none yet.
+    silent : float
+        Seconds since the last sign of life, which comes about every second; after long silence the process hangs.
+    runs : dict of str to dict
+        By key of a training: `loss` and `accuracy` (in [0, 1]) of its last epoch on training and test images, the
+        epoch in which it `diverged`, or nothing before its first evaluation.
+    """
+
+    group: str
+    pid: int
+    iteration: int
+    end: int
+    epoch: int
+    epochs: int
+    seconds_left: float | None
+    silent: float
+    runs: dict[str, dict[str, float]]
+
+
+def in_training(store: Store) -> list[InTraining]:
+    """List the groups that somebody trains now.
+
+    A line of progress is JSON with `time` (seconds since 1970), `pid`, `iteration`, `end`, `epoch`, `epochs` and
+    `runs`. One is appended when a process begins, after every epoch, and every ten seconds within one.
+    """
+    found = []
+    for group, lines in store.progress().items():
+        silent = store.claim_age(group)
+        if silent is None or not lines:
+            continue
+        last = json.loads(lines[-1])
+        began = [line for line in map(json.loads, lines) if line["pid"] == last["pid"]][0]
+        steps, seconds = last["iteration"] - began["iteration"], last["time"] - began["time"]
+        left = (last["end"] - last["iteration"]) * seconds / steps if steps > 0 else None
+        fields = {name: last[name] for name in ("pid", "iteration", "end", "epoch", "epochs", "runs")}
+        found.append(InTraining(group, seconds_left=left, silent=silent, **fields))
+    return found
 
 
 def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -201,6 +201,7 @@ class _Expansion:
             }
             for stage in STAGES
         }
+        self.chains: dict[tuple[str, str], list[tuple[Train, Magnitude]]] = {}
         self.columns = {recipe: _columns("find", find) | _columns("eval", recipe) for recipe in (find, evaluate)}
 
     def items(self) -> Iterator[Labelled]:
@@ -290,8 +291,9 @@ class _Expansion:
                 yield sparsity, omp(self.protocol, self.find, sparsity), self.find.epochs
         elif self.panel.levels:
             last, spent = self.panel.levels[-1], 0
-            rounds = imp(self.protocol, self.find, last.k, last.rate, chain, schedule)
-            for k, (run, mask) in enumerate(rounds, start=1):
+            if (chain, schedule) not in self.chains:
+                self.chains[chain, schedule] = imp(self.protocol, self.find, last.k, last.rate, chain, schedule)
+            for k, (run, mask) in enumerate(self.chains[chain, schedule], start=1):
                 spent += _epochs(run)
                 yield Level(k, last.rate), mask, spent
 

@@ -17,13 +17,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "packing", "parts", "progress"],
-    ["sizes", "trees"],
+    ["draws", "files", "formulas", "machine", "packing", "parts", "progress", "provenance"],
+    ["disk", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
+    ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
@@ -35,9 +36,9 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "draws", "explore", "files", "forms", "jobs", "kernels", "packing", "parts", "plan",
-    "plots", "prizes", "progress", "reports", "results", "runs", "schema", "sizes", "spec", "store", "studies",
-    "tickets", "trees", "values", "verdicts", "wording",
+    "__init__", "contrasts", "disk", "draws", "explore", "files", "forms", "formulas", "jobs", "kernels", "machine",
+    "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results", "runs",
+    "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
