@@ -13,6 +13,7 @@ from lthlab.data import Dataset, crop_flip, crop_flip_draws, normalise, order
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
+from lthlab.plan import shape_of
 from lthlab.replicas import Group, threads
 from lthlab.values import Train
 
@@ -432,19 +433,3 @@ class Training:
                 name.partition(":")[2]: s for name, s in items.items() if name.startswith("snapshot:")
             }
         return training
-
-
-def shape_of(train: Train) -> tuple[object, ...]:
-    """What trainings must agree in to form a group."""
-    recipe = train.recipe
-    return (
-        train.net,
-        train.data,
-        recipe.batch_size,
-        recipe.optimizer,
-        recipe.betas,
-        recipe.decay_on,
-        recipe.precision,
-        train.start,
-        train.end,
-    )

@@ -30,7 +30,8 @@ ROWS = [
     ["plots"],
     ["reports"],
     ["explore", "prizes"],
-    ["batch", "pages"],
+    ["batch", "doctor", "pages", "watch"],
+    ["stages"],
     ["cli"],
     ["__main__"],
 ]
@@ -39,6 +40,7 @@ WITHOUT_TORCH = {
     "__init__", "contrasts", "disk", "draws", "explore", "files", "forms", "formulas", "jobs", "kernels", "machine",
     "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results", "runs",
     "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts", "wording",
+    "stages", "watch",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
