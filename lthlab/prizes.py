@@ -194,15 +194,20 @@ def _reasons(judged: Judged, ticket: str, reading: str) -> str:
 
 
 def _warnings(found: Sequence[Verdict]) -> Iterator[str]:
-    """Warnings with the masks and levels that they are about."""
+    """Warnings with the masks and levels that they are about; those on one learning rate are one."""
+    marks: dict[str, set[str]] = {}
     places: dict[str, dict[str, list[str]]] = {}
     for verdict in found:
         level = f"{_left(verdict)} left" if verdict.level is None else str(verdict.level)
         for text in verdict.warnings:
-            places.setdefault(text, {}).setdefault(verdict.method, []).append(level)
+            decided, _, place = text.rpartition(" decided by ")
+            marks.setdefault(place, set()).update(decided)
+            levels = places.setdefault(place, {}).setdefault(verdict.method, [])
+            levels += [level] if level not in levels else []
     for text, methods in places.items():
         where = "; ".join(f"{method}, level {', '.join(levels)}" for method, levels in methods.items())
-        yield f"{text} ({where})"
+        decided = "".join(sorted(marks[text]))
+        yield f"{decided + ' decided by ' if decided else ''}{text} ({where})"
 
 
 def largest(judged: Sequence[Judged]) -> Html:
@@ -220,7 +225,7 @@ def _largest(judged: Judged, ticket: str, reading: str) -> str:
     heads = ["Masks", "Reading", *(f"{mark}\n{WORDS[mark]}" for mark in MARKS), "Jackpot", "Secondary prize"]
     label = f"Largest level at which each condition holds for {ticket}, {judged.panel}"
     lines = [
-        [("", method), ("", " and ".join(how)), *(("", text) for text in texts)]
+        [("", method), ("", how[0] if len(how) == 1 else "both"), *(("", text) for text in texts)]
         for (method, *texts), how in rows.items()
     ]
     return _grid(heads, lines, f"{ticket}: largest level, and share of the prunable weights left there.", label)

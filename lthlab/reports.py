@@ -175,15 +175,13 @@ def _difference(rows: pd.DataFrame, panel: str, first: str, second: str, method:
     shown = [cells[i] for i in sorted({0, highest, len(cells) - 1})]
     several = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
     values = [
-        f"{_points(cell)} at learning rate {cell['eval_lr']:g}"
-        + (f" (mask found at {cell['find_lr']:g})" if several else "")
+        f"{_points(cell)} at {cell['eval_lr']:g}" + (f" (mask found at {cell['find_lr']:g})" if several else "")
         for cell in shown
     ]
+    unit = "paired, 95 % t interval" if cells[0]["n"] > 1 else "paired"
     text = (
-        f"{panel}, {level_of(cells[0])}: {first} minus {second} on {method} masks was {_listed(values)} "
-        "(percentage points of test accuracy; mean of paired differences"
-        + (", 95 % t interval" if cells[0]["n"] > 1 else "")
-        + f"; {plots.sample_size(pairs.assign(method=method))})."
+        f"{panel}, {level_of(cells[0])}: {first} minus {second} on {method} masks, in points by learning rate: "
+        f"{_listed(values)} ({unit}, {plots.sample_size(pairs.assign(method=method))})."
     )
     if unseen:
         text += f" At {unseen} of {len(cells)} learning rates we did not see a difference."
@@ -205,14 +203,16 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
     found = []
     for name, own in results.panels(rows):
         last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
+        cells = results.summarise(last, ["ticket", "eval_lr"])
+        ends = sorted({cells["eval_lr"].min(), cells["eval_lr"].max()})
         words = []
-        for ticket, cells in results.summarise(last, ["ticket", "eval_lr"]).groupby("ticket"):
-            ends = cells.iloc[sorted({0, len(cells) - 1})].to_dict("records")
-            words.append(f"{ticket} " + _listed([f"{_interval(c)} at learning rate {c['eval_lr']:g}" for c in ends]))
+        for ticket in sorted(cells["ticket"].unique(), key=plots.TICKETS.index):
+            chosen = cells[(cells["ticket"] == ticket) & cells["eval_lr"].isin(ends)]
+            words.append(f"{ticket} " + _listed([_interval(cell) for cell in chosen.to_dict("records")]))
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
         found.append(
-            f"{name}, {place}, {method} masks: R_p was {'; '.join(words)} (chance {last['chance'].mean():.2f}; "
-            f"mean, 95 % t interval; {plots.sample_size(last)})."
+            f"{name}, {place}, {method} masks: R_p at learning rate {_listed([f'{lr:g}' for lr in ends])} was "
+            f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
         )
     return found_out(found or ["The correlation indicator is not done, or not asked for."])
 
@@ -231,8 +231,8 @@ def work(summary: Any) -> Html:
         f"{summary.trainings - summary.trained} were in the store.",
         *(
             f"{len(values)} {name}: " + ", ".join(map(repr, values[:3])) + (" …" if len(values) > 3 else "")
-            for name in ("diverged", "blocked", "stale")
-            if (values := getattr(summary, name))
+            for name in ("diverged", "failed", "blocked", "stale")
+            if (values := getattr(summary, name, ()))
         ),
     ]
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")

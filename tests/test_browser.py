@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+import papermill
 import pytest
 import test_plots
 from axe_playwright_python.sync_playwright import Axe
@@ -20,7 +21,8 @@ from matplotlib.image import imread
 from playwright.sync_api import Browser, Page, sync_playwright
 from test_pages import PIXEL, code, markdown, notebook, shows, study  # noqa: F401
 
-from lthlab import plots, reports
+from lthlab import plots, reports, spec
+from lthlab.machine import leaks
 from lthlab.pages import gallery, publish, publish_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,23 +91,24 @@ def problems(browser: Browser, path: Path, shots: Path) -> list[str]:
     for name, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("narrow", NARROW, "light")):
         with Visit(browser, path, size, scheme) as visit:
             page = visit.page
-            shot = page.screenshot(path=shots / f"{path.stem}-{name}.png", full_page=True)
+            page.screenshot(path=shots / f"{path.stem}-{name}.png", full_page=True)
+            if blank(page.screenshot()):
+                found.append(f"{name}: the screenshot is blank")
             page.evaluate(OPEN_ALL)
             found += visit.problems
             if page.evaluate(TOO_WIDE) > 0:
                 found.append(f"{name}: scrolls sideways by {page.evaluate(TOO_WIDE)} pixels")
-            if blank(shot):
-                found.append(f"{name}: the screenshot is blank")
             if (page.evaluate(LIGHTNESS) > 200) != (scheme == "light"):
                 found.append(f"{name}: the background is not {scheme}")
             if name == "light":
                 found += broken_links(page) + in_print(page)
+    for size, scheme in ((WIDE, "light"), (NARROW, "dark")):
         with Visit(browser, path, size, scheme, policy=False) as visit:
             visit.page.evaluate(OPEN_ALL)
             for item in Axe().run(visit.page).response["violations"]:
                 if item["impact"] in ("serious", "critical"):
                     places = "; ".join(" ".join(map(str, node["target"])) for node in item["nodes"][:3])
-                    found.append(f"{name}: axe: {item['impact']}: {item['id']}: {places}")
+                    found.append(f"{scheme}: axe: {item['impact']}: {item['id']}: {places}")
             found += [problem for problem in visit.problems if problem not in found]
     return found
 
@@ -181,6 +184,58 @@ def everything() -> list[dict]:
         code("assert True", tags=["checks"]),
     ]
     return [cell | {"id": f"more-{number}"} for number, cell in enumerate(cells)]
+
+
+TINY = """
+name: tiny
+title: "Lottery tickets & 'others' in <LeNet>"
+net: lenet_300_100
+data: digits
+replicates: 2
+find: {epochs: 2, batch_size: 64, lr: [0.05, 0.2], momentum: 0.9}
+prune: {levels: [1, 4]}
+protocol: {rewound_masks: initial}
+tickets: {LT: {}, RR: {}, WR: {rewind: 1ep}, SDT: {}}
+measures: {correlation_indicator: {p: 0.1}}
+reports: [winning_tickets, weight_correlation]
+"""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """An oddly named folder with the store, the executed notebooks and the pages of a tiny study."""
+    folder = tmp_path_factory.mktemp("run") / "J. O'Neil & <söhne>"
+    for name in ("params", "runs", "executed"):
+        (folder / name).mkdir(parents=True)
+    (folder / "params" / "tiny.yaml").write_text(TINY)
+    config = spec.read(folder / "params" / "tiny.yaml")
+    given = json.dumps({"study": config.document, "configuration": None, "device": "cpu"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LTHLAB_RUNS", str(folder / "runs"))
+        for name in (*config.stages, *config.reports):
+            source, target = (place / f"{name}.ipynb" for place in (ROOT / "notebooks", folder / "executed"))
+            parameters = {"parameters": given}
+            papermill.execute_notebook(source, target, parameters, cwd=folder / "params", progress_bar=False)
+    publish_study(config, folder / "executed", folder / "reports" / "tiny")
+    return folder
+
+
+def test_pages_of_a_run_are_in_order(executed, browser, tmp_path):
+    paths = sorted((executed / "reports").rglob("*.html"))
+    assert [path.name for path in paths] == ["index.html", "weight_correlation.html", "winning_tickets.html"]
+    assert {path.name: found for path in paths if (found := problems(browser, path, tmp_path))} == {}
+
+
+def test_what_a_run_leaves_does_not_tell_where_it_was_made(executed):
+    texts = {path: path.read_text(encoding="utf-8") for path in (executed / "reports").rglob("*.html")}
+    for path in (executed / "executed").glob("*.ipynb"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        del content["metadata"]["papermill"]  # lthlab.batch writes its own
+        texts[path] = json.dumps(content)
+    for path in (executed / "runs").rglob("*.json*"):
+        texts[path] = path.read_text(encoding="utf-8")
+    assert len(texts) > 100
+    assert {path.name: found for path, text in texts.items() if (found := leaks(text))} == {}
 
 
 @pytest.fixture

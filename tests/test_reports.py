@@ -133,7 +133,7 @@ def test_the_finding_is_what_came_out(shift, said):
     noise = dict(zip(range(4), [0.01, -0.01, 0.02, -0.02], strict=True))
     values = [0.8 + (shift + noise[r]) * (t == "LT") for t, r in zip(frame["ticket"], frame["replicate"], strict=True)]
     text = reports.finding(frame.assign(value=values))
-    assert "n on d, level 12 (6.87 % of the prunable weights left): LT minus RR on IMP masks was" in text
+    assert "n on d, level 12 (6.87 % of the prunable weights left): LT minus RR on IMP masks, in points" in text
     assert said in text and "n = 4 replicates" in text and ("did not see" in text) == (shift == 0)
     assert "n on d: no pair of LT and RR on IMP masks is done" in reports.finding(frame.assign(status="missing"))
     assert "No pair of LT and RR on IMP masks is done" in reports.finding(frame[frame["ticket"] != "RR"][:0])
@@ -146,8 +146,8 @@ def test_the_finding_has_a_sentence_per_panel_and_few_learning_rates():
     text = reports.finding(two)
     assert text.count('<p class="finding">') == 1 and text.count("<br>") == 1
     for sentence, name in zip(re.split("<br>", text), ("n on d", "m on d"), strict=True):
-        assert f"{name}, level 12" in sentence and 2 <= sentence.count("at learning rate") <= 3
-        assert "0.01" in sentence and "0.3" in sentence
+        assert f"{name}, level 12" in sentence and 2 <= len(re.findall(r"\] at 0", sentence)) <= 3
+        assert "at 0.01" in sentence and "at 0.3 (paired" in sentence
 
 
 def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
@@ -156,10 +156,8 @@ def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
     last = frame[frame["level"].isin([0, 12]) & (frame["method"] != "OMP")]
     for ticket in ("dense", "LT", "RR"):
         for cell in results.summarise(last[last["ticket"] == ticket], ["eval_lr"]).to_dict("records"):
-            assert (
-                f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}] at learning rate {cell['eval_lr']:g}"
-                in text
-            )
+            assert f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" in text
+    assert "R_p at learning rate 0.01 and 0.2 was dense 0." in text
     assert f"(chance {last['chance'].mean():.2f};" in text and "n on d, level 12" in text and "n = 4 replicates" in text
     assert "not done, or not asked for" in reports.indicator(frame.assign(status="missing"))
 
