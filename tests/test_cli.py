@@ -179,15 +179,16 @@ def test_a_plan(folder, capsys):
 
 
 def test_a_plan_as_json(folder, capsys):
-    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--only", "find_tickets")
-    code, out, _ = lthlab_command(capsys, "plan", "tiny.yaml", "--json")
+    sets = ["--set", "prune.levels=1,2"]
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--only", "find_tickets", *sets)
+    code, out, _ = lthlab_command(capsys, "plan", "tiny.yaml", "--json", *sets)
     found = json.loads(out)
     assert (code, found["schema"], found["study"], found["device"]) == (0, 1, "tiny", "cpu")
     facts = {name: found[name] for name in ("notebooks", "trainings", "shared", "done", "left", "epochs", "guessed")}
-    assert facts == dict(notebooks=2, trainings=2, shared=1, done=1, left=1, epochs=1, guessed=False)
+    assert facts == dict(notebooks=2, trainings=4, shared=2, done=2, left=2, epochs=2, guessed=False)
     assert [(row["stage"], row["trainings"], row["done"], row["epochs"]) for row in found["stages"]] == [
-        ("find_tickets", 1, 1, 0),
-        ("evaluate_tickets", 1, 0, 1),
+        ("find_tickets", 2, 2, 0),
+        ("evaluate_tickets", 2, 0, 2),
     ]
     assert sum(row["bytes"] for row in found["stages"]) == found["bytes"] > 0
     assert sum(row["shared"] for row in found["stages"]) == found["shared"]

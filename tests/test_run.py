@@ -78,7 +78,10 @@ def start(*arguments, place=None, **options):
 def lthlab_command(*arguments, place=None):
     """Run a command; returns exit code, stdout and stderr."""
     process = start(*arguments, place=place)
-    out, err = process.communicate(timeout=200)
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        process.kill()
     assert "Traceback" not in out + err
     return process.returncode, out, err
 
@@ -102,15 +105,16 @@ def computed(tmp_path_factory):
 # --- one good run ---------------------------------------------------------------------------------------------
 
 
-LOOK_S = 0.5
-AT_WORK = 0.12
+LOOK_S = 1.0
+AT_WORK = 0.06
 """Share of a core from which a thread counts as one that works; others wait, and wake up now and then."""
 HARD_WORK = """\
 import time, numpy, torch
-end = time.monotonic() + 2
-while time.monotonic() < end:
-    torch.ones(700, 700) @ torch.ones(700, 700)
-    numpy.ones((700, 700)) @ numpy.ones((700, 700))"""
+many, square, began = torch.rand(1_000_000), numpy.ones((700, 700)), time.monotonic()
+while time.monotonic() < began + 2.5:
+    many.sin_()
+while time.monotonic() < began + 5:
+    square @ square"""
 
 
 def working_threads(process, before):
