@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from lthlab.data import Dataset, crop_flip, crop_flip_draws, normalise, order
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
+from lthlab.plan import shape_of
 from lthlab.replicas import Group, threads
 from lthlab.values import Train
 
@@ -177,13 +178,21 @@ class Training:
 
     # --- one step -------------------------------------------------------------------------------------------
 
-    def advance(self, until: int) -> None:
+    def advance(self, until: int, stop: Callable[[], bool] | None = None) -> None:
         """Train to the next end of an epoch, but not beyond iteration `until`.
 
         The first call records the state at the start too, even if `until` lies there.
+
+        Parameters
+        ----------
+        until : int
+            Last iteration.
+        stop : callable, optional
+            Asked after every step, and between the batches of an evaluation: whether to return as soon as a
+            checkpoint can be taken. A later call goes on from there.
         """
-        if not self.iteration % self.steps_per_epoch and not self.progress[0].metrics and self.updates == 0:
-            self._evaluate()
+        if self.pending and not self._evaluate(stop):
+            return
         self._keep()
         if self.iteration >= until:
             return
@@ -196,10 +205,19 @@ class Training:
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
+            if stop is not None and stop():
+                break
+        if self.iteration < until:
+            return
         self._check_finite(epoch + 1)
-        if self.iteration % self.steps_per_epoch == 0:
-            self._evaluate()
-        self._keep()
+        if not self.pending or self._evaluate(stop):
+            self._keep()
+
+    @property
+    def pending(self) -> bool:
+        """Whether an epoch has ended, or the training begins, and the state there has not been evaluated."""
+        begins = self.updates == 0 and not self.progress[0].metrics
+        return self.iteration % self.steps_per_epoch == 0 and (begins or self.seen > 0)
 
     def prune(self, number: int, mask: Mask) -> None:
         """Keep a replica's weights outside a mask at zero from here on.
@@ -295,9 +313,15 @@ class Training:
                 progress.diverged = epoch
                 progress.metrics.append({"epoch": epoch, "diverged": True})
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, stop: Callable[[], bool] | None) -> bool:
+        """Append a row of metrics; False, with nothing changed, if it was stopped."""
         epoch = self.iteration // self.steps_per_epoch
-        held_out = {name: self.group.evaluate(x, y) for name, (x, y) in self.held_out.items()}
+        held_out = {}
+        for name, (x, y) in self.held_out.items():
+            found = self.group.evaluate(x, y, stop)
+            if found is None:
+                return False
+            held_out[name] = found
         for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
             if progress.diverged is not None:
                 continue
@@ -321,6 +345,7 @@ class Training:
         self.loss_sum.zero_()
         self.correct_sum.zero_()
         self.seen = 0
+        return True
 
     def _keep(self) -> None:
         for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
@@ -408,19 +433,3 @@ class Training:
                 name.partition(":")[2]: s for name, s in items.items() if name.startswith("snapshot:")
             }
         return training
-
-
-def shape_of(train: Train) -> tuple[object, ...]:
-    """What trainings must agree in to form a group."""
-    recipe = train.recipe
-    return (
-        train.net,
-        train.data,
-        recipe.batch_size,
-        recipe.optimizer,
-        recipe.betas,
-        recipe.decay_on,
-        recipe.precision,
-        train.start,
-        train.end,
-    )

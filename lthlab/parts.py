@@ -1,6 +1,7 @@
 """The plain parts of descriptions: networks, data sets, recipes, steps and sparsities, checked."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -168,6 +169,7 @@ def plain_decimal(number: Decimal) -> str:
     return (text.rstrip("0").rstrip(".") if "." in text else text) if number else "0"
 
 
+@functools.cache
 def sparsity_fraction(sparsity: Sparsity) -> Fraction:
     """Exact value of a sparsity."""
     return sparsity.fraction if isinstance(sparsity, Level) else Fraction(sparsity)

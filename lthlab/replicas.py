@@ -5,7 +5,7 @@ network leaves the machine idle. *Sequential* runs them one after the other. Whi
 image size and device alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -157,7 +157,9 @@ class Group:
             return torch.cat([loss for loss, _ in parts]), torch.cat([right for _, right in parts])
 
     @torch.no_grad()
-    def evaluate(self, images: Tensor, labels: Tensor, batch: int = 1000) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self, images: Tensor, labels: Tensor, stop: Callable[[], bool] | None = None, batch: int = 1000
+    ) -> tuple[Tensor, Tensor] | None:
         """Compute mean loss and accuracy of every replica in evaluation mode.
 
         Parameters
@@ -166,11 +168,15 @@ class Group:
             [image, channel, y, x].
         labels : Tensor
             [image], int64.
+        stop : callable, optional
+            Asked between batches: whether to give up.
+        batch : int, optional
+            Number of images at a time.
 
         Returns
         -------
         loss, accuracy : Tensor
-            [replica], fp64; accuracy in [0, 1].
+            [replica], fp64; accuracy in [0, 1]. None if it was stopped.
         """
         loss = torch.zeros(self.replicas, dtype=torch.float64)
         correct = torch.zeros(self.replicas, dtype=torch.int64)
@@ -178,6 +184,8 @@ class Group:
             network.eval()
         with threads(self.thread_count):
             for first in range(0, len(labels), batch):
+                if first and stop is not None and stop():
+                    return None
                 part, truth = images[first : first + batch], labels[first : first + batch]
                 shared = part.expand(self.slots, *part.shape)
                 losses, right = _loss(self._logits(shared), truth.expand(self.slots, -1))

@@ -1,12 +1,16 @@
-"""What the store holds of a training."""
+"""What the store holds of trainings, and what is left to do."""
 
+import copy
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from lthlab import plan
 from lthlab.plan import Need
 from lthlab.store import Damaged, Part, Store
-from lthlab.values import Mask, Train, Value
+from lthlab.values import Mask, Train, Value, ancestors
 
 
 class Run:
@@ -149,6 +153,199 @@ class Run:
             if self.store.read(self.train.key, f"{step}.safetensors") != states[step]:
                 return f"weights at {step} came out differently when trained again"
         return None
+
+
+class _Seen(Store):
+    """A store as it is now: its folder is listed once, and each manifest read once; damaged parts are left out."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.root, store.files)
+        self._keys = set(self._entries(self.root))
+        self._found: dict[str, list[Part]] = {}
+
+    def has(self, key: str) -> bool:
+        return bool(self.parts(key))
+
+    def parts(self, key: str) -> list[Part]:
+        if key not in self._keys:
+            return []
+        if key not in self._found:
+            try:
+                self._found[key] = super().parts(key)
+            except Damaged:
+                self._found[key] = []
+        return self._found[key]
+
+
+class Outlook:
+    """What the store has of values and of all that they are made from, and what is left to do.
+
+    Parameters
+    ----------
+    asked : iterable of Value
+        As in `lthlab.lab.compute`.
+    store : Store
+        Where to look.
+    study : iterable of Value, optional
+        What else will be asked for later: how far a training goes and what is kept of it follow from all.
+
+    Attributes
+    ----------
+    values : list of Value
+        All that is asked for and stored, inputs first.
+    needs : dict of Train to Need
+        How far each training among them is to go.
+    dead : dict of Value to str
+        What was found out to be of no use or impossible, with the reason: 'stale' or 'blocked'.
+    """
+
+    def __init__(self, asked: Iterable[Value], store: Store, study: Iterable[Value] = ()) -> None:
+        asked = list(asked)
+        self.store = store
+        self.values = ancestors(asked)
+        needs = plan.needs([*asked, *study])
+        self.needs = {value: needs[value] for value in self.values if isinstance(value, Train)}
+        self.dead: dict[Value, str] = {}
+        self._runs: dict[Train, Run] | None = None
+
+    def runnable(self, value: Value) -> bool:
+        """Whether the inputs of a value allow it; one whose inputs diverged or are stale is noted in `dead`."""
+        if value in self.dead:
+            return False
+        for at in value.moments:
+            run = self._run(at.run)
+            if run.stale or at.run in self.dead:
+                self.bury(value, "stale" if run.stale else self.dead[at.run])
+            elif not run.yields(at.step):
+                self.bury(value, "blocked")
+        for item in value.inputs:
+            if item in self.dead:
+                self.bury(value, self.dead[item])
+            elif isinstance(item, Mask) and self.failed(item):
+                self.bury(value, "blocked")
+        if staleness(self.store, self._records(value)):
+            self.bury(value, "stale")
+        return value not in self.dead
+
+    def bury(self, value: Value, why: str) -> None:
+        """Note that a value is 'stale' or 'blocked'; the first reason stays."""
+        self.dead.setdefault(value, why)
+
+    def failed(self, value: Value) -> bool:
+        """Whether a mask or measure is recorded as one that its inputs do not allow."""
+        return any("failed" in record for record in self._records(value))
+
+    def missing(self, train: Train) -> bool:
+        """Whether the store lacks anything of what is asked of a training."""
+        return self._run(train).lacks(self.needs[train])
+
+    def span(self, train: Train) -> tuple[int, int]:
+        """From which iteration to train to which."""
+        return self._run(train).span(self.needs[train])
+
+    def now(self) -> "Outlook":
+        """Return an outlook on the store as it is now, in which nothing changes and nothing is read twice."""
+        look = copy.copy(self)
+        look.store, look._runs = _Seen(self.store), {}
+        return look
+
+    def left(self) -> dict[Train, tuple[int, int]]:
+        """Find what is left of each training that lacks something and can be trained.
+
+        Returns
+        -------
+        dict of Train to tuple of int
+            Iterations from which and to which. What the checkpoint of its group has is done. Results that are
+            damaged are missing.
+        """
+        look = self if self._runs is not None else self.now()
+        possible = {value for value in self.values if look.runnable(value)}
+        spans = {train: look.span(train) for train in self.needs if train in possible and look.missing(train)}
+        starts = {train: start for train, (start, _) in spans.items()}
+        known = {train.key: train for train in self.needs}
+        for group, checkpoint in self.store.checkpoints().items():
+            members = [known[key] for key in checkpoint.members if key in known]
+            parts = {spans[train] for train in members if train in spans}
+            if len(members) == len(checkpoint.members) and len(parts) == 1:
+                (span,) = parts
+                if self.group(members, span) == group:
+                    starts |= {train: checkpoint.iteration for train in members if train in spans}
+        return {train: (start, spans[train][1]) for train, start in starts.items()}
+
+    def group(self, members: Sequence[Train], span: tuple[int, int]) -> str:
+        """Name a group of trainings by who is in it and what is asked of them; of the form of a key."""
+        keep = [[train.key, sorted(self.needs[train].keep)] for train in members]
+        return hashlib.sha256(json.dumps([*span, keep]).encode()).hexdigest()[:32]
+
+    def _run(self, train: Train) -> Run:
+        if self._runs is None:
+            return Run(train, self.store)
+        if train not in self._runs:
+            self._runs[train] = Run(train, self.store)
+        return self._runs[train]
+
+    def _records(self, value: Value) -> list[dict[str, Any]]:
+        return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+
+
+def epochs(left: Mapping[Train, tuple[int, int]]) -> int:
+    """Count the epochs that are left, begun ones included."""
+    steps = [(train.steps_per_epoch, *span) for train, span in left.items()]
+    return sum(-(-until // step) - start // step for step, start, until in steps)
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """A group of trainings on its way, as its last line of progress tells.
+
+    Attributes
+    ----------
+    group : str
+        Name of the group.
+    pid : int
+        Process that trains it.
+    iteration, end : int
+        Iteration reached, and where this group is trained to.
+    epoch, epochs : int
+        Whole epochs reached, and epochs in all.
+    seconds_left : float or None
+        Estimate from the iterations since this process began; None where there are none yet.
+    silent : float
+        Seconds since the last sign of life, which comes about every second; after long silence the process hangs.
+    runs : dict of str to dict
+        By key of a training: `loss` and `accuracy` (in [0, 1]) of its last epoch on training and test images, the
+        epoch in which it `diverged`, or nothing before its first evaluation.
+    """
+
+    group: str
+    pid: int
+    iteration: int
+    end: int
+    epoch: int
+    epochs: int
+    seconds_left: float | None
+    silent: float
+    runs: dict[str, dict[str, float]]
+
+
+def in_training(store: Store) -> list[InTraining]:
+    """List the groups that somebody trains now.
+
+    A line of progress is JSON with `time` (seconds since 1970), `pid`, `iteration`, `end`, `epoch`, `epochs` and
+    `runs`. One is appended when a process begins, after every epoch, and every ten seconds within one.
+    """
+    found = []
+    for group, lines in store.progress().items():
+        silent = store.claim_age(group)
+        if silent is None or not lines:
+            continue
+        last = json.loads(lines[-1])
+        began = [line for line in map(json.loads, lines) if line["pid"] == last["pid"]][0]
+        steps, seconds = last["iteration"] - began["iteration"], last["time"] - began["time"]
+        left = (last["end"] - last["iteration"]) * seconds / steps if steps > 0 else None
+        fields = {name: last[name] for name in ("pid", "iteration", "end", "epoch", "epochs", "runs")}
+        found.append(InTraining(group, seconds_left=left, silent=silent, **fields))
+    return found
 
 
 def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ A store is a folder::
     <key>/0, <key>/1, …         parts of the result: a run may be continued, each continuation adds a part
     <key>/<part>/manifest.json  size and checksum of each file of the part, and a free record
     studies/<name>.json         table of the roles of a study
+    timings.jsonl               how long past trainings took
     .work/                      what is not finished: staged parts, checkpoints, progress
     .claims/                    lock files of the values that somebody computes
 
@@ -20,7 +21,7 @@ import json
 import logging
 import os
 import re
-import secrets
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -34,45 +35,20 @@ from filelock import BaseFileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from lthlab.disk import KEY, NUMBER, Damaged, Disk, digest, sealed
 from lthlab.files import Files, StoreError, change, open_plain, refused
 
-FORMAT = 1
 MANIFEST = "manifest.json"
 DESCRIPTION = "description.json"
 
-_KEY = "[0-9a-f]{32}"
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
-_NUMBER = "0|[1-9][0-9]*"
 _NONCE = "[0-9a-f]{16}"
 _LONGEST_HEADER = 1 << 24
-_ATTEMPTS = 3
+_LONGEST_TIMINGS = 1 << 20
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class Damaged(Exception):
-    """Something in the store is not what was written there.
-
-    Attributes
-    ----------
-    path : pathlib.Path
-        The file or folder that is wrong.
-    reason : str
-        What is wrong with it.
-    key : str or None
-        Key of the result it belongs to, if any.
-    part : int or None
-        First part of that result to `Store.discard`, if any.
-    """
-
-    def __init__(self, path: Path, reason: str, key: str | None = None, part: int | None = None) -> None:
-        super().__init__(path, reason, key, part)
-        self.path, self.reason, self.key, self.part = path, reason, key, part
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -97,22 +73,44 @@ class Part:
     path: Path
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is known of the checkpoint of a group without reading it.
+
+    Attributes
+    ----------
+    members : tuple of str
+        Keys of the runs in the group, in their order.
+    iteration : int
+        Iteration that they have reached.
+    """
+
+    members: tuple[str, ...]
+    iteration: int
+
+
 class Claim:
     """The sole right to compute a value, held until released or until the process ends.
 
     It saves work only: a commit is correct without it.
     """
 
-    def __init__(self, key: str, lock: BaseFileLock, remove: Callable[[], None]) -> None:
+    def __init__(self, key: str, lock: BaseFileLock, path: Path, files: Files) -> None:
         self.key = key
         self._lock = lock
-        self._remove = remove
+        self._path = path
+        self._files = files
+
+    def touch(self) -> None:
+        """Give a sign of life: `Store.claim_age` counts from here."""
+        if self._lock.is_locked:
+            change(self._files.touch, self._path)
 
     def release(self) -> None:
         """Give the claim back; a second time does nothing."""
         if self._lock.is_locked:
             try:
-                self._remove()
+                change(self._files.remove, self._path)
             finally:
                 self._lock.release()
 
@@ -123,7 +121,7 @@ class Claim:
         self.release()
 
 
-class Store:
+class Store(Disk):
     """Results of values, by key.
 
     Reading never writes, so a store on a read-only disk can be read. Every method that takes a key, a part or
@@ -138,9 +136,7 @@ class Store:
     """
 
     def __init__(self, root: str | os.PathLike[str], files: Files | None = None) -> None:
-        self.root = Path(root).absolute()
-        self.files = Files() if files is None else files
-        self._work = self.root / ".work"
+        super().__init__(root, files)
         self._claims = self.root / ".claims"
         self._studies = self.root / "studies"
 
@@ -208,8 +204,8 @@ class Store:
         folder = self.root / _key(key)
         if MANIFEST in map(_name, files):
             raise ValueError(f"{MANIFEST!r} is written by the store and cannot be a file of a part")
-        entries = {n: {"size": len(files[n]), "blake2b": _digest(files[n])} for n in sorted(files)}
-        manifest = _sealed({"key": key, "part": part, "record": dict(record), "files": entries})
+        entries = {n: {"size": len(files[n]), "blake2b": digest(files[n])} for n in sorted(files)}
+        manifest = sealed({"key": key, "part": part, "record": dict(record), "files": entries})
         target = folder / str(part)
 
         def publish(staged: Path) -> None:
@@ -241,7 +237,7 @@ class Store:
 
     def keys(self) -> list[str]:
         """Keys of which a part is committed, sorted."""
-        return [key for key in self._matches(self.root, f"({_KEY})") if self._numbers(key)]
+        return [key for key in self._matches(self.root, f"({KEY})") if self._numbers(key)]
 
     def parts(self, key: str) -> list[Part]:
         """Parts of a result in order; raises Damaged if a manifest is wrong or missing."""
@@ -330,7 +326,7 @@ class Store:
 
     def write_study(self, name: str, table: Any) -> None:
         """Store the table of a study (JSON), in place of the one it had."""
-        data = _sealed({"study": _name(name), "table": table})
+        data = sealed({"study": _name(name), "table": table})
         self._replace(self._studies / f"{name}.json", data, "study")
 
     def study(self, name: str) -> Any:
@@ -347,6 +343,26 @@ class Store:
         """Names of the studies that have a table, sorted."""
         return sorted(self._matches(self._studies, rf"({_NAME})\.json"))
 
+    # Timings
+
+    def append_timing(self, line: str) -> None:
+        """Append a line on how long something took; it does not wait for the disk."""
+        self._append(self.root / "timings.jsonl", line)
+
+    def timings(self) -> list[str]:
+        """Lines on how long past trainings took, the latest last; of a long file only the end."""
+        path = self.root / "timings.jsonl"
+        try:
+            with open(path, "rb", opener=open_plain) as file:
+                start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_TIMINGS)
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise refused(error, path) from error
+        return lines[1:] if start else lines
+
     # Claims
 
     def claim(self, key: str) -> Claim | None:
@@ -360,12 +376,13 @@ class Store:
         if lock is None:
             return None
         try:
+            change(self.files.touch, path)
             for name in self._matches(self._work, rf"({key}\.{_NONCE})"):
                 self._retire(self._work / name)
         except BaseException:
             lock.release()
             raise
-        return Claim(key, lock, lambda: change(self.files.remove, path))
+        return Claim(key, lock, path, self.files)
 
     def claimed(self, key: str) -> bool:
         """Whether somebody, or this process, has the claim; only reads and keeps nobody waiting."""
@@ -378,9 +395,17 @@ class Store:
             return True
         return False
 
+    def claim_age(self, key: str) -> float | None:
+        """Seconds since the owner of a claim last gave a sign of life; None if nobody has the claim."""
+        if not self.claimed(key):
+            return None
+        with suppress(FileNotFoundError):
+            return max(0.0, time.time() - (self._claims / f"{key}.lock").stat().st_mtime)
+        return None
+
     # Work that is not finished
 
-    def write_checkpoint(self, group: str, payload: bytes, members: Sequence[str]) -> None:
+    def write_checkpoint(self, group: str, payload: bytes, members: Sequence[str], iteration: int) -> None:
         """Store the checkpoint of a group of runs, in place of the one it had.
 
         Parameters
@@ -391,9 +416,11 @@ class Store:
             State of the group.
         members : sequence of str
             Keys of the runs in the group, in their order.
+        iteration : int
+            Iteration that they have reached.
         """
-        body = {"group": _key(group), "members": [_key(member) for member in members]}
-        header = _sealed({**body, "size": len(payload), "blake2b": _digest(payload)})
+        body = {"group": _key(group), "members": [_key(member) for member in members], "iteration": iteration}
+        header = sealed({**body, "size": len(payload), "blake2b": digest(payload)})
         self._replace(self._work / f"{group}.checkpoint", b"\n".join((header, payload)), group)
 
     def read_checkpoint(self, group: str) -> bytes:
@@ -402,15 +429,16 @@ class Store:
         self._compare(self._work / f"{group}.checkpoint", payload, entry)
         return payload
 
-    def checkpoints(self) -> dict[str, list[str]]:
-        """Members of each group that has a checkpoint.
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """What is known of each group that has a checkpoint.
 
         One that is damaged or of another format is removed with a warning in the log.
         """
         found = {}
-        for group in self._matches(self._work, rf"({_KEY})\.checkpoint"):
+        for group in self._matches(self._work, rf"({KEY})\.checkpoint"):
             try:
-                found[group] = self._checkpoint(group, _LONGEST_HEADER)[0]["members"]
+                header = self._checkpoint(group, _LONGEST_HEADER)[0]
+                found[group] = Checkpoint(tuple(header["members"]), header["iteration"])
             except (Damaged, StoreError) as error:
                 path = self._work / f"{group}.checkpoint"
                 if isinstance(error, StoreError) and error.errno != errno.ENOTSUP:
@@ -426,16 +454,12 @@ class Store:
 
     def append_progress(self, group: str, line: str) -> None:
         """Append a line to the progress of a group; it does not wait for the disk."""
-        if "\n" in line:
-            raise ValueError(f"a line of progress must not hold a line break: {line!r}")
-        path = self._work / f"{_key(group)}.progress"
-        self._folder(self._work)
-        change(self.files.append, path, line.encode() + b"\n")
+        self._append(self._work / f"{_key(group)}.progress", line)
 
     def progress(self) -> dict[str, list[str]]:
         """Lines of progress of each group; a last line that is not complete is left out."""
         found = {}
-        for group in self._matches(self._work, rf"({_KEY})\.progress"):
+        for group in self._matches(self._work, rf"({KEY})\.progress"):
             with suppress(Damaged):
                 text = self._bytes(self._work / f"{group}.progress").decode(errors="replace")
                 found[group] = text.split("\n")[:-1]
@@ -456,67 +480,29 @@ class Store:
             Groups whose checkpoints and progress stay all the same.
         """
         stay = {f"{_key(group)}.{kind}" for group in keep for kind in ("checkpoint", "progress")}
-        members = self.checkpoints()
-        for group in self._matches(self._work, rf"({_KEY})\.(?:checkpoint|progress)"):
+        members = {group: checkpoint.members for group, checkpoint in self.checkpoints().items()}
+        for group in self._matches(self._work, rf"({KEY})\.(?:checkpoint|progress)"):
             if any(map(self.claimed, (group, *members.get(group, ())))):
                 stay |= {f"{group}.checkpoint", f"{group}.progress"}
-        locks = self._matches(self._claims, rf"({_KEY})\.lock")
-        for key in sorted({*locks, *self._matches(self._work, rf"({_KEY})\.{_NONCE}")}):
+        locks = self._matches(self._claims, rf"({KEY})\.lock")
+        for key in sorted({*locks, *self._matches(self._work, rf"({KEY})\.{_NONCE}")}):
             if claim := self.claim(key):
                 claim.release()
-        stay.update(self._matches(self._work, rf"({_KEY}\.{_NONCE})"))
+        stay.update(self._matches(self._work, rf"({KEY}\.{_NONCE})"))
         for name in self._entries(self._work):
             if name not in stay:
                 self._retire(self._work / name)
 
+    def _append(self, path: Path, line: str) -> None:
+        if "\n" in line:
+            raise ValueError(f"{path.name}: a line must not hold a line break: {line!r}")
+        self._folder(path.parent)
+        change(self.files.append, path, line.encode() + b"\n")
+
     # Reading
 
-    def _entries(self, folder: Path) -> list[str]:
-        try:
-            return sorted(os.listdir(folder))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except OSError as error:
-            raise refused(error, folder) from error
-
-    def _matches(self, folder: Path, pattern: str) -> list[str]:
-        """The first group of `pattern` for each entry of a folder that matches it."""
-        return [match[1] for name in self._entries(folder) if (match := re.fullmatch(pattern, name))]
-
     def _numbers(self, key: str) -> list[int]:
-        return sorted(map(int, self._matches(self.root / key, f"({_NUMBER})")))
-
-    def _damaged(self, path: Path, reason: str) -> Damaged:
-        key, *rest = path.relative_to(self.root).parts
-        part = int(rest[0]) if rest and re.fullmatch(_NUMBER, rest[0]) else None
-        return Damaged(path, reason, key if re.fullmatch(_KEY, key) else None, part)
-
-    def _bytes(self, path: Path, limit: int = -1) -> bytes:
-        try:
-            with open(path, "rb", opener=open_plain) as file:
-                return file.read(limit)
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._damaged(path, "is missing") from None
-        except OSError as error:
-            if error.errno in (errno.EISDIR, errno.ELOOP):
-                raise self._damaged(path, "is not a plain file") from None
-            raise refused(error, path) from error
-
-    def _json(self, data: bytes, path: Path) -> Any:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(path, f"is not JSON: {error}") from error
-
-    def _unsealed(self, path: Path, data: bytes) -> dict[str, Any]:
-        rest = data[len(_seal(b"")) :]
-        if data != _seal(rest) + rest:
-            raise self._damaged(path, "does not match its checksum")
-        body: dict[str, Any] = self._json(data, path)
-        if body.get("format") != FORMAT:
-            text = f"has format {body.get('format')!r}, this version of lthlab reads {FORMAT}"
-            raise StoreError(errno.ENOTSUP, text, str(path))
-        return body
+        return sorted(map(int, self._matches(self.root / key, f"({NUMBER})")))
 
     def _part(self, key: str, number: int) -> Part:
         folder = self.root / key / str(number)
@@ -548,58 +534,16 @@ class Store:
     def _compare(self, path: Path, data: bytes, entry: Mapping[str, Any]) -> None:
         if len(data) != entry["size"]:
             raise self._damaged(path, f"has {len(data)} bytes, {entry['size']} were written")
-        if _digest(data) != entry["blake2b"]:
+        if digest(data) != entry["blake2b"]:
             raise self._damaged(path, "does not match its checksum")
 
     def _checkpoint(self, group: str, limit: int = -1) -> tuple[dict[str, Any], bytes]:
         path = self._work / f"{group}.checkpoint"
         header, _, payload = self._bytes(path, limit).partition(b"\n")
         body = self._unsealed(path, header)
-        if body.get("group") != group or not {"members", "size", "blake2b"} <= body.keys():
+        if body.get("group") != group or not {"members", "iteration", "size", "blake2b"} <= body.keys():
             raise self._damaged(path, f"is not the checkpoint of group {group}")
         return body, payload
-
-    # Writing
-
-    def _folder(self, path: Path) -> Path:
-        if path.is_symlink():
-            raise StoreError(errno.ELOOP, "is a symbolic link, which leads out of the store", str(path))
-        if not path.is_dir():
-            change(self.files.mkdir, path)
-        return path
-
-    def _aside(self, owner: str, publish: Callable[[Path], None]) -> None:
-        """Call `publish` with a new path in `.work`; again if a sweep elsewhere took away what it wrote."""
-        for left in reversed(range(_ATTEMPTS)):
-            path = self._folder(self._work) / f"{owner}.{secrets.token_hex(8)}"
-            try:
-                return publish(path)
-            except StoreError as error:
-                with suppress(OSError):
-                    self.files.rmtree(path)
-                if error.errno != errno.ENOENT or not left:
-                    raise
-
-    def _replace(self, target: Path, data: bytes, owner: str, sync: bool = True) -> None:
-        def publish(aside: Path) -> None:
-            change(self.files.write, aside, data, sync)
-            self._folder(target.parent)
-            change(self.files.replace, aside, target)
-            if sync:
-                change(self.files.sync_dir, target.parent)
-
-        self._aside(owner, publish)
-
-    def _retire(self, path: Path) -> None:
-        """Remove a folder or file; renamed first, so that nobody can publish it when it is half gone."""
-        trash = self._folder(self._work) / f"trash.{secrets.token_hex(8)}"
-        try:
-            change(self.files.rename, path, trash)
-        except StoreError as error:
-            if error.errno == errno.ENOENT:
-                return
-            raise
-        change(self.files.rmtree, trash)
 
 
 def tensor_bytes(tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -622,22 +566,8 @@ def tensor_bytes(tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[s
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=32).hexdigest()
-
-
-def _seal(rest: bytes) -> bytes:
-    return b'{"blake2b": "%s", ' % _digest(rest).encode()
-
-
-def _sealed(body: Mapping[str, Any]) -> bytes:
-    """Write JSON that begins with the checksum of all that follows it."""
-    rest = json.dumps({"format": FORMAT, **body}, allow_nan=False).encode()[1:]
-    return _seal(rest) + rest
-
-
 def _key(key: str) -> str:
-    if not isinstance(key, str) or not re.fullmatch(_KEY, key):
+    if not isinstance(key, str) or not re.fullmatch(KEY, key):
         raise ValueError(f"{key!r} is not a key: 32 characters out of 0-9 and a-f are")
     return key
 

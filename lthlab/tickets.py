@@ -129,7 +129,7 @@ class Labelled:
     value : Train, Mask or Measure
         What is computed.
     role : dict
-        Plain values by column of the tidy frame: configuration, network, width, data, train_size, report, what
+        Plain values by column of the tidy frame: configuration, panel, network, width, data, train_size, report, what
         ('train', 'mask' or a measure's name), ticket ('dense', 'search', 'LT', 'RR', 'WR', 'SDT' or 'RT'), method,
         level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*.
     """
@@ -190,6 +190,7 @@ class _Expansion:
         self.roles: dict[str, dict[str, Any]] = {
             stage: {
                 "configuration": _configuration(stage, name, config.panel_by, find, evaluate, replicate),
+                "panel": name,
                 "network": panel.net.name,
                 "width": panel.net.width,
                 "data": panel.data.name,
@@ -200,6 +201,7 @@ class _Expansion:
             }
             for stage in STAGES
         }
+        self.chains: dict[tuple[str, str], list[tuple[Train, Magnitude]]] = {}
         self.columns = {recipe: _columns("find", find) | _columns("eval", recipe) for recipe in (find, evaluate)}
 
     def items(self) -> Iterator[Labelled]:
@@ -289,8 +291,9 @@ class _Expansion:
                 yield sparsity, omp(self.protocol, self.find, sparsity), self.find.epochs
         elif self.panel.levels:
             last, spent = self.panel.levels[-1], 0
-            rounds = imp(self.protocol, self.find, last.k, last.rate, chain, schedule)
-            for k, (run, mask) in enumerate(rounds, start=1):
+            if (chain, schedule) not in self.chains:
+                self.chains[chain, schedule] = imp(self.protocol, self.find, last.k, last.rate, chain, schedule)
+            for k, (run, mask) in enumerate(self.chains[chain, schedule], start=1):
                 spent += _epochs(run)
                 yield Level(k, last.rate), mask, spent
 

@@ -35,10 +35,12 @@ from lthlab.parts import (
 
 KINDS: dict[str, type["Value"]] = {}
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def canonical(form: Mapping[str, Any]) -> str:
     """Write a form as text: JSON with sorted names and no white space."""
-    return json.dumps(form, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _JSON.encode(form)
 
 
 def key_of(text: str) -> str:
@@ -73,29 +75,29 @@ class Value:
         form: dict[str, Any] = {"kind": type(self).__name__}
         if self.revision != 1:
             form["revision"] = self.revision
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "key" and value != field.default:
-                form[field.name] = _encode(value)
+        for name, default in _fields(type(self)):
+            value = getattr(self, name)
+            if value is not default and value != default:
+                form[name] = _encode(value)
         return form
 
     @functools.cached_property
     def inputs(self) -> tuple["Value", ...]:
         """Stored values that this one is made from, nearest first."""
         found: dict[Value, None] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, _ in _fields(type(self)):
+            value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, Value):
                     found.update(dict.fromkeys((item,) if item.stored else item.inputs))
         return tuple(found)
 
-    @property
+    @functools.cached_property
     def moments(self) -> tuple["At", ...]:
         """States of trainings that this value is directly made from."""
         found: list[At] = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, _ in _fields(type(self)):
+            value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 item = item.body if isinstance(item, Graft) else item
                 found += [item] if isinstance(item, At) else []
@@ -109,6 +111,16 @@ class Value:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.key})"
+
+
+_FIELDS: dict[type, tuple[tuple[str, Any], ...]] = {}
+
+
+def _fields(kind: type[Value]) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of the fields that describe a value, found once."""
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple((field.name, field.default) for field in dataclasses.fields(kind) if field.name != "key")
+    return _FIELDS[kind]
 
 
 def _encode(value: object) -> Any:

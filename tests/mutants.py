@@ -199,8 +199,22 @@ MUTANTS = [
         "tests/test_weights.py::test_only_remaining_weights_enter",
     ),
     Mutant(
+        "a stop in the middle of an epoch loses its steps",
+        "trainer",
+        "if training.iteration > at_saved:\n                    self._checkpoint()\n                return False",
+        "return False",
+        "tests/test_lab.py::test_stopped_wherever_it_asks_it_goes_on_with_the_same_bits",
+    ),
+    Mutant(
+        "an epoch that ended is not evaluated after a stop",
+        "engine",
+        "(begins or self.seen > 0)",
+        "begins",
+        "tests/test_engine.py::test_a_group_that_is_stopped_anywhere_goes_on_as_if_nothing_had_happened",
+    ),
+    Mutant(
         "BatchNorm not rewound",
-        "lab",
+        "trainer",
         'if train.batchnorm == "reset":',
         'if train.batchnorm != "reset":',
         "tests/test_lab.py::test_tickets_begin_where_they_should",
@@ -215,7 +229,7 @@ MUTANTS = [
     Mutant(
         "checksum not compared",
         "store",
-        'if _digest(data) != entry["blake2b"]:',
+        'if digest(data) != entry["blake2b"]:',
         "if False:",
         "tests/test_store.py::test_every_damage_is_found_on_read",
     ),

@@ -1,6 +1,7 @@
 """The training loop against plain torch: schedules, optimizers, masks, batches, checkpoints, divergence."""
 
 import math
+import random
 from dataclasses import replace
 
 import helpers
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from lthlab import data, engine, nets
 from lthlab.engine import Job, Training, learning_rate
 from lthlab.parts import Data
+from lthlab.replicas import Group
 from lthlab.values import At, Fresh, Train
 
 FORMS = ("stacked", "sequential")
@@ -409,7 +411,7 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
     training = Training([helpers.job(value, None, steps | {"best_val", "best_test"})], dataset)
     calls = []
 
-    def evaluate(images, labels):
+    def evaluate(images, labels, stop):
         part = "val" if len(calls) % 2 == 0 else "test"
         calls.append(part)
         accuracy = accuracies[part][(len(calls) - 1) // 2]
@@ -503,6 +505,31 @@ def test_a_restored_group_goes_on_as_if_nothing_had_happened(net, optimizer, for
         assert plain["iteration"] == stop
         training = Training.restore(bare, loaded, tensors, plain, form=form)
         assert training.iteration == stop
+    for number, (ours, expected) in enumerate(zip(training.progress, undisturbed.progress, strict=True)):
+        assert (ours.metrics, ours.diverged) == (expected.metrics, expected.diverged)
+        assert ours.snapshots.keys() == expected.snapshots.keys()
+        assert all(helpers.equal(ours.snapshots[step], state) for step, state in expected.snapshots.items())
+        assert helpers.equal(training.group.state(number), undisturbed.group.state(number))
+        assert helpers.equal(training.carry(number), undisturbed.carry(number))
+
+
+@pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(3)], ids=["lenet", "resnet"])
+def test_a_group_that_is_stopped_anywhere_goes_on_as_if_nothing_had_happened(net, dataset, monkeypatch):
+    """After steps and in the midst of evaluations."""
+    keep = {"0ep", "5it", "1ep", "best_val", "2ep"}
+    values = [helpers.train(net, replicate=r, lr=lr) for r, lr in enumerate((0.05, 1e30, 0.1))]
+    jobs = [helpers.job(value, helpers.half_mask(net, value.data, 0), keep) for value in values]
+    evaluate = Group.evaluate
+    monkeypatch.setattr(Group, "evaluate", lambda self, x, y, stop: evaluate(self, x, y, stop, batch=30))
+    undisturbed = helpers.run(jobs, dataset)
+    chances, stopped = random.Random(3), []
+    training = Training(jobs, dataset)
+    while training.iteration < values[0].end or training.pending:
+        training.advance(values[0].end, lambda: chances.random() < 0.5)
+        stopped.append((training.iteration, training.pending))
+        training = Training.restore(jobs, dataset, *training.checkpoint())
+    assert stopped == sorted(stopped, key=lambda at: (at[0], not at[1]))
+    assert {at for at, pending in stopped if pending} == {0, 4, 8} and {at % 4 for at, _ in stopped} == {0, 1, 2, 3}
     for number, (ours, expected) in enumerate(zip(training.progress, undisturbed.progress, strict=True)):
         assert (ours.metrics, ours.diverged) == (expected.metrics, expected.diverged)
         assert ours.snapshots.keys() == expected.snapshots.keys()

@@ -13,7 +13,7 @@ import helpers
 import pytest
 import torch
 
-from lthlab import lab
+from lthlab import lab, progress
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.parts import Data
@@ -119,6 +119,25 @@ def slowly(root, log):
     Store.write_checkpoint = phase("snapshot", Store.write_checkpoint)
     Store.commit = phase("commit", Store.commit)
     compute(root, "whole", Slow())
+
+
+def politely(root, log, pause):
+    """Compute with a pause at every step, and write to `log` how it was stopped."""
+    torch.set_num_threads(1)
+    out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    step = Training._step
+
+    def slow(self, epoch):
+        step(self, epoch)
+        os.write(out, f"step {self.iteration}\n".encode())
+        time.sleep(pause)
+
+    Training._step = slow
+    with progress.stopping() as wish:
+        try:
+            lab.compute(chain(*CHAINS["whole"]), Store(root), "cpu", watcher=progress.Bar(wish))
+        except lab.Stopped as stopped:
+            os.write(out, f"{wish.reason} {stopped.left} {stopped.epochs}\n".encode())
 
 
 def compete(root, log):
@@ -289,4 +308,47 @@ def test_what_is_in_a_checkpoint_is_not_trained_again(processes, undisturbed, tm
         patch.setattr(Training, "_step", record)
         compute(store.root, "whole")
     assert 0 < len(steps) <= 18 - 4
+    assert_whole(store.root, undisturbed["whole"])
+
+
+def started(processes, store, log, pause, steps):
+    """A child that computes politely and has done some steps."""
+    process = processes.Process(target=politely, args=(str(store.root), str(log), pause), daemon=True)
+    process.start()
+    until = time.monotonic() + LIMIT
+    while not (log.exists() and log.read_text().count("step") >= steps):
+        assert time.monotonic() < until, "the child hangs"
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("number, reason", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_leads_out_with_all_that_was_trained(number, reason, processes, undisturbed, tmp_path, monkeypatch):
+    store, log = helpers.store(tmp_path / "runs"), tmp_path / "log"
+    process = started(processes, store, log, 0.1, 3)
+    began = time.monotonic()
+    os.kill(process.pid, number)
+    process.join(LIMIT)
+    assert process.exitcode == 0 and time.monotonic() - began < 3
+    *steps, last = log.read_text().splitlines()
+    assert last == f"{reason} 6 {6 * 3 - 2 * (len(steps) // 2)}" and 3 <= len(steps) < 12
+    assert list((store.root / ".claims").iterdir()) == [] and len(store.checkpoints()) == 1
+    more, step = [], Training._step
+    monkeypatch.setattr(Training, "_step", lambda self, epoch: more.append(1) or step(self, epoch))
+    compute(store.root, "whole")
+    assert len(steps) + len(more) == 18
+    assert_whole(store.root, undisturbed["whole"])
+
+
+def test_a_second_signal_ends_at_once(processes, undisturbed, tmp_path):
+    store, log = helpers.store(tmp_path / "runs"), tmp_path / "log"
+    process = started(processes, store, log, 30, 1)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.exitcode is None
+    began = time.monotonic()
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(LIMIT)
+    assert process.exitcode == -signal.SIGTERM and time.monotonic() - began < 3
+    compute(store.root, "whole")
     assert_whole(store.root, undisturbed["whole"])

@@ -3,18 +3,20 @@
 import errno
 import json
 import logging
+import os
 import sys
+import time
 
 import helpers
 import pytest
 import safetensors.numpy
 import torch
 
-from lthlab import data, derive, lab, masks, nets, spec
+from lthlab import data, derive, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.parts import Data, InputError, Level, pruned_count
-from lthlab.runs import Run
+from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
 from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Permuted, Train
@@ -199,7 +201,9 @@ def test_a_correlation_indicator_is_that_of_the_stored_weights(store):
     settings = {"p": "0.1", "prunable": "all_but_head"}
     measures = [Measure("correlation_indicator", (At(v, "0ep"), At(v, "last")), settings) for v in (run, ticket)]
     nothing = Measure("correlation_indicator", (At(run, "0ep"), At(run, "last")), settings | {"p": "0.00001"})
-    assert lab.compute([*measures, nothing], store).trained == 2
+    summary = lab.compute([*measures, nothing], store)
+    assert (summary.trained, summary.failed) == (2, [nothing])
+    assert lab.compute([*measures, nothing], store).failed == [nothing]
     for value, kept in zip(measures, (None, derive.mask(mask, store)), strict=True):
         first, second = (derive.state(at, store) for at in value.of)
         names = ("fc1.weight", "fc2.weight")
@@ -224,6 +228,9 @@ class Counter:
     def advance(self, epochs, trainings):
         self.epochs += epochs
         self.trainings += trainings
+
+    def stop(self):
+        return False
 
 
 def test_a_value_is_computed_once_and_then_shared(store):
@@ -277,11 +284,14 @@ def test_groups_are_cut_to_what_fits(store, monkeypatch):
     assert sorted(sizes) == [1, 2, 3, 3]
 
 
+SMALL = (
+    "{name: small, net: lenet_300_100, data: {name: digits, train_size: 100}, replicates: 2, "
+    "find: {epochs: 1, batch_size: 50, lr: 0.1}, prune: {levels: [1, 2]}, tickets: {LT: {methods: [IMP]}}}"
+)
+
+
 def test_a_study_notes_its_roles(store):
-    config = spec.parse(
-        "{name: small, net: lenet_300_100, data: {name: digits, train_size: 100}, replicates: 2, "
-        "find: {epochs: 1, batch_size: 50, lr: 0.1}, prune: {levels: [1, 2]}, tickets: {LT: {methods: [IMP]}}}"
-    )
+    config = spec.parse(SMALL)
     summary = lab.compute_study(config, store)
     assert (summary.trainings, summary.trained) == (6, 6)
     table = store.study("small")
@@ -290,15 +300,43 @@ def test_a_study_notes_its_roles(store):
     assert lab.compute_study(config, store).trained == 0
 
 
+def test_one_configuration_or_stage_of_a_study(store):
+    """Only its values are computed, but the table lists all."""
+    config = spec.parse(SMALL)
+    for wrong, near in {"find_ticket": "find_tickets", "evaluate_tickets.lenet_300_100": "evaluate"}.items():
+        with pytest.raises(InputError, match=f"'{wrong}' is not in the study; allowed: .*did you mean '{near}"):
+            lab.compute_study(config, store, configuration=wrong)
+    assert store.studies() == []
+    found = lab.compute_study(config, store, configuration="find_tickets.lenet_300_100.digits")
+    assert (found.trainings, found.trained) == (4, 4)
+    table = store.study("small")
+    assert len(table["roles"]) == len(tickets.expand(config)) and table["document"] == config.document
+    assert lab.compute_study(config, store, configuration="find_tickets").trained == 0
+    assert lab.compute_study(config, store, configuration="evaluate_tickets").trained == 2
+    assert lab.compute_study(config, store).trained == 0
+
+
+def test_a_stage_keeps_what_a_later_one_asks_for(store, tmp_path):
+    """The trunk of weight rewinding is trained once, though only evaluating needs its early state."""
+    config = spec.parse(
+        SMALL.replace("epochs: 1", "epochs: 2").replace("{LT:", "{WR: {methods: [OMP], rewind: 1ep}, LT:")
+    )
+    lab.compute_study(config, store, configuration="find_tickets")
+    assert lab.compute_study(config, store, configuration="evaluate_tickets").trained == 2 + 4
+    at_once = helpers.store(tmp_path / "at_once")
+    lab.compute_study(config, at_once)
+    assert helpers.bits(store.root) == helpers.bits(at_once.root)
+
+
 def test_an_interrupted_group_goes_on_as_it_was(store, tmp_path, monkeypatch):
     """Even if the next command asks for more of its kind."""
     runs = [dense(protocol(r), helpers.recipe(epochs=4)) for r in range(3)]
     advance, jobs = Training.advance, []
 
-    def interrupt(self, until):
+    def interrupt(self, until, stop):
         if self.iteration == 8:
             raise KeyboardInterrupt
-        advance(self, until)
+        advance(self, until, stop)
 
     with monkeypatch.context() as patch:
         patch.setattr(Training, "advance", interrupt)
@@ -306,9 +344,9 @@ def test_an_interrupted_group_goes_on_as_it_was(store, tmp_path, monkeypatch):
             lab.compute(runs[:2], store, checkpoint_seconds=0)
     assert len(store.checkpoints()) == 1 and not any((store.root / ".claims").iterdir())
 
-    def record(self, until):
+    def record(self, until, stop):
         jobs.append((self.iteration, [job.train for job in self.jobs]))
-        advance(self, until)
+        advance(self, until, stop)
 
     monkeypatch.setattr(Training, "advance", record)
     assert lab.compute(runs, store).trained == 3
@@ -344,6 +382,143 @@ def test_a_training_that_never_yields_what_is_asked_for_is_an_error(store, monke
     with pytest.raises(RuntimeError, match=f"{run.key}.*from step 0 to 8 to no avail"):
         lab.compute([At(run, "last")], store)
     assert len(store.parts(run.key)) == 1
+
+
+# --- stopping -------------------------------------------------------------------------------------------------
+
+
+class StopsAt(Counter):
+    """Asks to stop the `at`-th time that it is asked itself, and from then on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.asked = at, 0
+
+    def stop(self):
+        self.asked += 1
+        return self.asked >= self.at
+
+
+def test_stopped_wherever_it_asks_it_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+    """Before, between and after steps, in the middle of an epoch, and between masks; nothing is trained twice."""
+    ours = protocol()
+    rounds = imp(ours, helpers.recipe(), 2)
+    asked = [value for run, mask in rounds for value in (run, At(run, "5it"), mask)]
+    asked.append(Measure("correlation_indicator", (At(rounds[0][0], "0ep"), At(rounds[0][0], "last"))))
+    steps, step = [], Training._step
+    monkeypatch.setattr(Training, "_step", lambda self, epoch: steps.append(self.iteration) or step(self, epoch))
+    reference = helpers.store(tmp_path / "reference")
+    never = StopsAt(10**9)
+    lab.compute(asked, reference, watcher=never)
+    expected, times, places = helpers.bits(reference.root), never.asked, set()
+    assert len(steps) == 2 * 8 and times > 2 * 8
+    for at in range(1, times + 1):
+        store = helpers.store(tmp_path / str(at))
+        steps.clear()
+        watcher = StopsAt(at)
+        with pytest.raises(lab.Stopped) as stopped:
+            lab.compute(asked, store, watcher=watcher)
+        done = len(steps)
+        places.add((done, len(store.checkpoints()), sum(store.has(value.key) for value in asked if value.stored)))
+        assert list((store.root / ".claims").iterdir()) == [] and store.progress() == {}
+        assert stopped.value.summary.trained == watcher.trainings == 2 - stopped.value.left
+        assert stopped.value.epochs == 4 - done // 4
+        assert f"{stopped.value.left} trainings and {stopped.value.epochs} epochs left" in str(stopped.value)
+        again = Counter()
+        lab.compute(asked, store, watcher=again)
+        assert len(steps) == 2 * 8
+        assert again.begun == [(2, 2 - stopped.value.left, 0, stopped.value.epochs)]
+        assert again.epochs == stopped.value.epochs and watcher.epochs + again.epochs == 4
+        assert helpers.bits(store.root) == expected
+    assert {done for done, _, _ in places} == set(range(17))
+    assert {results for _, _, results in places} >= {0, 1, 2, 3, 4}
+    assert all(saved == (done % 8 > 0) or done in (8, 16) for done, saved, _ in places)
+
+
+def test_a_stop_while_somebody_else_has_the_claim(store):
+    run, mask = imp(protocol(), helpers.recipe(), 1)[0]
+    with Store(store.root).claim(run.key), pytest.raises(lab.Stopped) as stopped:
+        lab.compute([mask], store, watcher=StopsAt(8))
+    assert (stopped.value.left, stopped.value.epochs) == (1, 2)
+    lab.compute([run, At(run, "last")], store)
+    with Store(store.root).claim(mask.key), pytest.raises(lab.Stopped) as stopped:
+        lab.compute([mask], store, watcher=StopsAt(6))
+    assert (stopped.value.left, stopped.value.epochs) == (0, 0)
+
+
+def test_what_a_group_took_before_it_was_stopped_counts(store, monkeypatch):
+    run = dense(protocol(), helpers.recipe())
+    step = Training._step
+    monkeypatch.setattr(Training, "_step", lambda self, epoch: time.sleep(0.1) or step(self, epoch))
+    with pytest.raises(lab.Stopped):
+        lab.compute([run], store, watcher=StopsAt(9))
+    monkeypatch.setattr(Training, "_step", step)
+    lab.compute([run], store)
+    assert 0.4 < store.read_json(run.key, "provenance.json")["seconds"] < 5
+
+
+def test_left_counts_nothing_that_cannot_be_had(store):
+    """What needs a diverged training is not left."""
+    rounds = imp(protocol(), helpers.recipe(lr=1e6), 2)
+    good = dense(protocol(), helpers.recipe())
+    lab.compute([rounds[-1][1]], store)
+    watcher = Counter()
+    lab.compute([rounds[-1][1], good], store, watcher=watcher)
+    assert watcher.begun == [(3, 2, 0, 2)]
+
+
+# --- signs of life --------------------------------------------------------------------------------------------
+
+
+def test_signs_of_life(store, monkeypatch):
+    """While a group trains, its claims are young and its progress tells how far it is."""
+    monkeypatch.setattr(trainer, "SIGN_S", 0.0)
+    runs = [dense(protocol(r), helpers.recipe(lr=lr)) for r, lr in enumerate((0.05, 1e30))]
+    step, seen = Training._step, []
+
+    def look(self, epoch):
+        keys = [run.key for run in runs]
+        ages = [store.claim_age(key) for key in keys]
+        (group,) = in_training(store)
+        seen.append((self.iteration, max(ages), group))
+        for path in (store.root / ".claims").iterdir():
+            os.utime(path, (time.time() - 100, time.time() - 100))
+        step(self, epoch)
+
+    monkeypatch.setattr(Training, "_step", look)
+    lab.compute(runs, store)
+    assert [iteration for iteration, _, _ in seen] == list(range(8))
+    assert all(age < 50 and group.silent < 50 for _, age, group in seen)
+    first, last = seen[0][2], seen[-1][2]
+    assert (first.iteration, first.end, first.epoch, first.epochs, first.seconds_left) == (0, 8, 0, 2, None)
+    assert (last.iteration, last.epoch, last.pid) == (4, 1, os.getpid()) and 0 < last.seconds_left < 60
+    row = Run(runs[0], store).metrics()[1]
+    assert last.runs == {
+        runs[0].key: {"loss": pytest.approx(row["train_loss"], rel=1e-3), "accuracy": round(row["test_accuracy"], 5)},
+        runs[1].key: {"diverged": 1},
+    }
+    assert first.runs[runs[0].key].keys() == {"loss", "accuracy"}
+    assert in_training(store) == [] and store.claim_age(runs[0].key) is None
+
+
+def test_a_line_of_progress_within_a_long_epoch(store, monkeypatch):
+    monkeypatch.setattr(trainer, "NOTE_S", 0.0)
+    lines = []
+    append = Store.append_progress
+    monkeypatch.setattr(Store, "append_progress", lambda *args: lines.append(json.loads(args[2])) or append(*args))
+    lab.compute([dense(protocol(), helpers.recipe())], store)
+    assert {line["iteration"] for line in lines} == set(range(9))
+
+
+def test_what_a_dead_process_left_is_not_in_training(store):
+    line = {"time": 0, "pid": 1, "iteration": 4, "end": 8, "epoch": 1, "epochs": 2, "runs": {}}
+    store.append_progress("f" * 32, json.dumps(line))
+    assert in_training(store) == []
+    with store.claim("f" * 32):
+        assert [group.iteration for group in in_training(store)] == [4]
+        store.append_progress("f" * 32, json.dumps(line | {"pid": 2, "time": 100, "iteration": 4}))
+        store.append_progress("f" * 32, json.dumps(line | {"pid": 2, "time": 106, "iteration": 6}))
+        assert [group.seconds_left for group in in_training(store)] == [6.0], "only lines of its own process count"
 
 
 # --- divergence -----------------------------------------------------------------------------------------------
@@ -403,7 +578,8 @@ def computed(tmp_path_factory):
 
 
 def times(store):
-    return {p.relative_to(store.root): p.stat().st_mtime_ns for p in store.root.rglob("*") if p.is_file()}
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name != "timings.jsonl")
+    return {path.relative_to(store.root): path.stat().st_mtime_ns for path in files}
 
 
 FILES = {
@@ -543,7 +719,7 @@ def test_digits_come_from_the_cache_where_scikit_learn_is_missing(store, tmp_pat
 def test_a_checkpoint_of_another_group_stays(store):
     """What belongs to a study that is not asked for now is neither used nor swept away."""
     runs = [dense(protocol(r), helpers.recipe()) for r in range(2)]
-    store.write_checkpoint("f" * 32, b"state", [runs[1].key])
+    store.write_checkpoint("f" * 32, b"state", [runs[1].key], 4)
     lab.compute([runs[0]], store)
     assert list(store.checkpoints()) == ["f" * 32]
     lab.compute(runs, store)
@@ -556,14 +732,14 @@ def test_a_damaged_checkpoint_is_named_and_not_used(store, monkeypatch, caplog):
     restore = Training.restore.__func__
     monkeypatch.setattr(Training, "restore", classmethod(lambda cls, *args: used.append(1) or restore(cls, *args)))
 
-    def stop(self, group, members, training):
-        original(self, group, members, training)
+    def stop(self):
+        original(self)
         raise KeyboardInterrupt
 
-    original = lab._Computation._checkpoint
+    original = trainer._Group._checkpoint
     for damage in (False, True):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(lab._Computation, "_checkpoint", stop)
+            patch.setattr(trainer._Group, "_checkpoint", stop)
             lab.compute([value], store, "cpu", checkpoint_seconds=0)
         (path,) = (store.root / ".work").glob("*.checkpoint")
         if damage:
@@ -592,6 +768,7 @@ def test_a_derived_result_that_its_inputs_do_not_allow_is_recorded_and_blocks_wh
     denser = Magnitude(At(run, "last"), "0.01", scope="layer")
     ticket = rewound(protocol, helpers.recipe(), dense(protocol, helpers.recipe()), denser, "0ep", "restart")
     summary = lab.compute([ticket], store, "cpu")
+    assert summary.failed == [denser]
     (part,) = store.parts(denser.key)
     assert "are pruned already" in part.record["failed"]
     assert part.record["inputs"].keys() == {f"{run.key}/2ep.safetensors"}
@@ -629,15 +806,14 @@ def test_off_the_cpu_a_group_has_all_that_the_plan_asks_for(store, monkeypatch):
     values = [helpers.train(replicate=r) for r in range(4)]
     lab.compute(values[:1], store, "cpu")
     sizes = []
-    train = lab._Computation._train
+    train = trainer.Trainer.train
 
     def note(self, members, wanted, span):
         sizes.append((len(members), len(wanted)))
-        train(self, members, wanted, span)
+        return train(self, members, wanted, span)
 
-    monkeypatch.setattr(lab._Computation, "_train", note)
-    computation = lab._Computation(values, store, torch.device("cpu"), 60, None)
-    computation.device = type("Device", (), {"type": "meta", "__str__": lambda self: "cpu"})()
-    monkeypatch.setattr(lab, "Training", lambda jobs, dataset, device, start: Training(jobs, dataset, "cpu", start))
+    monkeypatch.setattr(trainer.Trainer, "train", note)
+    computation = lab._Computation(values, Outlook(values, store), torch.device("cpu"), 60, None, 0.0)
+    computation.device = type("Device", (), {"type": "meta"})()
     computation.run()
     assert sizes == [(4, 3)]

@@ -21,12 +21,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lthlab.store import Damaged, Files, Store, StoreError, tensor_bytes
+from lthlab.store import Checkpoint, Damaged, Files, Store, StoreError, tensor_bytes
 
 TEXT = json.dumps({"kind": "train", "replicate": 0})
 KEY = hashlib.sha256(TEXT.encode()).hexdigest()[:32]
 OTHER = "0123456789abcdef" * 2
 GROUP = "f" * 32
+MEMBERS = Checkpoint((KEY, OTHER), 12)
 WEIGHTS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.array([True, False])}
 FIRST = {"metrics.jsonl": b'{"epoch": 1}\n', "last.safetensors": tensor_bytes(WEIGHTS), "empty": b""}
 SECOND = {"metrics.jsonl": b'{"epoch": 2}\n', "note.json": b'{"n": [1, null]}'}
@@ -45,7 +46,7 @@ def filled(root):
     assert store.commit(KEY, 0, FIRST, {"epochs": 1})
     assert store.commit(KEY, 1, SECOND, {"epochs": 2})
     store.write_study("demo", {"rows": [1]})
-    store.write_checkpoint(GROUP, b"state\n\0", [KEY, OTHER])
+    store.write_checkpoint(GROUP, b"state\n\0", [KEY, OTHER], 12)
     store.append_progress(GROUP, "epoch 1")
     return store
 
@@ -112,7 +113,7 @@ def results(store):
 def leave_behind(store):
     """What owners that died leave."""
     store.commit(KEY, 0, FIRST, {})
-    store.write_checkpoint(OTHER, b"", [OTHER])
+    store.write_checkpoint(OTHER, b"", [OTHER], 3)
     for name in (f"{KEY}.{'0' * 16}", f"trash.{'0' * 16}"):
         shutil.copytree(store.root / KEY / "0", store.root / ".work" / name)
     (store.root / ".claims").mkdir()
@@ -133,8 +134,8 @@ ACTS = {
         results,
     ),
     "checkpoint": (
-        lambda s: s.write_checkpoint(GROUP, b"old", [KEY]),
-        lambda s: s.write_checkpoint(GROUP, b"newer", [OTHER, KEY]),
+        lambda s: s.write_checkpoint(GROUP, b"old", [KEY], 4),
+        lambda s: s.write_checkpoint(GROUP, b"newer", [OTHER, KEY], 8),
         lambda s: (s.checkpoints(), s.read_checkpoint(GROUP)),
     ),
     "study": (
@@ -381,9 +382,10 @@ def test_every_change_goes_through_files(store):
     idle.discard(KEY)
     idle.write_study("demo", {})
     assert idle.claim(OTHER) is None
-    idle.write_checkpoint(GROUP, b"", [])
+    idle.write_checkpoint(GROUP, b"", [], 0)
     idle.remove_checkpoint(GROUP)
     idle.append_progress(GROUP, "x")
+    idle.append_timing("x")
     idle.remove_progress(GROUP)
     idle.sweep()
     assert tree(store.root.parent) == before
@@ -417,9 +419,11 @@ def test_reading_changes_nothing(store):
         assert reader.read_json(KEY, "note.json") == {"n": [1, None]}
         assert set(reader.read_tensors(KEY, "last.safetensors")) == {"a", "b"}
         assert reader.studies() == ["demo"] and reader.study("demo") == {"rows": [1]}
-        assert reader.checkpoints() == {GROUP: [KEY, OTHER]} and reader.progress() == {GROUP: ["epoch 1"]}
+        assert reader.checkpoints() == {GROUP: MEMBERS} and reader.progress() == {GROUP: ["epoch 1"]}
         assert reader.read_checkpoint(GROUP) == b"state\n\0"
+        assert reader.timings() == []
         assert reader.claimed(OTHER) and not reader.claimed(KEY)
+        assert reader.claim_age(OTHER) >= 0 and reader.claim_age(KEY) is None
     finally:
         for path in paths:
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -761,8 +765,8 @@ KEY_METHODS = {
     "verify": lambda s, key: s.verify(key),
     "claim": lambda s, key: s.claim(key),
     "claimed": lambda s, key: s.claimed(key),
-    "write_checkpoint": lambda s, key: s.write_checkpoint(key, b"", []),
-    "members": lambda s, key: s.write_checkpoint(GROUP, b"", [key]),
+    "write_checkpoint": lambda s, key: s.write_checkpoint(key, b"", [], 0),
+    "members": lambda s, key: s.write_checkpoint(GROUP, b"", [key], 0),
     "read_checkpoint": lambda s, key: s.read_checkpoint(key),
     "remove_checkpoint": lambda s, key: s.remove_checkpoint(key),
     "append_progress": lambda s, key: s.append_progress(key, ""),
@@ -898,12 +902,12 @@ def test_an_unwritable_store_is_named(tmp_path):
 
 
 def test_checkpoints(store, caplog):
-    store.write_checkpoint(OTHER, bytes(range(256)) * 10, [])
-    assert store.checkpoints() == {GROUP: [KEY, OTHER], OTHER: []}
+    store.write_checkpoint(OTHER, bytes(range(256)) * 10, [], 7)
+    assert store.checkpoints() == {GROUP: MEMBERS, OTHER: Checkpoint((), 7)}
     assert store.read_checkpoint(OTHER) == bytes(range(256)) * 10
     (store.root / ".work" / f"{OTHER}.checkpoint").write_bytes(b"half")
     with caplog.at_level(logging.WARNING, logger="lthlab.store"):
-        assert store.checkpoints() == {GROUP: [KEY, OTHER]}
+        assert store.checkpoints() == {GROUP: MEMBERS}
     assert f"{OTHER}.checkpoint: does not match its checksum; the checkpoint is removed" in caplog.text
     assert not (store.root / ".work" / f"{OTHER}.checkpoint").exists()
     store.remove_checkpoint(GROUP)
@@ -931,9 +935,39 @@ def test_progress(store):
     assert store.progress() == {}
 
 
+def test_timings(tmp_path, monkeypatch):
+    """Lines of several processes are whole; half a line is left out, and of a long file all but its end."""
+    store = Store(tmp_path / "runs")
+    assert store.timings() == []
+    writers = [start(TIMES, store.root, str(number)) for number in range(4)]
+    for writer in writers:
+        assert writer.wait() == 0
+    lines = store.timings()
+    assert sorted(lines) == sorted(f"{number} {count} {'x' * 400}" for number in range(4) for count in range(100))
+    path = store.root / "timings.jsonl"
+    with path.open("ab") as file:
+        file.write(b"half a line of a process that was killed")
+    assert store.timings() == lines
+    store.append_timing("next")
+    assert store.timings() == [*lines, "next"]
+    with pytest.raises(ValueError, match="line break"):
+        store.append_timing("a\nb")
+    monkeypatch.setattr("lthlab.store._LONGEST_TIMINGS", 1000)
+    assert store.timings() == [*lines, "next"][-3:]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match="timings.jsonl"):
+        store.timings()
+    path.rmdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="timings.jsonl"):
+        store.append_timing("x")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_sweep_takes_only_what_nobody_has_a_claim_to(store):
     work = store.root / ".work"
-    store.write_checkpoint(OTHER, b"", [])
+    store.write_checkpoint(OTHER, b"", [], 0)
     for name in (f"{KEY}.{'0' * 16}", f"{OTHER}.{'0' * 16}", "trash.1", "study.1"):
         (work / name).mkdir()
     (store.root / ".claims").mkdir()
@@ -952,7 +986,7 @@ def test_sweep_takes_only_what_nobody_has_a_claim_to(store):
     assert leftovers(store) == [f".work/{GROUP}.checkpoint", f".work/{GROUP}.progress"]
     with store.claim(GROUP):
         store.sweep()
-        assert store.checkpoints() == {GROUP: [KEY, OTHER]}
+        assert store.checkpoints() == {GROUP: MEMBERS}
     store.sweep()
     assert leftovers(store) == []
     Store(store.root.parent / "absent").sweep()
@@ -981,7 +1015,7 @@ def test_a_sweep_in_the_middle_of_a_commit(store):
     for act in (
         lambda s: s.commit(OTHER, 0, FIRST, {}),
         lambda s: s.write_study("demo", {"rows": [2]}),
-        lambda s: s.write_checkpoint(OTHER, b"x", []),
+        lambda s: s.write_checkpoint(OTHER, b"x", [], 0),
     ):
         files = Swept()
         act(Store(store.root, files))
@@ -1025,6 +1059,14 @@ class Slow(Files):
 store = Store(sys.argv[1], Slow())
 claim = store.claim(sys.argv[2])
 store.commit(sys.argv[2], 0, {"a": b"half"}, {})
+"""
+
+TIMES = """
+import sys
+from lthlab.store import Store
+store = Store(sys.argv[1])
+for count in range(100):
+    store.append_timing(f"{sys.argv[2]} {count} {'x' * 400}")
 """
 
 OVERLAP = """
@@ -1103,6 +1145,20 @@ def test_claims(store):
     with pytest.raises(RuntimeError, match="mine"), store.claim(KEY):
         raise RuntimeError("mine")
     assert not store.claimed(KEY)
+    path = store.root / ".claims" / f"{KEY}.lock"
+    path.touch()
+    os.utime(path, (0, 0))
+    with store.claim(KEY) as claim:
+        assert 0 <= rival.claim_age(KEY) < 5, "a claim begins with a sign of life"
+        os.utime(path, (time.time() - 100, time.time() - 100))
+        assert rival.claim(KEY) is None and 99 < rival.claim_age(KEY) < 110, "who asks in vain gives no sign"
+        claim.touch()
+        assert 0 <= rival.claim_age(KEY) < 5
+        path.unlink()
+        claim.touch()
+        assert not path.exists() and rival.claim_age(KEY) is None
+    claim.touch()
+    assert not path.exists() and rival.claim_age(KEY) is None
     with (store.root / ".claims" / f"{KEY}.lock").open("w") as left:
         fcntl.flock(left, fcntl.LOCK_SH)
         assert not store.claimed(KEY), "others who only ask are no owners"

@@ -1,0 +1,324 @@
+"""Training one group of a store's trainings: started or continued, watched, checkpointed and committed."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+from lthlab import data, estimates, nets, provenance
+from lthlab.derive import as_tensors, mask, state
+from lthlab.engine import Job, Training, digest
+from lthlab.masks import Mask
+from lthlab.nets import Weights
+from lthlab.parts import Data
+from lthlab.runs import Outlook, Run, origins
+from lthlab.store import Claim, Damaged, Store, tensor_bytes
+from lthlab.values import At, Fresh, Train
+from lthlab.values import Mask as MaskValue
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = 2
+"""Format of checkpoints; one of another format is not continued."""
+SIGN_S = 1.0
+"""Seconds between signs of life."""
+NOTE_S = 10.0
+"""Seconds between lines of progress within an epoch."""
+
+
+class Watcher(Protocol):
+    """What `lthlab.lab.compute` tells of its progress, and asks whether to stop."""
+
+    def begin(self, trainings: int, done: int, shared: int, epochs: int) -> None:
+        """Work is known: trainings in all, those done, roles that share one, and epochs left."""
+
+    def advance(self, epochs: int, trainings: int) -> None:
+        """So many epochs and whole trainings more are done."""
+
+    def stop(self) -> bool:
+        """Whether to stop as soon as nothing is lost by it; asked after every step, so it must be quick."""
+
+
+class Trainer:
+    """Trains groups, one at a time.
+
+    Parameters
+    ----------
+    store : Store
+        Where results, checkpoints and progress go.
+    device : torch.device
+        Where to compute.
+    outlook : Outlook
+        What is asked of each training.
+    seconds : float
+        Time between checkpoints.
+    watcher : Watcher or None
+        Told of the progress.
+    """
+
+    def __init__(
+        self, store: Store, device: torch.device, outlook: Outlook, seconds: float, watcher: Watcher | None
+    ) -> None:
+        self.store, self.device, self.outlook = store, device, outlook
+        self.seconds, self.watcher = seconds, watcher
+        self._datasets: dict[Data, data.Dataset] = {}
+        self._masks: dict[str, Mask | None] = {}
+
+    def train(self, members: Sequence[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]) -> bool:
+        """Train a group and commit what is wanted of it.
+
+        Parameters
+        ----------
+        members : sequence of Train
+            The group, of one shape.
+        wanted : mapping of Train to Claim
+            Those of them that are committed, with the claims to them.
+        span : tuple of int
+            Iterations from which and to which.
+
+        Returns
+        -------
+        bool
+            True if all is committed; False if the watcher asked to stop, then a checkpoint has what was trained.
+        """
+        name = self.outlook.group(members, span)
+        claim = self.store.claim(name)
+        with claim or nullcontext():  # else a sweep elsewhere takes the progress file
+            group = _Group(self, name, members, [*wanted.values(), *([claim] if claim else [])], span)
+            whole = group.advance(len(wanted))
+            if whole:
+                sizes = [group.commit(train) for train in wanted]
+                group.time(sum(sizes) / len(sizes))
+                self.store.remove_checkpoint(name)
+            self.store.remove_progress(name)
+        if whole and self.watcher is not None:
+            self.watcher.advance(0, len(wanted))
+        return whole
+
+    def forget(self) -> None:
+        """Let go of the masks that were read."""
+        self._masks.clear()
+
+    def dataset(self, wanted: Data) -> data.Dataset:
+        """Load a data set once."""
+        if wanted not in self._datasets:
+            cache = self.store.root / "data"
+            self._datasets[wanted] = data.load(
+                wanted.name, cache, train_size=wanted.train_size, val_size=wanted.val_size
+            )
+        return self._datasets[wanted]
+
+    def mask(self, value: MaskValue) -> Mask | None:
+        """Read a mask once."""
+        if value.key not in self._masks:
+            self._masks[value.key] = mask(value, self.store)
+        return self._masks[value.key]
+
+    def initial(self, train: Train) -> Weights:
+        """Make the state that a training begins with."""
+        if isinstance(train.init, Fresh):
+            return nets.fresh(train.net, train.data, train.init.replicate, train.init.draw)
+        assert isinstance(train.init, At)
+        found = state(train.init, self.store)
+        if train.batchnorm == "reset":
+            found = nets.build(train.net, train.data).reset_batchnorm(found)
+        return found
+
+
+class _Group:
+    """A group on its way: from the store or its checkpoint to the commits of its members."""
+
+    def __init__(
+        self, trainer: Trainer, name: str, members: Sequence[Train], claims: Sequence[Claim], span: tuple[int, int]
+    ) -> None:
+        self.trainer, self.store, self.name = trainer, trainer.store, name
+        self.members, self.claims, self.span = members, claims, span
+        self.before = {train: Run(train, trainer.store) for train in members}
+        self.began = self.signed = self.noted = time.monotonic()
+        self.spent = 0.0
+        self.training = self._saved() or self._begun()
+        self.first = self.training.iteration
+
+    @property
+    def seconds(self) -> float:
+        """Time that the group has taken, also in processes before this one."""
+        return self.spent + time.monotonic() - self.began
+
+    # --- start ----------------------------------------------------------------------------------------------
+
+    def _begun(self) -> Training:
+        jobs = []
+        for train in self.members:
+            carried = self.before[train].carried(self.span[0])
+            states = as_tensors(carried[0]) if carried else self.trainer.initial(train)
+            carry = as_tensors(carried[1]) if carried else None
+            jobs.append(Job(train, states, self.trainer.mask(train.mask), self._keep(train), carry))
+        return Training(jobs, self.trainer.dataset(jobs[0].train.data), self.trainer.device, self.span[0])
+
+    def _saved(self) -> Training | None:
+        """Go on from the checkpoint; one that is damaged is named and the group trained from the start."""
+        if self.name not in self.store.checkpoints():
+            return None
+        try:
+            plain, tensors = _unpack(self.store.read_checkpoint(self.name))
+            if plain["format"] == CHECKPOINT:
+                self.spent = plain["seconds"]
+                jobs = [Job(t, {}, self.trainer.mask(t.mask), self._keep(t)) for t in self.members]
+                dataset = self.trainer.dataset(jobs[0].train.data)
+                return Training.restore(jobs, dataset, tensors, plain, self.trainer.device)
+            reason = f"checkpoint {self.name} has format {plain['format']}, this version reads {CHECKPOINT}"
+        except Damaged as damage:
+            reason = str(damage)
+        log.warning("%s: not used", reason)
+        self.store.remove_checkpoint(self.name)
+        return None
+
+    def _keep(self, train: Train) -> frozenset[str]:
+        return self.trainer.outlook.needs[train].keep
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def advance(self, wanted: int) -> bool:
+        """Train to the end; False if the watcher asked to stop before, then a checkpoint is written.
+
+        A group that has not moved since its checkpoint, or since its start, writes none.
+        """
+        training, until, watcher = self.training, self.span[1], self.trainer.watcher
+        saved, at_saved = time.monotonic(), training.iteration
+        training.advance(training.iteration, self._sign)
+        self._note()
+        while training.alive and (training.iteration < until or training.pending):
+            if self._sign():
+                if training.iteration > at_saved:
+                    self._checkpoint()
+                return False
+            if time.monotonic() - saved >= self.trainer.seconds and training.iteration > at_saved:
+                self._checkpoint()
+                saved, at_saved = time.monotonic(), training.iteration
+            before = training.iteration
+            training.advance(until, self._sign)
+            ended = training.iteration == until or training.iteration % training.steps_per_epoch == 0
+            if watcher is not None and training.iteration > before and ended:
+                watcher.advance(wanted, 0)
+            self._note()
+        return True
+
+    def _sign(self) -> bool:
+        """Give a sign of life now and then; says whether the watcher asks to stop."""
+        now = time.monotonic()
+        if now - self.signed >= SIGN_S:
+            self.signed = now
+            for claim in self.claims:
+                claim.touch()
+        if now - self.noted >= NOTE_S:
+            self._note()
+        return self.trainer.watcher is not None and self.trainer.watcher.stop()
+
+    def _note(self) -> None:
+        """Append a line of progress, of the form that `lthlab.runs.in_training` reads."""
+        self.noted = time.monotonic()
+        training, steps = self.training, self.training.steps_per_epoch
+        line = {
+            "time": round(time.time(), 2),
+            "pid": os.getpid(),
+            "iteration": training.iteration,
+            "end": self.span[1],
+            "epoch": training.iteration // steps,
+            "epochs": -(-self.span[1] // steps),
+            "runs": {t.key: _latest(p.metrics) for t, p in zip(self.members, training.progress, strict=True)},
+        }
+        self.store.append_progress(self.name, json.dumps(line))
+
+    def _checkpoint(self) -> None:
+        tensors, plain = self.training.checkpoint()
+        payload = _pack(tensors, plain | {"format": CHECKPOINT, "seconds": self.seconds})
+        keys = [train.key for train in self.members]
+        self.store.write_checkpoint(self.name, payload, keys, self.training.iteration)
+
+    # --- end ------------------------------------------------------------------------------------------------
+
+    def commit(self, train: Train) -> int:
+        """Commit what the group has trained of one of its members; returns the number of bytes."""
+        number, before, training, start = self.members.index(train), self.before[train], self.training, self.span[0]
+        progress = training.progress[number]
+        final, until = training.group.state(number), training.iteration
+        if progress.diverged is not None:
+            until = progress.diverged * train.steps_per_epoch  # however long the others of its group went on
+        record: dict[str, Any] = {
+            "kind": "train",
+            "from": start,
+            "until": until,
+            "end": train.end,
+            "keep": sorted(self._keep(train)),
+            "diverged": progress.diverged,
+            "digest": digest(final) if progress.diverged is None else None,
+            "inputs": origins(train, self.store),
+        }
+        states = {step: tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
+        files = {f"{step}.safetensors": content for step, content in states.items() if not before.has(step)}
+        if before.reached > start:
+            if progress.diverged is None:
+                states[train.step_text(until)] = tensor_bytes(_arrays(final))
+            different = before.differs(progress.metrics, until, record["digest"], states)
+            if different:
+                record = {"kind": "stale", "reason": different}
+                files = {}
+        else:
+            files["metrics.jsonl"] = "".join(json.dumps(row) + "\n" for row in progress.metrics).encode()
+            if progress.diverged is None and train.start < until < train.end:
+                files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
+                files["state.safetensors"] = tensor_bytes(_arrays(final))
+        form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
+        files |= origin(device=str(self.trainer.device), seconds=self.seconds, **form)
+        self.store.commit(train.key, len(before.parts), files, record)
+        return sum(map(len, files.values()))
+
+    def time(self, size: float) -> None:
+        """Note how long this process took, for forecasts."""
+        device, group = self.trainer.device, self.training.group
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        seconds = time.monotonic() - self.began
+        run = {"device": name, "threads": torch.get_num_threads(), "form": group.form, "bytes": round(size)}
+        steps = self.training.iteration - self.first
+        estimates.record(self.store, self.members[0], len(self.members), steps, seconds, run)
+
+
+def _latest(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Loss and accuracy of the last epoch: of training images and test images."""
+    row = metrics[-1] if metrics else {}
+    if "diverged" in row:
+        return {"diverged": row["epoch"]}
+    loss, accuracy = row.get("train_loss", row.get("test_loss")), row.get("test_accuracy")
+    return {} if accuracy is None else {"loss": float(f"{loss:.4g}"), "accuracy": round(accuracy, 5)}
+
+
+def _arrays(tensors: Weights) -> dict[str, Any]:
+    return {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+
+
+def _pack(tensors: Weights, plain: Mapping[str, Any]) -> bytes:
+    return json.dumps(plain).encode() + b"\n" + tensor_bytes(_arrays(tensors))
+
+
+def _unpack(payload: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    line, _, rest = payload.partition(b"\n")
+    return json.loads(line), as_tensors(safetensors.numpy.load(rest))
+
+
+def origin(**fields: object) -> dict[str, bytes]:
+    """Write the file that says where and with what a result was computed."""
+    facts = {
+        **provenance.code(),
+        **provenance.versions(),
+        "processor": provenance.machine()["processor"],
+        "threads": torch.get_num_threads(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return {"provenance.json": json.dumps(facts | fields, indent=1).encode()}
