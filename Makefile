@@ -2,10 +2,10 @@ PYTHON ?= python3
 PY := .venv/bin/python
 OLDEST := .venv-oldest/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-DEMO := find_and_evaluate
+GALLERY := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lab test lint test-oldest mutants clean
+.PHONY: help setup demo gallery lab test lint test-oldest mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -13,13 +13,17 @@ help: ## Show this list
 
 setup: .venv/installed ## Make .venv with pinned versions (about 6 GB on Linux, minutes the first time)
 
-demo: .venv/installed ## Train the lottery tickets of params/demo.yaml and show them in a page
-	$(PY) -m lthlab compute params/demo.yaml
-	@mkdir -p build
-	$(PY) -m papermill notebooks/$(DEMO).ipynb build/$(DEMO).ipynb --cwd notebooks \
-		-r study ../params/demo.yaml -r runs ../runs --no-progress-bar --log-level WARNING
-	$(PY) -m lthlab.pages build/$(DEMO).ipynb reports/demo/index.html
-	@echo "The page: $(CURDIR)/reports/demo/index.html"
+demo: .venv/installed ## Train the lottery tickets of params/demo.yaml and show them in pages
+	$(PY) -m lthlab run params/demo.yaml
+	$(PY) -m lthlab publish params/demo.yaml --to reports/demo
+	@echo "The pages: $(CURDIR)/reports/demo/index.html"
+
+gallery: .venv/installed ## Make the pages that are kept with the repository, in reports/gallery/
+	set -e; for study in $(GALLERY); do \
+		$(PY) -m lthlab run params/$$study.yaml; \
+		$(PY) -m lthlab publish params/$$study.yaml --to reports/gallery/$$study; \
+	done
+	$(PY) -c 'from lthlab import pages; pages.gallery("reports/gallery")'
 
 lab: .venv/installed ## Open JupyterLab on notebooks/
 	$(PY) -m jupyterlab notebooks

@@ -215,10 +215,11 @@ def collect(frame: pd.DataFrame, ticket: str) -> Runs:
 
 def _refuse_mixtures(rows: pd.DataFrame, ticket: str) -> None:
     recipes = [name for name in rows if str(name).startswith(("find_", "eval_")) and name not in ("find_lr", "eval_lr")]
-    for column in ["study", "network", "data", *recipes, "rewind"]:
+    only = {"rewind": rows["ticket"] == ticket, "widths": rows["ticket"] != "SDT"}
+    for column in ["study", "panel", "network", "width", "widths", "data", "train_size", *recipes, "rewind"]:
         if column not in rows:
             continue
-        chosen = rows[rows["ticket"] == ticket] if column == "rewind" else rows
+        chosen = rows[only[column]] if column in only else rows
         values = sorted(set(chosen[column].dropna().map(str)))
         if len(values) > 1:
             raise ValueError(

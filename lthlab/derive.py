@@ -3,19 +3,19 @@
 import functools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from lthlab import masks, nets
+from lthlab import masks, nets, sizes
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Data, InputError, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Measure, Permuted, Value
+from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -39,7 +39,6 @@ def state(at: At, store: Store) -> Weights:
     run = Run(at.run, store)
     if run.stale:
         raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
-    assert isinstance(at.run.net, Net)
     found = as_tensors(run.read(at.step))
     return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
 
@@ -74,7 +73,7 @@ def derive(value: Value, store: Store) -> Derived:
 
 
 def refuse_impossible(wanted: Iterable[Value]) -> None:
-    """Raise InputError if a mask prunes more weights than there are, or fewer than its chain had pruned.
+    """Raise InputError if a network cannot be as narrow, or a mask prunes too many weights or revives some.
 
     Parameters
     ----------
@@ -82,8 +81,9 @@ def refuse_impossible(wanted: Iterable[Value]) -> None:
         Values, inputs first.
     """
     counts: dict[Value, int] = {}
-    problems = []
-    for value in wanted:
+    wanted = list(wanted)
+    problems = list(_unfit(wanted))
+    for value in wanted if not problems else ():
         if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
             continue
         run = value.of.run
@@ -98,8 +98,18 @@ def refuse_impossible(wanted: Iterable[Value]) -> None:
         raise InputError("\n".join(problems))
 
 
+def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
+    trained = [(value.net, value.data) for value in wanted if isinstance(value, Train)]
+    for net, data in dict.fromkeys(trained):
+        try:
+            if isinstance(net, Narrow):
+                sizes.narrow(net.net, data, net.level, net.prunable, net.denominator)
+        except InputError as error:
+            yield f"{net!r}: {error}"
+
+
 @functools.cache
-def _sizes(net: Net, data: Data, policy: str, denominator: str) -> tuple[int, int]:
+def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tuple[int, int]:
     """Count the weights that a sparsity is a share of, and those that can be pruned."""
     total = sum(shape.numel() for shape in nets.prunable(net, data, policy).values())
     whole = sum(parameter.numel() for parameter in nets.build(net, data).parameters())
@@ -128,7 +138,6 @@ def _permuted(value: Permuted, store: Store) -> Mask:
 def _magnitude(value: Value, store: Store) -> Mask:
     assert isinstance(value, Magnitude)
     run = value.of.run
-    assert isinstance(run.net, Net)
     names = nets.prunable(run.net, run.data, value.prunable)
     everything = state(value.of, store)
     weights = {name: everything[name] for name in names}
@@ -163,7 +172,6 @@ def _measure(value: Measure, store: Store) -> Derived:
 def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
     settings = dict(value.settings)
     first, second = (at for at in value.of if isinstance(at, At))
-    assert isinstance(first.run.net, Net)
     names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
     theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
     left = [mask(value.mask or at.run.mask, store) for at in (first, second)]

@@ -14,7 +14,7 @@ from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
-from lthlab.replicas import Group
+from lthlab.replicas import Group, threads
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
@@ -145,7 +145,7 @@ class Training:
         self.iteration = first.start if start is None else start
         self.device = torch.device(device)
         states = [job.state for job in jobs]
-        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)  # type: ignore[arg-type]
+        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)
         self.progress = [Progress() for _ in jobs]
         self.images = dataset.train_x.to(self.device)
         self.labels = dataset.train_y.to(self.device)
@@ -200,7 +200,8 @@ class Training:
         until = min(until, (epoch + 1) * self.steps_per_epoch)
         kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
         while self.iteration < until:
-            self._step(epoch)
+            with threads(self.group.thread_count):  # between its kernels, more threads cost more than they save
+                self._step(epoch)
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()

@@ -152,8 +152,7 @@ def compute_study(
     everything = [item.value for item in labelled]
     asked = [item.value for item in studies.select(labelled, configuration)]
     place = _prepare(everything, store, device)
-    roles = [{"key": item.value.key, **item.role} for item in labelled]
-    store.write_study(config.name, {"title": config.title, "document": config.document, "roles": roles})
+    studies.note(config, labelled, store)
     return _compute(asked, store, place, checkpoint_seconds, watcher, everything)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lthlab import packing
 from lthlab.draws import Stream
 from lthlab.parts import nearest
 
@@ -148,32 +149,13 @@ def hamming(a: Mask, b: Mask) -> float:
 
 
 def pack(mask: Mask) -> dict[str, NDArray[np.generic]]:
-    """Write a mask as arrays that safetensors can hold, eight weights a byte.
-
-    Returns
-    -------
-    dict of str to array
-        ``bits``, uint8: all positions in network order; ``shape.<number>.<name>``, int64, for each layer.
-    """
-    flat = np.concatenate([layer.cpu().numpy().ravel() for layer in mask.values()])
-    shapes = {f"shape.{i:05}.{n}": np.array(mask[n].shape, np.int64) for i, n in enumerate(mask)}
-    return {"bits": np.packbits(flat), **shapes}
+    """Write a mask as arrays that safetensors can hold; see `lthlab.packing.pack`."""
+    return packing.pack({name: layer.cpu().numpy() for name, layer in mask.items()})
 
 
 def unpack(arrays: Mapping[str, NDArray[np.generic]]) -> Mask:
-    """Read back what `pack` wrote, whatever the order of the arrays.
-
-    Raises
-    ------
-    ValueError
-        If the number of bits is not that of the shapes.
-    """
-    shapes = {key.split(".", 2)[2]: tuple(arrays[key].tolist()) for key in sorted(arrays) if key != "bits"}
-    mask = {name: torch.empty(shape, dtype=torch.bool) for name, shape in shapes.items()}
-    n, bits = _size(mask), np.asarray(arrays["bits"], np.uint8)
-    if len(bits) != -(-n // 8):
-        raise ValueError(f"packed mask has {len(bits)} bytes: its shapes hold {n} weights, so {-(-n // 8)}")
-    return _like(torch.from_numpy(np.unpackbits(bits, count=n).astype(bool)), mask)
+    """Read back what `pack` wrote, whatever the order of the arrays; raises as `lthlab.packing.unpack`."""
+    return {name: torch.from_numpy(layer) for name, layer in packing.unpack(arrays).items()}
 
 
 def same_layers(what: str, given: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

@@ -1,15 +1,16 @@
 """Networks, written once for any number of replicas, their initial weights and their prunable weights."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lthlab import sizes
 from lthlab.draws import Stream
-from lthlab.parts import DATASETS, NETS, POLICIES, Data, Net, nearest
+from lthlab.parts import DATASETS, NETS, Data, Net
 from lthlab.values import Narrow
 
 Weights = dict[str, Tensor]
@@ -57,7 +58,10 @@ class Linear(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self.replicas == 1:
             return F.linear(x, self.weight, self.bias)
-        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+        weight: Tensor = self.weight
+        if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
+            x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
+        return torch.baddbmm(self.bias[:, None], x, weight.transpose(1, 2))
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
@@ -92,6 +96,10 @@ class Conv2d(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.replicas == 1 else self.weight.flatten(0, 1)
+        if self.replicas > 1 and self.shape[1] in (2, 3):  # the kernel changes at 8 channels of all replicas together
+            spare = 4 - self.shape[1]
+            x = F.pad(x.unflatten(1, (self.replicas, -1)), (0, 0, 0, 0, 0, spare)).flatten(1, 2)
+            weight = F.pad(weight, (0, 0, 0, 0, 0, spare))
         return F.conv2d(x, weight, stride=self.stride, padding=self.shape[2] // 2, groups=self.replicas)
 
     def draw(self, stream: Stream) -> Weights:
@@ -179,13 +187,19 @@ class Network(nn.Module):
 
 
 class LeNet(Network):
-    """LeNet-300-100: three fully connected layers (LeCun et al. 1998; Frankle and Carbin 2019)."""
+    """LeNet-300-100: three fully connected layers (LeCun et al. 1998; Frankle and Carbin 2019).
 
-    def __init__(self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int) -> None:
+    Takes the arguments of a builder (see `register`), and the units of the two hidden layers.
+    """
+
+    def __init__(
+        self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int, widths: Sequence[int]
+    ) -> None:
         super().__init__(replicas)
-        self.fc1 = Linear(replicas, math.prod(shape), 300, "first", "glorot_normal")
-        self.fc2 = Linear(replicas, 300, 100, "body", "glorot_normal")
-        self.fc3 = Linear(replicas, 100, classes, "head", "glorot_normal")
+        first, second = widths
+        self.fc1 = Linear(replicas, math.prod(shape), first, "first", "glorot_normal")
+        self.fc2 = Linear(replicas, first, second, "body", "glorot_normal")
+        self.fc3 = Linear(replicas, second, classes, "head", "glorot_normal")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(-3)
@@ -224,18 +238,21 @@ class Block(nn.Module):
 
 
 class ResNet(Network):
-    """ResNet of 6n+2 layers for small images: three stages of n blocks (He et al. 2016, section 4.2)."""
+    """ResNet of 6n+2 layers for small images: three stages of n blocks (He et al. 2016, section 4.2).
 
-    def __init__(self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int) -> None:
+    Takes the arguments of a builder (see `register`), and the channels of the stages.
+    """
+
+    def __init__(
+        self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int, widths: Sequence[int]
+    ) -> None:
         super().__init__(replicas)
-        blocks = (int(net.name.removeprefix("resnet")) - 2) // 6
-        widths = [net.width * factor for factor in (1, 2, 4)]
         self.conv1 = Conv2d(replicas, shape[0], widths[0], 3, 1, role="first")
         self.bn1 = BatchNorm2d(replicas, widths[0])
         inputs = widths[0]
         for number, outputs in enumerate(widths, start=1):
             stage = nn.Sequential()
-            for block in range(blocks):
+            for block in range(sizes.blocks(net)):
                 stride = 2 if number > 1 and block == 0 else 1
                 stage.append(Block(replicas, inputs, outputs, stride, net.shortcut))
                 inputs = outputs
@@ -254,13 +271,11 @@ class ResNet(Network):
         return self.fc(x)
 
 
-_BUILDERS: dict[str, Callable[[Net, tuple[int, int, int], int, int], Network]] = {
-    "lenet_300_100": LeNet,
-    **{name: ResNet for name in NETS if name.startswith("resnet")},
-}
+Builder = Callable[[Net, tuple[int, int, int], int, int], Network]
+_BUILDERS: dict[str, Builder] = {}
 
 
-def register(name: str, builder: Callable[[Net, tuple[int, int, int], int, int], Network]) -> None:
+def register(name: str, builder: Builder) -> None:
     """Add a network of one's own.
 
     Parameters
@@ -287,8 +302,8 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
 
     Parameters
     ----------
-    net : Net
-        The network.
+    net : Net or Narrow
+        The network; a narrow one has the widths that `lthlab.sizes.narrow` finds.
     data : Data or str
         Data set, whose images and classes it fits.
     replicas : int, optional
@@ -302,21 +317,27 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
 
     Raises
     ------
-    ValueError
-        For a narrow network, whose widths this version does not solve for.
+    InputError
+        For a narrow network of a size that there is not.
     """
-    if isinstance(net, Narrow):
-        raise ValueError(f"{net!r}: networks narrowed to a level's size cannot be trained in this version")
     facts = DATASETS[data] if isinstance(data, str) else data.facts
-    return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
+    if isinstance(net, Narrow):
+        widths = sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
+        net = net.net
+    else:
+        widths = sizes.own_widths(net) or ()
+    if not widths:
+        return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
+    kind = ResNet if net.name.startswith("resnet") else LeNet
+    return kind(net, facts.shape, facts.classes, replicas, widths).to(device)
 
 
-def fresh(net: Net, data: Data | str, replicate: int, draw: int = 0) -> Weights:
+def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) -> Weights:
     """Draw the initial state of a replicate.
 
     Parameters
     ----------
-    net, data : Net, Data or str
+    net, data : Net or Narrow, Data or str
         As in `build`.
     replicate, draw : int
         As in `lthlab.values.Fresh`.
@@ -329,7 +350,7 @@ def fresh(net: Net, data: Data | str, replicate: int, draw: int = 0) -> Weights:
     return build(net, data).draw(Stream(replicate, "init", draw=draw))
 
 
-def prunable(net: Net, data: Data | str, policy: str) -> dict[str, torch.Size]:
+def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torch.Size]:
     """Name the prunable weights of a network, in its order.
 
     Policies: 'all' is every weight of a convolution or linear layer; 'all_but_head' leaves out the last linear
@@ -339,10 +360,10 @@ def prunable(net: Net, data: Data | str, policy: str) -> dict[str, torch.Size]:
 
     Parameters
     ----------
-    net, data : Net, Data or str
+    net, data : Net or Narrow, Data or str
         As in `build`.
     policy : str
-        One of `lthlab.values.POLICIES`.
+        One of `lthlab.parts.POLICIES`.
 
     Returns
     -------
@@ -351,25 +372,13 @@ def prunable(net: Net, data: Data | str, policy: str) -> dict[str, torch.Size]:
 
     Raises
     ------
-    ValueError
+    InputError
         If the policy is not known, or is one of ResNets and the network is none.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"policy '{policy}' is not known; {nearest(policy, POLICIES)}")
-    if policy.startswith("ma_resnet") and not net.name.startswith("resnet"):
-        raise ValueError(f"policy '{policy}' is for ResNets, not for '{net.name}'")
-    left_out: dict[str, set[str]] = {
-        "all": set(),
-        "all_but_head": {"head"},
-        "first_last_dense": {"first", "head"},
-        "ma_resnet20": {"first", "head"},
-        "ma_resnet32": {"first", "head", "shortcut"},
-    }
+    without = sizes.left_out(net.net if isinstance(net, Narrow) else net, policy)
     layers = ((name, layer) for name, layer in build(net, data).layers() if not isinstance(layer, BatchNorm2d))
     return {
-        f"{name}.weight": layer.get_parameter("weight").shape
-        for name, layer in layers
-        if layer.role not in left_out[policy]
+        f"{name}.weight": layer.get_parameter("weight").shape for name, layer in layers if layer.role not in without
     }
 
 

@@ -1,22 +1,31 @@
-"""Executed notebooks as self-contained HTML pages."""
+"""Executed notebooks as self-contained HTML pages, and indexes of them."""
 
-import argparse
+import ast
 import html
 import io
 import json
+import os
 import re
-import sys
-import tempfile
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import quote
 
 import lthlab
+from lthlab import formulas
 from lthlab.files import Files
+from lthlab.machine import leaks
+from lthlab.spec import Config
 
 TEMPLATES = Path(__file__).parent / "templates"
+_INDEX = "index.html"
 _FORBIDDEN = {"script", "iframe", "object", "embed", "form", "base", "audio", "video"}
+_LOADING = {"src", "srcset", "background", "poster"}
+_LOADING_HREF = {"link", "image", "feimage", "use"}
 _NO_WORDS = {"", "No description has been provided for this image"}  # the latter from nbconvert
 
 
@@ -30,7 +39,7 @@ def publish(notebook: str | Path, target: str | Path) -> Path:
     Parameters
     ----------
     notebook : str or Path
-        Executed notebook.
+        Executed notebook. Formulas in its markdown, between dollar signs, become MathML.
     target : str or Path
         HTML file; folders are made, and an older page is replaced by a whole one or not at all.
 
@@ -42,26 +51,128 @@ def publish(notebook: str | Path, target: str | Path) -> Path:
     Raises
     ------
     PageError
-        If a cell failed or was not run, or a page would run a script, load something, or show a figure that
-        has no alternative text. The page that was there stays.
+        If a cell failed or was not run, a formula cannot be read, or a page would run a script, load something,
+        show a figure that has no alternative text, or give away where it was made. The page that was there stays.
     OSError
         If a file cannot be read or written.
     """
-    notebook, target = Path(notebook), Path(target)
+    target = Path(target)
+    _write({target: _page(Path(notebook))})
+    return target
+
+
+def publish_study(config: Config, notebooks: str | Path, folder: str | Path, command: str | None = None) -> list[Path]:
+    """Make a page of each report of a study, and the index of the folder.
+
+    All pages are made and checked before the first one is replaced.
+
+    Parameters
+    ----------
+    config : Config
+        The study.
+    notebooks : str or Path
+        Folder of the executed notebooks, `<report>.ipynb`.
+    folder : str or Path
+        Folder for the pages, `<report>.html`, and for `index.html`.
+    command : str, optional
+        What executes the reports, for errors; `lthlab run` with the study by default.
+
+    Returns
+    -------
+    list of Path
+        The pages in the order of the study, then the index.
+
+    Raises
+    ------
+    PageError
+        With all that is wrong: what `publish` refuses, executed notebooks that are missing, and files that would be
+        replaced and are not pages of this study.
+    OSError
+        If a file cannot be read or written.
+    """
+    notebooks, folder = Path(notebooks), Path(folder)
+    made: dict[Path, str] = {}
+    problems = _foreign(folder / _INDEX)
+    if not config.reports:
+        problems.append(f"study {config.name} has no reports; name some under 'reports'")
+    sets = [word for setting in config.sets for word in ("--set", setting)]
+    command = command or shlex.join(["lthlab", "run", config.name, *sets])
+    for report in config.reports:
+        target = folder / f"{report}.html"
+        problems += _foreign(target, config.name)
+        try:
+            made[target] = _page(notebooks / f"{report}.ipynb", config)
+        except FileNotFoundError as error:
+            problems.append(f"{error.filename}: is not there; to make it: {command}")
+        except PageError as error:
+            problems.append(f"{error}; to make it again: {command}")
+    if problems:
+        raise PageError("\n".join(problems))
+    _write(made)
+    return [*made, _index(folder)]
+
+
+def gallery(folder: str | Path) -> Path:
+    """Make the index of several studies, each published to a folder of its own within `folder`.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Folder of the folders. Their own indexes are made again, with a link to this one.
+
+    Returns
+    -------
+    Path
+        The index.
+
+    Raises
+    ------
+    PageError
+        If no folder in `folder` holds pages of a study, or its index was not made by lthlab.
+    OSError
+        If a file cannot be read or written.
+    """
+    folder = Path(folder)
+    target = folder / _INDEX
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and _pages_in(path)]
+    problems = _foreign(target) if inner else [f"{folder}: no folder in it holds pages of a study"]
+    if problems:
+        raise PageError("\n".join(problems))
+    pages = [page for path in inner for page in _pages_in(path)]
+    _write({target: _contents("Reports", "gallery", pages, folder)})
+    for path in inner:
+        _index(path)
+    return target
+
+
+# --- one page -------------------------------------------------------------------------------------------------
+
+
+def _page(notebook: Path, config: Config | None = None) -> str:
+    """Make the page of a notebook, checked; with `config`, as a report of its study."""
     content = _read(notebook)
-    page = _anonymous(_render(content, notebook.name))
-    problems = _Audit.of(page)
+    problems = []
+    asked = _parameters(content).get("study")
+    if config is not None and isinstance(asked, dict) and asked != config.document:
+        problems.append(f"was executed for another version of study {config.name}")
+    for number, cell in enumerate(content["cells"], start=1):
+        try:
+            _prepare(cell)
+        except formulas.FormulaError as error:
+            problems.append(f"cell {number}: {error}")
+    facts = {}
+    if config is not None:
+        order = str(config.reports.index(notebook.stem))
+        facts = {"study": config.name, "study-title": config.title, "order": order}
+    page = _render(content, notebook, facts)
+    problems += _Audit.of(page)
+    texts = [json.dumps(cell, ensure_ascii=False) for cell in content["cells"]]
+    for leak in leaks(page):
+        places = [f"cell {number}" for number, text in enumerate(texts, start=1) if leak in leaks(text)]
+        problems.append(f"{', '.join(places) or 'the page'} gives away where it was made: {leak}")
     if problems:
         raise PageError(f"{notebook}: " + "; ".join(problems))
-    files = Files()
-    files.mkdir(target.parent)
-    aside = target.with_name(f".{target.name}.aside")
-    try:
-        files.write(aside, page.encode())
-        files.replace(aside, target)
-    finally:
-        files.remove(aside)
-    return target
+    return page
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -83,45 +194,74 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _render(content: dict[str, Any], name: str) -> str:
-    from nbconvert import HTMLExporter
+def _parameters(content: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that a notebook was executed with; empty if it was opened by hand."""
+    for cell in content["cells"]:
+        if "injected-parameters" in cell["metadata"].get("tags", []):
+            found = re.search(r"^parameters = (.*)$", "".join(cell["source"]), re.MULTILINE)
+            return dict(json.loads(ast.literal_eval(found[1]))) if found else {}
+    return {}
 
-    exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="report", exclude_anchor_links=True)
-    exporter.register_filter("sections", _sections)
-    exporter.register_filter("alternative", _alternative)
-    markdown = "\n".join("".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "markdown")
-    heading = re.search(r"^# +(.+?) *$", markdown, re.MULTILINE)
-    title = heading[1] if heading else name
-    injected = any("injected-parameters" in cell["metadata"].get("tags", []) for cell in content["cells"])
-    facts = {"title": title, "version": lthlab.__version__, "notebook": name, "injected": injected}
-    page: str = exporter.from_file(io.StringIO(json.dumps(content)), resources={"report": facts})[0]
+
+def _prepare(cell: dict[str, Any]) -> None:
+    """Put HTML in the place of a cell's markdown, source and outputs, and leave out what is not for readers."""
+    if cell["cell_type"] == "markdown":
+        cell["source"] = formulas.to_html("".join(cell["source"]), cell.get("attachments"))
+    if cell["cell_type"] == "code":
+        cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+    for output in cell.get("outputs", []):
+        for kind in {"text/markdown", "text/latex"} & output.get("data", {}).keys():
+            output["data"][kind] = formulas.to_html("".join(output["data"][kind]))
+
+
+def _render(content: dict[str, Any], notebook: Path, facts: Mapping[str, str]) -> str:
+    cells = content["cells"]
+    prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    heading = re.search(r"<h1\b[^>]*>(.*?)</h1>", prose, re.DOTALL)
+    date = content["metadata"].get("papermill", {}).get("end_time")
+    date = date or datetime.fromtimestamp(notebook.stat().st_mtime, UTC).isoformat()
+    report = {
+        "title": html.unescape(re.sub(r"<[^>]*>", "", heading[1])) if heading else notebook.name,
+        "notebook": notebook.name,
+        "injected": any("injected-parameters" in cell["metadata"].get("tags", []) for cell in cells),
+        "facts": {"date": date[:10]} | {f"lthlab:{name}": value for name, value in facts.items()},
+        "up": _INDEX if facts else "",
+    }
+    page: str = _exporter().from_file(io.StringIO(json.dumps(content)), resources={"report": report})[0]
     return page
 
 
+def _exporter() -> Any:
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(extra_template_basedirs=[str(TEMPLATES)], template_name="report")
+    exporter.register_filter("sections", _sections)
+    exporter.register_filter("alternative", _alternative)
+    exporter.environment.globals["version"] = lthlab.__version__
+    return exporter
+
+
 def _sections(body: str) -> str:
-    """Give each section an anchor and list them before the text."""
+    """Give each section an anchor and list them before the text; let wide tables scroll in boxes of their own."""
     items: list[str] = []
 
     def anchored(match: re.Match[str]) -> str:
         items.append(f'<li><a href="#section-{len(items) + 1}">{match[1]}</a></li>')
         return f'<h2 id="section-{len(items)}">{match[1]}</h2>'
 
+    def boxed(match: re.Match[str]) -> str:
+        if match[1]:
+            return match[0]
+        return f'<div class="scroll" role="group" aria-label="Table" tabindex="0">{match[0]}</div>'
+
     text = re.sub(r"<h2>(.*?)</h2>", anchored, body, flags=re.DOTALL)
-    contents = f'<nav aria-label="Contents"><ol>{"".join(items)}</ol></nav>' if items else ""
+    text = re.sub(r'(<div class="scroll[^>]*>\s*)?<table(?! class="facts").*?</table>', boxed, text, flags=re.DOTALL)
+    contents = f'<nav class="contents" aria-label="Contents"><ol>{"".join(items)}</ol></nav>' if items else ""
     return f'{contents}<main id="content">{text}</main>'
 
 
 def _alternative(output: dict[str, Any], kind: str) -> str:
     return html.escape(output["metadata"].get(kind, output["metadata"]).get("alt", ""))
-
-
-def _anonymous(page: str) -> str:
-    """Leave out where on this machine a page was made."""
-    words = {Path.cwd(): ".", Path.home(): "~", Path(tempfile.gettempdir()): "tmp"}
-    for folder in sorted(words, key=lambda folder: len(folder.parts), reverse=True):
-        if len(folder.parts) > 1:
-            page = page.replace(html.escape(str(folder)), words[folder])
-    return page
 
 
 class _Audit(HTMLParser):
@@ -130,6 +270,7 @@ class _Audit(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.problems: list[str] = []
+        self._in_style = False
 
     @classmethod
     def of(cls, page: str) -> list[str]:
@@ -143,29 +284,128 @@ class _Audit(HTMLParser):
             self.problems.append(f"the page must not hold <{tag}>")
         if tag == "img" and given.get("alt", "").strip() in _NO_WORDS and given.get("role") != "presentation":
             self.problems.append("a figure has no alternative text; show it with lthlab.reports.figure")
+        if tag == "meta" and given.get("http-equiv", "").lower() == "refresh":
+            self.problems.append("the page must not lead elsewhere by itself")
+        self._in_style = tag == "style"
         for name, value in given.items():
-            loads = name in ("src", "srcset") or (name == "href" and tag == "link")
+            loads = name in _LOADING or (name in ("href", "xlink:href") and tag in _LOADING_HREF)
             if name.startswith("on") or value.strip().lower().startswith("javascript:"):
                 self.problems.append(f"the page must not run a script: {name} of <{tag}>")
-            elif loads and not value.startswith("data:"):
+            elif loads and not value.startswith(("data:", "#")):
                 self.problems.append(f"the page must not load {value[:80]!r}")
             elif name == "style" and "url(" in value:
                 self.problems.append(f"the page must not load what the style of <{tag}> names")
 
+    def handle_data(self, data: str) -> None:
+        if self._in_style and re.search(r"url\(|@import", data):
+            self.problems.append("the page must not load what a <style> names")
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Publish a notebook from the command line; returns 0, or 2 if there is no page to be made of it."""
-    parser = argparse.ArgumentParser(prog="python -m lthlab.pages", description="Make a page of an executed notebook.")
-    parser.add_argument("notebook", help="executed notebook")
-    parser.add_argument("target", help="HTML file to write")
-    options = parser.parse_args(arguments)
+
+# --- indexes --------------------------------------------------------------------------------------------------
+
+
+class _Facts(HTMLParser):
+    """What an index says about a page, read from the page.
+
+    Attributes
+    ----------
+    path : Path
+        File of the page.
+    meta : dict
+        What lthlab wrote into its head.
+    title, finding, image, trainings : str
+        Title, first finding, first panel of the first figure, and number of trainings; '' for what it lacks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.meta: dict[str, str] = {}
+        self.title = self.finding = self.image = self.trainings = ""
+        self._field = ""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        facts = cls(path)
+        facts.feed(path.read_text(encoding="utf-8", errors="replace"))
+        return facts
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag == "meta" and (given.get("name") == "date" or given.get("content", "").startswith("lthlab ")):
+            self.meta[given["name"]] = given["content"]
+        elif tag == "meta" and given.get("name", "").startswith("lthlab:"):
+            self.meta[given["name"].removeprefix("lthlab:")] = given["content"]
+        elif tag == "img" and not self.image and given.get("src", "").startswith("data:image/svg+xml"):
+            self.image = given["src"] if given.get("alt") else ""
+        elif tag == "title" and not self.title:
+            self._field = "title"
+        elif tag == "p" and "finding" in given.get("class", "").split() and not self.finding:
+            self._field = "finding"
+        self.trainings = self.trainings or given.get("data-trainings", "")
+
+    def handle_data(self, data: str) -> None:
+        if self._field:
+            setattr(self, self._field, getattr(self, self._field) + data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("title", "p"):
+            self._field = ""
+
+
+def _pages_in(folder: Path) -> list[_Facts]:
+    """Facts of the pages in a folder, in the order of their studies."""
+    found = [_Facts.of(path) for path in sorted(folder.glob("*.html"))]
+    pages = [facts for facts in found if "study" in facts.meta]
+    return sorted(pages, key=lambda facts: (facts.meta["study"], int(facts.meta["order"])))
+
+
+def _foreign(target: Path, study: str | None = None) -> list[str]:
+    """Say why a file must not be replaced by a page."""
+    if not target.exists():
+        return []
+    meta = _Facts.of(target).meta
+    if "generator" not in meta:
+        return [f"{target}: is there and was not made by lthlab; choose another folder"]
+    if study is not None and meta.get("study", study) != study:
+        return [f"{target}: is a page of study {meta['study']}; choose another folder"]
+    return []
+
+
+def _index(folder: Path) -> Path:
+    """Write the index of a folder of pages."""
+    pages = _pages_in(folder)
+    titles = list(dict.fromkeys(facts.meta["study-title"] for facts in pages))
+    above = folder.parent / _INDEX
+    inside = above.exists() and _Facts.of(above).meta.get("kind") == "gallery"
+    title = titles[0] if len(titles) == 1 else "Reports"
+    _write({folder / _INDEX: _contents(title, "index", pages, folder, up=f"../{_INDEX}" if inside else "")})
+    return folder / _INDEX
+
+
+def _contents(title: str, kind: str, pages: Sequence[_Facts], folder: Path, up: str = "") -> str:
+    studies = [
+        (study, [(quote(facts.path.relative_to(folder).as_posix()), facts) for facts in group])
+        for study, group in groupby(pages, key=lambda facts: facts.meta["study-title"])
+    ]
+    template = _exporter().environment.get_template("contents.html.j2")
+    page: str = template.render(title=title, kind=kind, studies=studies, up=up)
+    problems = _Audit.of(page) + leaks(page)
+    if problems:
+        raise PageError(f"{folder / _INDEX}: " + "; ".join(problems))
+    return page
+
+
+def _write(made: Mapping[Path, str]) -> None:
+    """Write pages aside, all of them, before the first one is put in its place."""
+    files = Files()
+    aside = {target: target.with_name(f".{target.name}.{os.getpid()}.aside") for target in made}
     try:
-        publish(options.notebook, options.target)
-    except (PageError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        for target, page in made.items():
+            files.mkdir(target.parent)
+            files.write(aside[target], page.encode())
+        for target in made:
+            files.replace(aside[target], target)
+    finally:
+        for path in aside.values():
+            files.remove(path)

@@ -12,7 +12,6 @@ from lthlab.values import (
     Graft,
     Magnitude,
     MaskOf,
-    Narrow,
     Train,
     Value,
     ancestors,
@@ -75,7 +74,6 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
         reasons = []
         if isinstance(value, Train):
             reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
-            reasons += ["a network narrowed to a level's size"] * isinstance(value.net, Narrow)
             reasons += ["grafted weights"] * isinstance(value.init, Graft)
             reasons += ["precision bf16"] * (value.recipe.precision == "bf16")
             reasons += ["random labels"] * (value.data.random_labels is not None)

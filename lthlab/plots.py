@@ -10,16 +10,26 @@ from matplotlib.container import ErrorbarContainer
 
 from lthlab import results
 
-CELL = ["study", "network", "data", "what", "ticket", "method", "level", "sparsity", "rewind", "find_lr", "eval_lr"]
-"""Columns that tell cells of a study apart; within a cell only the replicate differs."""
-TICKETS = ("dense", "LT", "WR", "RR")
+CELL = [
+    *results.PANEL, "what", "ticket", "method", "level", "sparsity", "layer", "rewind", "find_lr", "eval_lr",
+]  # fmt: skip
+"""Columns that tell cells of a panel apart; within a cell only the replicate differs."""
+TICKETS = ("dense", "LT", "WR", "RR", "RT", "SDT")
 METHODS = ("IMP", "OMP")
-# Okabe and Ito's colours, which colour-blind readers tell apart; markers and lines say the same without colour.
-_COLOURS = {"dense": "#4d4d4d", "LT": "#0072b2", "WR": "#009e73", "RR": "#d55e00"}
+# Okabe and Ito's colours (RT's is a dark orange), which colour-blind readers tell apart; markers and lines say the same
+# without colour.
+_COLOURS = {
+    "dense": "#4d4d4d", "LT": "#0072b2", "WR": "#009e73", "RR": "#d55e00", "RT": "#5b2c00", "SDT": "#cc79a7",
+}  # fmt: skip
 _OTHER_COLOUR = "#8c4b85"
-_MARKERS = {"dense": "D", "LT": "o", "WR": "^", "RR": "s"}
+_MARKERS = {"dense": "D", "LT": "o", "WR": "^", "RR": "s", "RT": "v", "SDT": "P"}
 _DASHED = (0, (4.0, 2.0))
 _MOST_TICKS = 7
+_STEPS = (("#4a98c9", "o"), ("#2070b4", "s"), ("#084a91", "^"), ("#000000", "D"))
+_SEVERAL = (
+    ("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "P"), ("#5b2c00", "v"), ("#4d4d4d", "D"),
+)  # fmt: skip
+_NAMES = {"eval_lr": "learning rate", "find_lr": "learning rate that the mask was found with"}
 
 
 def accuracy_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -47,7 +57,7 @@ def accuracy_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     done = _percent(_done(frame, ["sparsity"]))
     dense = done["ticket"] == "dense"
     _level(ax, done[dense])
-    _series(ax, done[~dense], "sparsity", lambda sparsity: 100 * (1 - sparsity))
+    _series(ax, done[~dense], "sparsity", _remaining)
     _sparsity_axis(ax, done[~dense])
     ax.set_ylabel("test accuracy (%)")
     return legend(ax) if alone else ax
@@ -105,7 +115,7 @@ def difference_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax, alone = _axes(ax)
     done = _percent(_done(frame, ["sparsity"]))
     ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
-    _series(ax, done, "sparsity", lambda sparsity: 100 * (1 - sparsity), dots=True)
+    _series(ax, done, "sparsity", _remaining, dots=True)
     _sparsity_axis(ax, done)
     names = ", ".join(map(str, done["ticket"].unique())) if "ticket" in done else "difference"
     ax.set_ylabel(f"{names} (percentage points)")
@@ -134,12 +144,132 @@ def correlation_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, alone = _axes(ax)
     done = _done(frame, ["eval_lr"])
-    chance = done["chance"].mean()
-    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+    _chance(ax, done)
     _series(ax, done, "eval_lr", lambda lr: lr)
     _lr_axis(ax, done)
-    ax.set_ylabel("correlation indicator $R_p$")
-    ax.set_ylim(bottom=0)
+    _indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def correlation_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p against the weights that remain, with chance and the dense networks as levels.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of the measure 'correlation_indicator' at one learning rate, dense networks included.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1]; weights that remain in % on a logarithmic axis, denser to the left.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _done(frame, ["sparsity"])
+    _chance(ax, done)
+    dense = done["ticket"] == "dense"
+    _level(ax, done[dense])
+    _series(ax, done[~dense], "sparsity", _remaining)
+    _sparsity_axis(ax, done[~dense])
+    _indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the share of every layer that masks prune, in network order (the LPR of Lan).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.results.layers` returns, for masks found at one learning rate.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Shares in % by number of the layer; means with intervals. At most four of the levels that all methods have,
+        spread evenly, the sparsest among them.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["layer", "level"]))
+    common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
+    levels = sorted(common or set(done["level"]))
+    chosen = [levels[i] for i in sorted({round(j * (len(levels) - 1) / 3) for j in range(len(_STEPS))})]
+    by = ["method", "level", "sparsity", "number"]
+    cells = results.summarise(done[done["level"].isin(chosen)], by)
+    for (method, level), own in cells.groupby(["method", "level"]):
+        colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
+        label = f"{method} masks, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
+        _line(ax, own["number"], own, label, colour, marker, method == "OMP")
+    numbers = sorted(done["number"].unique())
+    step = -(-len(numbers) // 10)
+    ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
+    ax.set_xlabel("prunable layer, from the input")
+    ax.set_ylabel("weights pruned (%)")
+    ax.set_ylim(0, 100)
+    _plain(ax)
+    return legend(ax) if alone else ax
+
+
+def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes:
+    """Draw means of `value` against any column, one line per value of another.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of one metric, which differ in x, hue and the replicate alone.
+    x : str
+        Column of numbers; for 'sparsity' the weights that remain are drawn.
+    hue : str
+        Column, or 'ticket and mask'.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracies in %, others as they are; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    masks = hue == "ticket and mask"
+    done = _done(frame, [x], ("ticket", "method") if masks else (hue,))
+    metric = done["metric"].iloc[0]
+    done = _percent(done) if metric == "test_accuracy" else done
+    if masks:
+        _series(ax, done, x, _remaining if x == "sparsity" else lambda values: values)
+    else:
+        for number, value in enumerate(sorted(done[hue].dropna().unique())):
+            own = results.summarise(done[done[hue] == value], [x]).sort_values(x)
+            colour, marker = _SEVERAL[number % len(_SEVERAL)]
+            name = f"{_NAMES.get(hue, hue.replace('_', ' '))} {value:.6g}" if np.isreal(value) else str(value)
+            places = _remaining(own[x]) if x == "sparsity" else own[x]
+            _line(ax, places, own, name, colour, marker, number >= len(_SEVERAL))
+    if x == "sparsity":
+        _sparsity_axis(ax, done)
+    elif x.endswith("_lr"):
+        _lr_axis(ax, done, x)
+    else:
+        ax.set_xlabel(_NAMES.get(x, x.replace("_", " ")))
+        _plain(ax)
+    ax.set_ylabel("test accuracy (%)" if metric == "test_accuracy" else str(metric).replace("_", " "))
     return legend(ax) if alone else ax
 
 
@@ -211,7 +341,7 @@ def _axes(ax: Axes | None) -> tuple[Axes, bool]:
     return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1], True
 
 
-def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
+def _done(frame: pd.DataFrame, x: Sequence[str], series: Sequence[str] = ("ticket", "method")) -> pd.DataFrame:
     """The rows that are done, refused if a point would mix what is not a replicate of the same."""
     done = frame[frame["status"] == "done"]
     if done.empty:
@@ -219,11 +349,11 @@ def _done(frame: pd.DataFrame, x: Sequence[str]) -> pd.DataFrame:
     for column in ("study", "what", "metric"):
         if column in done and done[column].nunique() > 1:
             raise ValueError(f"rows differ in {column}: {', '.join(sorted(done[column].unique()))}; choose one")
-    point = [name for name in (*x, "ticket", "method", "replicate") if name in done]
+    point = [name for name in (*x, *series, "replicate") if name in done]
     same = next((rows for _, rows in done.groupby(point, dropna=False) if len(rows) > 1), None)
     if same is not None:
         place = ", ".join(f"{name} {same[name].iloc[0]}" for name in point)
-        texts = same.drop(columns=["key", "value"], errors="ignore").astype(str)
+        texts = same.drop(columns=["key", "value"], errors="ignore").map(str)
         differ = [str(name) for name in texts if texts[name].nunique() > 1]
         raise ValueError(f"several rows for one point ({place}); they differ in: {', '.join(differ) or 'nothing'}")
     return done
@@ -250,6 +380,16 @@ def _level(ax: Axes, dense: pd.DataFrame) -> None:
     ax.axhline(cell["mean"], color=_COLOURS["dense"], linewidth=1.1, zorder=1, label="dense, with its interval")
 
 
+def _chance(ax: Axes, done: pd.DataFrame) -> None:
+    chance = done["chance"].mean()
+    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+
+
+def _indicator_axis(ax: Axes) -> None:
+    ax.set_ylabel("correlation indicator $R_p$")
+    ax.set_ylim(bottom=0)
+
+
 def _series(
     ax: Axes, done: pd.DataFrame, x: str, place: Callable[["pd.Series[float]"], "pd.Series[float]"], dots: bool = False
 ) -> None:
@@ -258,28 +398,41 @@ def _series(
     labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names})
     cells = results.summarise(labelled, [*names, x]).sort_values(x)
     found = sorted(set(zip(cells["ticket"], cells["method"], strict=True)), key=_rank)
+    apart = min(0.035, 0.2 / len(found))
     for number, (ticket, method) in enumerate(found):
         own = cells[(cells["ticket"] == ticket) & (cells["method"] == method)]
-        shift = 1.035 ** (number - (len(found) - 1) / 2)
+        shift = (1 + apart) ** (number - (len(found) - 1) / 2)
         colour = _COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else _COLOURS["LT"])
-        ax.errorbar(
-            place(own[x]) * shift,
-            own["mean"],
-            yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
-            color=colour,
-            linestyle=_DASHED if method == "OMP" else "-",
-            marker=_MARKERS.get(ticket, "s" if method == "OMP" else "o"),
-            markerfacecolor="white" if method == "OMP" else colour,
-            markersize=4.6,
-            linewidth=1.2,
-            elinewidth=1,
-            capsize=2.2,
-            label=f"{ticket} on {method} masks" if method else ticket,
-            zorder=3,
-        )
+        marker = _MARKERS.get(ticket, "s" if method == "OMP" else "o")
+        name = f"{ticket} on {'permuted ' if ticket == 'RT' else ''}{method} masks" if method else ticket
+        _line(ax, place(own[x]) * shift, own, name, colour, marker, method == "OMP")
         if dots:
             points = labelled[(labelled["ticket"] == ticket) & (labelled["method"] == method)]
             ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
+
+
+def _line(
+    ax: Axes, x: "pd.Series[float]", own: pd.DataFrame, label: str, colour: str, marker: str, dashed: bool
+) -> None:
+    ax.errorbar(
+        x,
+        own["mean"],
+        yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
+        color=colour,
+        linestyle=_DASHED if dashed else "-",
+        marker=marker,
+        markerfacecolor="white" if dashed else colour,
+        markersize=4.6,
+        linewidth=1.2,
+        elinewidth=1,
+        capsize=2.2,
+        label=label,
+        zorder=3,
+    )
+
+
+def _remaining(sparsity: "pd.Series[float]") -> "pd.Series[float]":
+    return 100 * (1 - sparsity)
 
 
 def _rank(name: tuple[str, ...]) -> tuple[int, ...]:
@@ -296,10 +449,10 @@ def _sparsity_axis(ax: Axes, done: pd.DataFrame) -> None:
     ax.set_xlabel("prunable weights remaining (%)" + ("\nand pruning level" if any(level) else ""))
 
 
-def _lr_axis(ax: Axes, done: pd.DataFrame) -> None:
-    rates = sorted(done["eval_lr"].unique())
+def _lr_axis(ax: Axes, done: pd.DataFrame, column: str = "eval_lr") -> None:
+    rates = sorted(done[column].unique())
     _log_axis(ax, rates, [f"{rate:g}" for rate in rates])
-    ax.set_xlabel("learning rate")
+    ax.set_xlabel(_NAMES[column])
 
 
 def _log_axis(ax: Axes, places: Iterable[float], labels: Sequence[str]) -> None:
@@ -309,6 +462,10 @@ def _log_axis(ax: Axes, places: Iterable[float], labels: Sequence[str]) -> None:
     ax.set_xlim(at.min() / 1.35, at.max() * 1.35)
     ax.set_xticks(at[::step], labels[::step])
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    _plain(ax)
+
+
+def _plain(ax: Axes) -> None:
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
     for side in ("top", "right"):

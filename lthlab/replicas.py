@@ -15,21 +15,22 @@ from torch import Tensor
 from lthlab import nets
 from lthlab.nets import Weights
 from lthlab.parts import Data, Net
+from lthlab.values import Narrow
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
-def form_of(net: Net, data: Data) -> str:
+def form_of(net: Net | Narrow, data: Data) -> str:
     """Choose how a group executes: 'stacked' for fully connected networks and small images, else 'sequential'."""
     return "stacked" if not convolutional(net, data) or max(data.facts.shape[1:]) <= 16 else "sequential"
 
 
-def convolutional(net: Net, data: Data) -> bool:
+def convolutional(net: Net | Narrow, data: Data) -> bool:
     """Tell whether a network has convolutions."""
     return any(isinstance(layer, nets.Conv2d) for _, layer in nets.build(net, data).layers())
 
 
-def capacity(net: Net, data: Data) -> int:
+def capacity(net: Net | Narrow, data: Data) -> int:
     """Number of replicas that train together at the most."""
     return 24 if form_of(net, data) == "stacked" else 8
 
@@ -53,7 +54,7 @@ class Group:
 
     Parameters
     ----------
-    net, data : Net, Data
+    net, data : Net or Narrow, Data
         Network and the data that it fits.
     states : sequence of dict of str to Tensor
         Initial state of each replica, ordinary shapes.
@@ -75,7 +76,7 @@ class Group:
 
     def __init__(
         self,
-        net: Net,
+        net: Net | Narrow,
         data: Data,
         states: Sequence[Weights],
         precision: str,

@@ -5,7 +5,7 @@ import hashlib
 import html
 import io
 import json
-import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, results
+from lthlab import plots, results, sizes
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
 
 _SIZE = (3.5, 3.1)
 _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
+_BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
@@ -33,98 +34,234 @@ class Html(str):
         return f"<HTML of {len(self)} characters>"
 
 
-def figure(draw: Callable[..., Any], frame: pd.DataFrame, panels: str, about: str = "") -> Html:
-    """Draw a frame in panels, with legend, caption, alternative texts, and the numbers behind it.
+def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "") -> Html:
+    """Draw a frame, one figure per panel, with legend, caption, alternative texts, and the numbers behind it.
 
     Parameters
     ----------
     draw : callable
         Function of `lthlab.plots` that draws rows on Axes.
     frame : DataFrame
-        Rows to draw.
-    panels : str
-        Column with one panel per value; with 'level', dense networks (level 0) are in every panel.
+        Rows to draw, of one or several networks and data sets.
+    facets : str, optional
+        Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing.
     about : str, optional
         First sentence of the caption.
 
     Returns
     -------
     Html
-        A `<figure>` with SVG images, a table of means and intervals, and the rows as a CSV file.
+        For each of `lthlab.results.panels` a `<figure>` with SVG images, a table of means and intervals, and the
+        rows as a CSV file; a sentence where nothing of it is done.
 
     Raises
     ------
     ValueError
         As `draw` does.
     """
+    if frame.empty:
+        return Html('<p class="nothing">There is nothing to draw: the study asks for none of it.</p>')
+    return Html("".join(_figure(draw, rows, facets, name, about) for name, rows in results.panels(frame)))
+
+
+def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str) -> str:
     from matplotlib.figure import Figure
 
-    drawn = []
-    for title, rows in _panels(frame, panels):
+    drawn, undone = [], []
+    for title, rows in _facets(frame, facets):
+        if not (_tickets(rows)["status"] == "done").any():
+            undone.append(title)
+            continue
         ax = Figure(figsize=_SIZE, layout="constrained").subplots()
         draw(rows, ax=ax)
         ax.set_title(title, fontsize=10)
         drawn.append(ax)
+    lacking = f"Nothing is done yet{' at ' * any(undone)}{_listed(undone)}." if undone else ""
+    if not drawn:
+        return f'<p class="nothing">{html.escape(f"{panel}: {lacking}")}</p>'
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
     names: dict[str, Any] = {}
     for ax in drawn:
         ax.set_ylim(low, high)
         names |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     size = plots.sample_size(frame)
-    images = "".join(_image(_svg(ax.figure), f"{plots.describe(ax)} {size}.") for ax in drawn)
+    images = "".join(_image(_svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
     entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in names.items())
-    # Four panels stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
+    # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
-    columns = [name for name in plots.CELL if name in frame] + ["kept", "replicate", "value", "status", "key"]
-    rows = frame[[name for name in dict.fromkeys(columns) if name in frame]]
-    data = base64.b64encode(rows.to_csv(index=False).encode()).decode()
-    return Html(
+    words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), lacking)))
+    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
+    return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
-        f'<ul class="legend" style="{_FLOW}">{entries}</ul>'
-        f"<figcaption>{html.escape(' '.join(filter(None, (about, plots.caption(frame)))))}</figcaption>"
-        f"<details><summary>The numbers</summary>{_table(_numbers(frame), 'Means and intervals')}"
-        f'<p><a download="{draw.__name__}.csv" href="data:text/csv;base64,{data}">'
-        f"All {len(rows)} values, one row per replicate (CSV)</a></p></details></figure>"
+        f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
+        f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
+        f"{download(rows, f'{draw.__name__}.csv', f'All {len(rows)} values, one row per replicate (CSV)')}"
+        "</details></figure>"
     )
 
 
+def numbers(frame: pd.DataFrame, label: str) -> Html:
+    """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
+    return Html(_table(_numbers(frame), label))
+
+
+def drawing(ax: Any) -> Html:
+    """Show an Axes of its own figure as an image, with an alternative text made from what it shows."""
+    return Html(_image(_svg(ax.figure), plots.describe(ax)))
+
+
+def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Split a panel; where tickets of one learning rate stand on masks of several, by these too."""
+    for title, rows in _split(frame, by) if by else [("", frame)]:
+        masks = rows.groupby("eval_lr")["find_lr"].nunique() if {"eval_lr", "find_lr"} <= set(rows) else pd.Series()
+        if not (masks > 1).any():
+            yield title, rows
+            continue
+        for lr in sorted(rows["find_lr"].unique()):
+            yield f"{title + ', ' * bool(title)}mask found at {lr:g}", rows[rows["find_lr"] == lr]
+
+
+def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    everywhere = (frame["level"] == 0) if by == "level" else pd.Series(False, frame.index)
+    columns = ["sparsity", "level"] if by == "level" else [by]
+    for _, place in _tickets(frame[~everywhere])[columns].drop_duplicates().sort_values(columns[0]).iterrows():
+        same = (frame[columns].eq(place) | (frame[columns].isna() & place.isna())).all(axis=1)
+        name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
+        title = f"{name} {place[by]:g}"
+        if by == "level":
+            left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
+            title = left if pd.isna(place["level"]) else f"{title} ({left})"
+        yield title, frame[everywhere | same]
+
+
+def _tickets(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of tickets; all where there are none."""
+    own = frame[frame["ticket"] != "dense"] if "ticket" in frame else frame
+    return frame if own.empty else own
+
+
 def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: str = "IMP") -> Html:
-    """Say what came out for two tickets at the sparsest level, whatever it is.
+    """Say what came out for two tickets at the sparsest level of every panel, whatever it is.
 
     Parameters
     ----------
     frame : DataFrame
-        Tidy frame of a study with ladder levels.
+        Tidy frame of a study.
     first, second : str, optional
         Tickets to compare, replicate by replicate.
     method : str, optional
         Whose masks.
     """
-    trained = frame[(frame["method"] == method) & (frame["what"] == "train")]
+    trained = frame[(frame["what"] == "train") & (frame["method"] == method) & frame["ticket"].isin([first, second])]
+    found = [_difference(rows, name, first, second, method) for name, rows in results.panels(trained)]
+    return found_out(found or [f"No pair of {first} and {second} on {method} masks is done."])
+
+
+def found_out(sentences: Sequence[str]) -> Html:
+    """Show sentences as what came out."""
+    text = "<br>".join(html.escape(sentence) for sentence in sentences)
+    return Html(f'<p class="finding"><strong>What came out.</strong> {text}</p>')
+
+
+def _difference(rows: pd.DataFrame, panel: str, first: str, second: str, method: str) -> str:
     by = ["find_lr", "eval_lr", "level", "sparsity"]
-    pairs = results.differences(trained, first, second, by)
+    pairs = results.differences(rows, first, second, by)
     if pairs.empty:
-        return Html(f'<p class="finding">No pair of {first} and {second} on {method} masks is done.</p>')
-    pairs = pairs[pairs["level"] == pairs["level"].max()]
-    rows = results.summarise(pairs, by).to_dict("records")
-    where = [f"{row['eval_lr']:g}" for row in rows]
-    if any(row["find_lr"] != row["eval_lr"] for row in rows):
-        where = [f"{row['eval_lr']:g} (mask found at {row['find_lr']:g})" for row in rows]
-    unseen = [place for place, row in zip(where, rows, strict=True) if row["low"] <= 0 <= row["high"]]
+        return f"{panel}: no pair of {first} and {second} on {method} masks is done."
+    pairs = pairs[pairs["sparsity"] == pairs["sparsity"].max()]
+    cells = results.summarise(pairs, by).to_dict("records")
+    unseen = sum(cell["low"] <= 0 <= cell["high"] for cell in cells)
+    highest = max(range(len(cells)), key=lambda i: cells[i]["mean"])
+    shown = [cells[i] for i in sorted({0, highest, len(cells) - 1})]
+    several = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
+    values = [
+        f"{_points(cell)} at {cell['eval_lr']:g}" + (f" (mask found at {cell['find_lr']:g})" if several else "")
+        for cell in shown
+    ]
+    unit = "paired, 95 % t interval" if cells[0]["n"] > 1 else "paired"
     text = (
-        f"At level {rows[0]['level']}, where {100 * (1 - rows[0]['sparsity']):.3g} % of the prunable weights remain, "
-        f"{first} minus {second} on {method} masks was "
-        + _listed([f"{_points(row)} at learning rate {place}" for place, row in zip(where, rows, strict=True)])
-        + " (percentage points of test accuracy; mean of paired differences, "
-        + ("95 % t interval, " if rows[0]["n"] > 1 else "")
-        + f"{plots.sample_size(pairs.assign(method=method))})."
+        f"{panel}, {level_of(cells[0])}: {first} minus {second} on {method} masks, in points by learning rate: "
+        f"{_listed(values)} ({unit}, {plots.sample_size(pairs.assign(method=method))})."
     )
     if unseen:
-        text += f" At {_listed(unseen)} we did not see a difference on these masks."
-    return Html(f'<p class="finding"><strong>What came out.</strong> {html.escape(text)}</p>')
+        text += f" At {unseen} of {len(cells)} learning rates we did not see a difference."
+    return text
 
 
-def provenance(config: Config, store: Store, frame: pd.DataFrame, study: str) -> Html:
+def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
+    """Say what the correlation indicator R_p is at the smallest and the largest learning rate, in every panel.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with the measure 'correlation_indicator'.
+    method : str, optional
+        Whose masks.
+    """
+    rows = frame[(frame["what"] == "correlation_indicator") & (frame["status"] == "done")]
+    rows = rows[(rows["ticket"] == "dense") | (rows["method"] == method)]
+    found = []
+    for name, own in results.panels(rows):
+        last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
+        cells = results.summarise(last, ["ticket", "eval_lr"])
+        ends = sorted({cells["eval_lr"].min(), cells["eval_lr"].max()})
+        words = []
+        for ticket in sorted(cells["ticket"].unique(), key=plots.TICKETS.index):
+            chosen = cells[(cells["ticket"] == ticket) & cells["eval_lr"].isin(ends)]
+            words.append(f"{ticket} " + _listed([_interval(cell) for cell in chosen.to_dict("records")]))
+        place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
+        found.append(
+            f"{name}, {place}, {method} masks: R_p at learning rate {_listed([f'{lr:g}' for lr in ends])} was "
+            f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
+        )
+    return found_out(found or ["The correlation indicator is not done, or not asked for."])
+
+
+def work(summary: Any) -> Html:
+    """Say what a computation did.
+
+    Parameters
+    ----------
+    summary : lthlab.lab.Summary
+        What `lthlab.lab.compute_study` returns.
+    """
+    items = [
+        f"{summary.trainings} trainings, and {summary.shared} more roles that share one of them: "
+        f"{summary.trained} were trained now, in {_duration(summary.seconds)}, "
+        f"{summary.trainings - summary.trained} were in the store.",
+        *(
+            f"{len(values)} {name}: " + ", ".join(map(repr, values[:3])) + (" …" if len(values) > 3 else "")
+            for name in ("diverged", "failed", "blocked", "stale")
+            if (values := getattr(summary, name, ()))
+        ),
+    ]
+    return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")
+
+
+def small_dense(frame: pd.DataFrame) -> Html:
+    """Show how small dense networks (SDT) match the size of tickets, with a warning where they do not.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study, with the columns widths and parameters.
+    """
+    found = results.sizes(frame)
+    if found.empty:
+        return Html("<p>The study has no small dense networks (SDT): condition ② stays open.</p>")
+    names = {"target": "ticket keeps", "parameters": "SDT has", "widths": "widths of SDT"}
+    shown = found.assign(
+        sparsity=[f"{100 * (1 - sparsity):.3g}" for sparsity in found["sparsity"]],
+        gap=[f"{100 * gap:.2f}" for gap in found["gap"]],
+    ).astype(dict.fromkeys(("level", "target", "parameters"), "Int64"))
+    wide = found[found["gap"] > sizes.TOLERANCE].to_dict("records")
+    words = f"no network of this depth has that many parameters, or at most {100 * sizes.TOLERANCE:g} % fewer."
+    notes = [f"{row['panel']}, {level_of(row)}: {words}" for row in wide]
+    table = _table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
+    return Html(table + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
+
+
+def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     """Say what a page is made of and how to make it again.
 
     Parameters
@@ -135,44 +272,67 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame, study: str) ->
         Where its results are.
     frame : DataFrame
         Its tidy frame.
-    study : str
-        Its file, as named in the notebook.
     """
-    panel = config.panels[0]
     trainings = frame[frame["what"] == "train"]
     keys = trainings["key"].unique()
     parts = [(key, part) for key in keys if store.has(key) for part in store.parts(key)]
     trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
     made = [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
-    facts = panel.data.facts
-    shape = " × ".join(map(str, facts.shape))
-    file = re.sub(r"^([.][.]?/)+", "", study)
-    days = sorted({item["date"][:10] for item in made})
+    days = sorted({item["date"][:10] for item in made}) or ["never"]
     seconds = sum(item["seconds"] / item["replicas"] for item in made)
-    seeds = "0" if panel.replicates == 1 else f"0 to {panel.replicates - 1}"
-    versions = [f"{name} {_distinct(made, name)}" for name in ("lthlab", "torch", "numpy", "python")]
-    machine = f"{_distinct(made, 'device')} ({_distinct(made, 'processor')}), {_distinct(made, 'threads')}"
-    fingerprint = hashlib.sha256("".join(sorted(set(frame["key"]))).encode()).hexdigest()[:32]
+    versions = [f"{name} {_distinct(made, name)}" for name in ("torch", "numpy", "python")]
+    machine = f"{_distinct(made, 'device')} ({_distinct(made, 'processor')}), threads: {_distinct(made, 'threads')}"
+    everything = sorted(set(frame["key"]))
+    sets = [word for setting in config.sets for word in ("--set", setting)]
     lines = {
         "Study": f"{config.name}: {config.title}",
-        "Make it again": f"lthlab compute {file}, then run the notebook",
+        "Command": shlex.join(["lthlab", "run", f"params/{config.name}.yaml", *sets]),
+        "Settings": ", ".join(config.sets) or "as in the file",
         "Trainings": f"{len(keys)}, and {len(trainings) - len(keys)} more roles that share one of them",
-        "Replicates": f"{panel.replicates}; the seeds are the numbers of the replicates, {seeds}",
-        "Network": f"{_fields(panel.net)}; prunable set: {panel.protocol.prunable}",
+        "Code": f"lthlab {_distinct(made, 'lthlab')}; {_commits(made)}",
+        "Versions": ", ".join(versions),
+        "Device": f"{machine}; {_duration(seconds)} of training in all",
+        "Dates": f"trained {_span(days)}; page made {datetime.now(UTC).date()}",
+    }
+    rows = "".join(_line(name, html.escape(text)) for name, text in lines.items())
+    fingerprint = hashlib.sha256("".join(everything).encode()).hexdigest()[:32]
+    folded = f"<details><summary>All {len(everything)} keys</summary><code>{' '.join(everything)}</code></details>"
+    rows += _line("Keys", f"fingerprint {fingerprint}{folded}")
+    for panel in config.panels:
+        name = f"{_fields(panel.net)} on {panel.data.name}"
+        rows += f'<tr><th scope="rowgroup" colspan="2">{html.escape(name)}</th></tr>'
+        rows += "".join(_line(name, html.escape(text)) for name, text in _facts(panel).items())
+    return Html(f'<table class="facts" data-trainings="{len(keys)}"><tbody>{rows}</tbody></table>')
+
+
+def _line(name: str, shown: str) -> str:
+    return f'<tr><th scope="row">{name}</th><td>{shown}</td></tr>'
+
+
+def _facts(panel: Panel) -> dict[str, str]:
+    facts = panel.data.facts
+    shape = " × ".join(map(str, facts.shape))
+    seeds = "seed 0" if panel.replicates == 1 else f"seeds 0 to {panel.replicates - 1}, the numbers of the replicates"
+    finding, evaluating = (_recipes([pair[side] for pair in panel.recipes]) for side in (0, 1))
+    tickets = {name: _fields(options) for name, options in panel.tickets if options is not None}
+    return {
+        "Replicates": f"{panel.replicates}; {seeds}",
         "Data": f"{_fields(panel.data)}; {panel.data.images} training and {facts.test} test images of {shape}, "
         f"{facts.classes} classes; fingerprint {facts.fingerprint}",
         "Pruning": _ladder(panel),
-        "Tickets": "; ".join(f"{name}: {_fields(options)}" for name, options in panel.tickets if options is not None),
-        "Finding masks": _recipes([find for find, _ in panel.recipes]),
-        "Training tickets": _recipes([evaluate for _, evaluate in panel.recipes]),
+        "Tickets": "; ".join(f"{name}: {text}" if text else name for name, text in tickets.items()),
+        "Finding masks": finding,
+        "Training tickets": "as finding masks" if evaluating == finding else evaluating,
         "Protocol": _fields(panel.protocol),
-        "Versions": ", ".join(versions),
-        "Machine": f"{machine} threads; {seconds:.0f} s of training in all",
-        "Dates": f"trained {_span(days)}; page made {datetime.now(UTC).date()}",
-        "Results": f"fingerprint {fingerprint} of the keys of all {frame['key'].nunique()} values",
     }
-    cells = "".join(f'<tr><th scope="row">{name}</th><td>{html.escape(text)}</td></tr>' for name, text in lines.items())
-    return Html(f'<table class="facts"><tbody>{cells}</tbody></table>')
+
+
+def _commits(made: Sequence[dict[str, Any]]) -> str:
+    """Say from which commits results are, and whether the working tree had changes that were not committed."""
+    trees = {True: "clean", False: "with changes that were not committed", None: "state of the tree not recorded"}
+    found = {(item.get("commit"), item.get("clean")) for item in made}
+    words = [f"commit {commit} ({trees[clean]})" if commit else "commit not recorded" for commit, clean in found]
+    return ", ".join(sorted(words)) or "commit not recorded"
 
 
 def limits(config: Config, frame: pd.DataFrame) -> Html:
@@ -185,37 +345,38 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
     frame : DataFrame
         Its tidy frame.
     """
-    panel = config.panels[0]
-    test = panel.data.facts.test
     choice = {
         "last": "nothing was chosen on test images",
         "best_val": "the validation images chose it",
         "best_test": "the test images chose it, which flatters",
     }
+    tests = {panel.data.name: panel.data.facts.test for panel in config.panels}
+    networks = list(dict.fromkeys(panel.net.name for panel in config.panels))
+    reports = dict.fromkeys(panel.protocol.report for panel in config.panels)
+    sizes = dict.fromkeys(plots.sample_size(rows) for _, rows in results.panels(frame))
     counts = results.count_statuses(frame)
     items = [
-        f"{test} test images: one image is {100 / test:.2g} percentage points, "
-        "and accuracies come in steps of that size.",
-        f"Intervals rest on {plots.sample_size(frame)}. They cover initial weights and order of the images, "
+        *(
+            f"{name}: {test} test images; one image is {100 / test:.2g} percentage points, and accuracies come in "
+            "steps of that size."
+            for name, test in tests.items()
+        ),
+        f"Intervals rest on {_listed(list(sizes))}. They cover initial weights and order of the images, "
         "not another draw of training and test images.",
-        f"One network ({panel.net.name}), one data set ({panel.data.name}), "
-        f"{len(set(panel.recipes))} recipes; learning rates are given, not tuned.",
-        f"Reported epoch: {panel.protocol.report}; {choice[panel.protocol.report]}.",
+        f"What holds here, holds for {_count(networks, 'network')} on {_count(list(tests), 'data set')} and "
+        f"{sum(len(set(panel.recipes)) for panel in config.panels)} recipes; learning rates are given, not tuned.",
+        *(f"Reported epoch: {report}; {choice[report]}." for report in reports),
         "Rows by status: " + ", ".join(f"{number} {status}" for status, number in counts.items() if number) + ".",
     ]
     unfinished = frame[frame["status"] != "done"]
-    shown = ["what", "ticket", "method", "level", "find_lr", "eval_lr", "replicate", "status", "note"]
+    shown = [
+        "network", "data", "what", "ticket", "method", "level", "find_lr", "eval_lr", "replicate", "status", "note",
+    ]  # fmt: skip
     rows = _table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>{rows}")
 
 
-def _panels(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
-    everywhere = (frame["level"] == 0) if by == "level" else pd.Series(False, frame.index)
-    for value in sorted(frame.loc[~everywhere, by].dropna().unique()):
-        rows = frame[everywhere | (frame[by] == value)]
-        name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
-        left = f" ({100 * (1 - rows['sparsity'].max()):.3g} % of the weights)" if by == "level" else ""
-        yield f"{name} {value:g}{left}", rows
+# --- parts ----------------------------------------------------------------------------------------------------
 
 
 def _svg(drawing: Any) -> bytes:
@@ -245,29 +406,58 @@ def _swatch(handle: Any) -> str:
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Means and intervals as readers see them: accuracies in %, what is the same everywhere left out."""
-    by = [name for name in (*plots.CELL, "kept") if name in frame and (name == "level" or frame[name].nunique() > 1)]
+    by = [name for name in plots.CELL if name in frame and (name == "level" or frame[name].nunique() > 1)]
+    if {"find_lr", "eval_lr"} <= set(by) and (frame["find_lr"] == frame["eval_lr"]).all():
+        by.remove("find_lr")
+    cells = frame.groupby(by, dropna=False)
+    extras = [name for name in ("widths", "parameters", "kept") if name in frame and frame[name].nunique() > 1]
+    by += [name for name in extras if (cells[name].nunique() <= 1).all()]
     table = results.summarise(frame, by)
     if "chance" in frame and frame["chance"].notna().any():
         table["chance"] = results.summarise(frame.assign(value=frame["chance"]), by)["mean"]
-    measured = "metric" in frame and (frame["metric"] != "test_accuracy").any()
+    measured = "metric" in frame and not frame["metric"].isin(["test_accuracy", "pruned share"]).all()
     for name in ("mean", "sd", "low", "high", "chance"):
         if name in table:
             table[name] = [f"{value:.3f}" if measured else f"{100 * value:.2f}" for value in table[name]]
     if "sparsity" in table:
         table["sparsity"] = table["sparsity"].round(4)
-    if "kept" in table:
-        table["kept"] = table["kept"].astype("Int64")
+    whole = [name for name in ("level", "kept", "parameters") if name in table]
+    table = table.astype(dict.fromkeys(whole, "Int64"))
     return table.rename(columns={} if measured else {"mean": "mean (%)"})
+
+
+def download(frame: pd.DataFrame, name: str, words: str) -> Html:
+    """Link to a frame as a CSV file of that name, which the link itself holds."""
+    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
 
 
 def _table(frame: pd.DataFrame, label: str) -> str:
     text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{label}">{text}</div>'
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>'
 
 
 def _points(row: dict[Any, Any]) -> str:
     mean, low, high = (f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
     return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    return f"{row['mean']:.2f}" + ("" if row["n"] < 2 else f" [{row['low']:.2f}, {row['high']:.2f}]")
+
+
+def level_of(row: dict[Any, Any]) -> str:
+    """Say where on the ladder a row with level and sparsity is."""
+    left = f"{100 * (1 - row['sparsity']):.3g} % of the prunable weights left"
+    return left if pd.isna(row["level"]) else f"level {row['level']:g} ({left})"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    return f"{'one' if len(names) == 1 else len(names)} {what}{'s' * (len(names) > 1)} ({', '.join(names)})"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -279,7 +469,7 @@ def _span(words: Sequence[str]) -> str:
 
 
 def _distinct(items: Sequence[dict[str, Any]], name: str) -> str:
-    return ", ".join(sorted({str(item[name]) for item in items}))
+    return ", ".join(sorted({str(item.get(name, "not recorded")) for item in items})) or "not recorded"
 
 
 def _fields(part: BaseModel) -> str:

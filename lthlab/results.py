@@ -4,10 +4,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from lthlab import packing
 from lthlab.forms import input_keys
-from lthlab.parts import nearest
+from lthlab.parts import NETS, nearest
 from lthlab.runs import read_metrics, staleness
 from lthlab.store import Damaged, Part, Store
 from lthlab.values import KINDS
@@ -30,10 +33,11 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        study, network, width, data, train_size, report, what ('train', 'mask' or a measure), ticket, method, level,
-        rate, sparsity, kept, rewind, replicate, search_epochs, find_*, eval_*, then epoch, metric, value, chance,
-        status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the number of
-        weights a mask keeps, or what a measure measures; `chance` is what a measure would be by chance.
+        study, configuration, panel, network, width, data, train_size, report, what ('train', 'mask' or a measure),
+        ticket, method, level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*,
+        then kept, epoch, metric, value, chance, status, note and key. `value` is test accuracy in [0, 1] at the
+        study's reported epoch, the number of weights a mask keeps, or what a measure measures; `chance` is what a
+        measure would be by chance.
 
     Raises
     ------
@@ -47,6 +51,36 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     reader = _Reader(store)
     rows = [row for name in names for row in reader.rows(name)]
     return pd.DataFrame(rows)
+
+
+def statuses(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """Say of values what they are, one of `STATUSES` each; a damaged one is missing.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are.
+    keys : iterable of str
+        Their keys.
+    """
+    reader = _Reader(store)
+    return {key: reader.status(key)[0] for key in keys}
+
+
+def select(frame: pd.DataFrame, configuration: str) -> pd.DataFrame:
+    """Choose the rows of a configuration, or of a stage, such as 'find_tickets'.
+
+    Raises
+    ------
+    LookupError
+        If there are none.
+    """
+    stages = frame["configuration"].str.partition(".")[0]
+    chosen = frame[(frame["configuration"] == configuration) | (stages == configuration)]
+    if chosen.empty:
+        allowed = nearest(configuration, {*frame["configuration"], *stages})
+        raise LookupError(f"configuration '{configuration}' has no rows; {allowed}")
+    return chosen
 
 
 class _Reader:
@@ -196,7 +230,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
 
 
-def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str]) -> pd.DataFrame:
+def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] | None = None) -> pd.DataFrame:
     """Subtract one ticket's values from another's, replicate by replicate.
 
     Parameters
@@ -205,18 +239,189 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str])
         Tidy frame of trainings.
     first, second : str
         Tickets, such as 'LT' and 'RR'.
-    by : sequence of str
-        Columns that tell cells apart, replicate and ticket aside.
+    by : sequence of str, optional
+        Columns that tell cells apart, replicate and ticket aside; by default panel, method, level, sparsity and
+        recipes.
 
     Returns
     -------
     DataFrame
         `by`, replicate, value (first minus second) and status 'done', for pairs of which both are done.
     """
-    columns = [*by, "replicate"]
+    names = (*PANEL, "method", "level", "sparsity", *_recipes(frame, "find_", "eval_"), "find_lr", "eval_lr")
+    by = [name for name in names if name in frame] if by is None else list(by)
     done = frame[(frame["what"] == "train") & (frame["status"] == "done")]
+    done = done.assign(**{name: done[name].map(str) for name in by if any(isinstance(v, list) for v in done[name])})
+    columns = [*by, "replicate"]
     sides = [done[done["ticket"] == ticket].set_index(columns)["value"] for ticket in (first, second)]
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
+
+
+PANEL = ("study", "panel", "network", "width", "data", "train_size")
+"""Columns that tell networks on data sets apart."""
+
+
+def panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split a frame into panels: a network on a data set under one recipe, learning rates aside.
+
+    Dense networks go with the tickets that are trained like them, steps of a search with those they give masks to;
+    in a frame without tickets all rows of a network and data set with one recipe are a panel.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame, or what `differences` makes of one.
+
+    Returns
+    -------
+    list of (str, DataFrame)
+        Name, such as 'resnet8 (width 4) on digits', and rows.
+    """
+    base = [*(name for name in PANEL if name in frame), *_recipes(frame, "find_")]
+    own = [*base, *_recipes(frame, "eval_")]
+    texts = frame[own].map(str)  # some fields of recipes are lists
+    searched = frame["ticket"] == "search" if "ticket" in frame else pd.Series(False, frame.index)
+    tickets = ~searched & (frame["ticket"] != "dense") if "ticket" in frame else ~searched
+    keys = texts[tickets if tickets.any() else ~searched if (~searched).any() else slice(None)].drop_duplicates()
+    found = []
+    for _, key in keys.iterrows():
+        rows = (texts[base] == key[base]).all(axis=1) & ((texts == key).all(axis=1) | searched)
+        found.append((_panel_name(frame[rows].iloc[0]), key, frame[rows]))
+    names = [name for name, _, _ in found]
+    return [
+        (name if names.count(name) == 1 else f"{name}, {_details(key, keys[[n == name for n in names]])}", rows)
+        for name, key, rows in found
+    ]
+
+
+def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
+    return [name for name in map(str, frame) if name.startswith(sides) and name not in ("find_lr", "eval_lr")]
+
+
+def _panel_name(row: "pd.Series[Any]") -> str:
+    name = str(row.get("network", "all networks"))
+    name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
+    return f"{name} on {row['data']}" if "data" in row else name
+
+
+def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
+    """What tells a panel from others of the same name."""
+    differ = [str(column) for column in keys if keys[column].nunique() > 1]
+    return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
+
+
+def sizes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare small dense networks (SDT) with what the tickets of their level keep.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study.
+
+    Returns
+    -------
+    DataFrame
+        One row per panel and level: panel (its name), level, sparsity, widths and parameters of the SDT, target
+        (parameters that the tickets keep), and gap, the share of the target that the SDT lacks.
+    """
+    trained = frame[frame["what"] == "train"]
+    found = []
+    for name, rows in panels(trained) if len(trained) else []:
+        small = rows[rows["ticket"] == "SDT"].drop_duplicates(["level", "sparsity"])
+        target = rows[rows["method"].notna()].groupby("sparsity")["parameters"].max().rename("target")
+        found.append(small.join(target, on="sparsity").assign(panel=name).sort_values("sparsity"))
+    columns = ["panel", "level", "sparsity", "widths", "parameters", "target"]
+    out = pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+    return out.reset_index(drop=True).assign(gap=1 - out["parameters"].to_numpy(float) / out["target"].to_numpy(float))
+
+
+def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
+    """List what masks do to each layer (the layer-wise pruning ratio, LPR, of Lan).
+
+    Parameters
+    ----------
+    store : Store
+        Where the masks are.
+    frame : DataFrame
+        Tidy frame; its masks that were searched for and are done count.
+
+    Returns
+    -------
+    DataFrame
+        The rows of the masks once per prunable layer, in network order: layer (name), number (from 1), weights,
+        kept, and value, the share of the layer's weights that is pruned, in [0, 1]; metric is 'pruned share'.
+    """
+    counts = {key: _layers(store, key) for key in _masks(frame)["key"].unique()}
+    rows = [
+        row | {"layer": name, "number": number, "weights": layer.size, "kept": int(layer.sum())}
+        | {"metric": "pruned share", "value": 1 - float(layer.mean())}
+        for row in _masks(frame).to_dict("records")
+        for number, (name, layer) in enumerate(counts[row["key"]].items(), start=1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
+    """Count the weights that a mask of a chain keeps though the mask of the level before had pruned them.
+
+    Parameters
+    ----------
+    store : Store
+        Where the masks are.
+    frame : DataFrame
+        Tidy frame; its IMP masks that are done count.
+
+    Returns
+    -------
+    DataFrame
+        One row per pair of successive levels: columns of the sparser mask, and value, a number of weights: 0 where
+        masks are nested.
+    """
+    masks = _masks(frame)
+    masks = masks[masks["method"] == "IMP"]
+    chain = [*PANEL, *_recipes(frame, "find_"), "find_lr", "rate", "rewind", "replicate"]
+    texts = (
+        masks[[name for name in chain if name in masks]].map(str).agg("\n".join, axis=1)
+        if len(masks)
+        else pd.Series(dtype=str)
+    )
+    rows = []
+    for _, steps in masks.groupby(texts):
+        steps = steps.sort_values("level")
+        found = [_layers(store, key) for key in steps["key"]]
+        for row, inner, outer in zip(steps.to_dict("records")[1:], found[1:], found, strict=False):
+            count = sum(int((layer & ~outer[name]).sum()) for name, layer in inner.items())
+            rows.append(row | {"metric": "revived", "value": count})
+    return pd.DataFrame(rows, columns=masks.columns)
+
+
+def _masks(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[(frame["what"] == "mask") & (frame["ticket"] == "search") & (frame["status"] == "done")]
+
+
+def _layers(store: Store, key: str) -> dict[str, NDArray[np.bool_]]:
+    return packing.unpack(store.read_tensors(key, "mask.safetensors"))
+
+
+def uneven(frame: pd.DataFrame) -> pd.DataFrame:
+    """List the cells of panels that lack replicates that others of the panel have.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study; rows count whatever their status.
+
+    Returns
+    -------
+    DataFrame
+        Role columns of a cell, and replicates, the number there are; no row where all is as it should be.
+    """
+    names = [*PANEL, "what", "ticket", "method", "level", "sparsity", "rewind", *_recipes(frame, "find_", "eval_")]
+    names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
+    texts = frame[names].map(str)
+    counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()
+    base = [name for name in PANEL if name in frame]
+    return counts[counts["replicates"] < counts.groupby(base)["replicates"].transform("max")]
 
 
 def count_statuses(frame: pd.DataFrame) -> dict[str, int]:

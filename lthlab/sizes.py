@@ -18,6 +18,7 @@ from lthlab.parts import DATASETS, NETS, POLICIES, Data, InputError, Level, Net,
 TOLERANCE = 0.02
 """Share of its target that a narrow network may lack; a larger gap deserves a warning."""
 
+_Widths = Sequence[Any] | NDArray[Any]
 _RESNETS = frozenset(name for name in NETS if name.startswith("resnet"))
 _AROUND = 24  # channels; up to widths of 2,000, what is further off is less even than rounding down
 _LEFT_OUT: dict[str, frozenset[str]] = {
@@ -200,7 +201,7 @@ def _named(sparsity: Sparsity) -> str:
 
 
 def _layers(
-    net: Net, widths: Sequence[Any], shape: tuple[int, int, int], classes: int
+    net: Net, widths: _Widths, shape: tuple[int, int, int], classes: int
 ) -> Iterator[tuple[str, int, Any, Any]]:
     """List kinds of layers: role, how many there are, and of each the weights and other parameters.
 
@@ -221,7 +222,7 @@ def _layers(
     yield "head", 1, widths[-1] * classes, classes
 
 
-def _total(net: Net, widths: Sequence[Any], shape: tuple[int, int, int], classes: int) -> Any:
+def _total(net: Net, widths: _Widths, shape: tuple[int, int, int], classes: int) -> Any:
     return sum(times * (weights + others) for _, times, weights, others in _layers(net, widths, shape, classes))
 
 

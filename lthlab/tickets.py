@@ -129,7 +129,7 @@ class Labelled:
     value : Train, Mask or Measure
         What is computed.
     role : dict
-        Plain values by column of the tidy frame: configuration, network, width, data, train_size, report, what
+        Plain values by column of the tidy frame: configuration, panel, network, width, data, train_size, report, what
         ('train', 'mask' or a measure's name), ticket ('dense', 'search', 'LT', 'RR', 'WR', 'SDT' or 'RT'), method,
         level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*.
     """
@@ -190,6 +190,7 @@ class _Expansion:
         self.roles: dict[str, dict[str, Any]] = {
             stage: {
                 "configuration": _configuration(stage, name, config.panel_by, find, evaluate, replicate),
+                "panel": name,
                 "network": panel.net.name,
                 "width": panel.net.width,
                 "data": panel.data.name,

@@ -17,7 +17,7 @@ from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data, Net
+from lthlab.parts import Data
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
 from lthlab.values import At, Fresh, Train
@@ -123,7 +123,6 @@ class Trainer:
 
     def initial(self, train: Train) -> Weights:
         """Make the state that a training begins with."""
-        assert isinstance(train.net, Net)
         if isinstance(train.init, Fresh):
             return nets.fresh(train.net, train.data, train.init.replicate, train.init.draw)
         assert isinstance(train.init, At)

@@ -75,7 +75,7 @@ class Value:
         form: dict[str, Any] = {"kind": type(self).__name__}
         if self.revision != 1:
             form["revision"] = self.revision
-        for name, default in _fields(type(self).__name__):
+        for name, default in _fields(type(self)):
             value = getattr(self, name)
             if value is not default and value != default:
                 form[name] = _encode(value)
@@ -85,7 +85,7 @@ class Value:
     def inputs(self) -> tuple["Value", ...]:
         """Stored values that this one is made from, nearest first."""
         found: dict[Value, None] = {}
-        for name, _ in _fields(type(self).__name__):
+        for name, _ in _fields(type(self)):
             value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 if isinstance(item, Value):
@@ -96,7 +96,7 @@ class Value:
     def moments(self) -> tuple["At", ...]:
         """States of trainings that this value is directly made from."""
         found: list[At] = []
-        for name, _ in _fields(type(self).__name__):
+        for name, _ in _fields(type(self)):
             value = getattr(self, name)
             for item in value if isinstance(value, tuple) else (value,):
                 item = item.body if isinstance(item, Graft) else item
@@ -113,10 +113,14 @@ class Value:
         return f"{type(self).__name__}({self.key})"
 
 
-@functools.cache
-def _fields(kind: str) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults of the fields that describe a value of a kind."""
-    return tuple((field.name, field.default) for field in dataclasses.fields(KINDS[kind]) if field.name != "key")
+_FIELDS: dict[type, tuple[tuple[str, Any], ...]] = {}
+
+
+def _fields(kind: type[Value]) -> tuple[tuple[str, Any], ...]:
+    """Names and defaults of the fields that describe a value, found once."""
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple((field.name, field.default) for field in dataclasses.fields(kind) if field.name != "key")
+    return _FIELDS[kind]
 
 
 def _encode(value: object) -> Any:

@@ -1,4 +1,4 @@
-"""What tests of computing share: small recipes, plain torch networks, and the bits of a store."""
+"""What tests share: small recipes, plain torch networks, the bits of a store, and frames without trainings."""
 
 import functools
 import json
@@ -6,11 +6,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lthlab import data, masks, nets
+from lthlab import data, masks, nets, tickets
 from lthlab.engine import Job, Training
 from lthlab.parts import Data, DataFacts, Net, Recipe
 from lthlab.store import Store
@@ -173,3 +175,19 @@ def plain(net, facts):
     if net.name.startswith("lenet"):
         return PlainLeNet(channels * height * width, facts.classes)
     return PlainResNet(int(net.name.removeprefix("resnet")), channels, facts.classes, net.width, net.shortcut)
+
+
+# --- frames ---------------------------------------------------------------------------------------------------
+
+
+def frame_of(config, seed=0):
+    """Make the tidy frame of a study of which everything is done, with random outcomes."""
+    random = np.random.default_rng(seed)
+    rows = [{"study": config.name, **item.role, "key": item.value.key} for item in tickets.expand(config)]
+    frame = pd.DataFrame(rows).assign(status="done", note=None)
+    kept = random.permutation(len(frame)) + 1000
+    masks, trained = frame["what"] == "mask", frame["what"] == "train"
+    frame["metric"] = frame["what"].replace({"train": "test_accuracy", "mask": "kept"})
+    frame["epoch"], frame["chance"] = np.where(trained, 2, None), np.where(trained | masks, None, 0.1)
+    frame = frame.astype({"epoch": float, "chance": float})
+    return frame.assign(kept=kept, value=np.where(masks, kept, random.uniform(0.5, 1, len(frame))))

@@ -19,7 +19,7 @@ from lthlab.parts import Data, InputError, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Narrow, Permuted, Train
+from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Permuted, Train
 from lthlab.weights import correlation_indicator
 
 
@@ -648,7 +648,6 @@ def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     noisy = Data(name="digits", random_labels=1)
     values = {
         Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
-        Train(Narrow(net, Level(2)), dataset, recipe, Fresh(0), 0): "narrowed",
         Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
         Train(net, dataset, bf16, Fresh(0), 0): "bf16",
         Train(net, noisy, recipe, Fresh(0), 0): "random labels",

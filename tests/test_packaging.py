@@ -18,8 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
+from test_pages import notebook, study  # noqa: F401
 
 import lthlab
+from lthlab import pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -189,7 +191,7 @@ def test_environment_yml_agrees_with_pyproject():
 def test_make_help_lists_every_target():
     listed = re.findall(r"^make ([a-z-]+) +(\S.*)$", make(), re.MULTILINE)
     assert {target for target, _ in listed} == make_targets()
-    assert {"demo", "test", "lint", "lab", "test-oldest", "mutants", "clean", "help"} <= make_targets()
+    assert {"demo", "test", "lint", "gallery", "lab", "test-oldest", "mutants", "clean", "help"} <= make_targets()
     assert make("help") == make()
     phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None and set(phony[1].split()) == make_targets()
@@ -206,10 +208,40 @@ def test_git_keeps_products_out():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     products = [".venv/x", ".venv-oldest/x", "build/x", "runs/k/manifest.json", "reports/demo/index.html"]
-    kept = ["params/demo.yaml", "notebooks/find_and_evaluate.ipynb", "lthlab/data.py", "reports/index.html"]
+    products += ["reports/mine/index.html", "reports/gallery/demo/.a.html.7.aside"]
+    kept = ["params/demo.yaml", "notebooks/explore.ipynb", "lthlab/data.py", "reports/gallery/demo/index.html"]
     command = ["git", "check-ignore", "--no-index", *products, *kept]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == products
+
+
+def test_publishing_leaves_git_status_clean_but_for_the_gallery(study, tmp_path):  # noqa: F811
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    shutil.copy(ROOT / ".gitignore", folder)
+
+    def git(*arguments: str) -> list[str]:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "begin")
+    config, notebooks = study()
+    shutil.copytree(notebooks, folder / "runs" / "notebooks" / config.name)
+    pages.publish_study(config, folder / "runs" / "notebooks" / config.name, folder / "reports" / "demo")
+    assert git("status", "--porcelain") == []
+    pages.publish_study(config, notebooks, folder / "reports" / "gallery" / config.name)
+    assert git("status", "--porcelain") == ["?? reports/"]
+
+
+def test_only_make_gallery_writes_the_gallery():
+    recipes = {target: make("--dry-run", "--always-make", target) for target in make_targets() - {"clean", "help"}}
+    assert {target for target, commands in recipes.items() if "gallery" in commands} == {"gallery"}
+    assert recipes["gallery"].count("reports/gallery") == 2 and "lthlab run params/demo.yaml" in recipes["demo"]
+    named = [path for path in tracked_files() if path.suffix in (".py", ".ipynb", ".yaml")]
+    named = [path for path in named if path.parent != ROOT / "tests"]
+    assert [path for path in named if "reports/gallery" in path.read_text(encoding="utf-8")] == []
 
 
 def test_hook_strips_notebooks_and_keeps_the_parameters_tag(tmp_path):

@@ -1,26 +1,20 @@
 """Pages: whole or not at all, nothing loaded or run, every figure in words, nothing of this machine."""
 
 import base64
-import csv
+import dataclasses
 import html
-import io
 import json
 import os
 import re
-import socket
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import test_plots
 
-from lthlab import lab, pages, plots, reports, results, spec
+from lthlab import spec
 from lthlab.files import Files
-from lthlab.pages import PageError, publish
-from lthlab.store import Store
+from lthlab.machine import leaks
+from lthlab.pages import PageError, gallery, publish, publish_study
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -159,6 +153,10 @@ def test_folders_are_made_and_the_same_notebook_gives_the_same_page(notebook, tm
         (code("f()", shows("text/html", "<img alt='x' src='//a.b/c.png'>")), "the page must not load '//a.b/c.png'"),
         (code("f()", shows("text/html", "<p style='background:url(x.png)'>")), "must not load what the style of <p>"),
         (code("f()", shows("text/html", "<link rel=stylesheet href=x.css>")), "the page must not load 'x.css'"),
+        (code("f()", shows("text/html", "<svg><use xlink:href='a.svg#b'/></svg>")), "must not load 'a.svg#b'"),
+        (code("f()", shows("text/html", "<table background='a.png'>")), "the page must not load 'a.png'"),
+        (code("f()", shows("text/html", "<style>@import 'a.css'</style>")), "must not load what a <style> names"),
+        (code("f()", shows("text/html", "<meta http-equiv=Refresh content='0;a.html'>")), "must not lead elsewhere"),
         (code("f()", shows("image/png", PIXEL)), "a figure has no alternative text"),
         (code("f()", shows("text/html", f"<img src='data:image/png;base64,{PIXEL}'>")), "no alternative text"),
     ],
@@ -199,126 +197,217 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(operation, notebook, t
     assert target.read_text() == "old" and os.listdir(target.parent) == ["index.html"]
 
 
-def test_nothing_of_this_machine_is_in_a_page(notebook, tmp_path, monkeypatch):
-    home = tmp_path / "jane"
-    home.mkdir()
-    monkeypatch.setattr(Path, "home", lambda: home)
-    here = Path.cwd()
+def test_formulas_are_mathml(notebook):
+    inline = "The share $R_p$ of $\\theta_0$.\n\n$$1 - (1 - 0.2)^k < 1$$\n\n## Why $k$"
     path = notebook(
-        code(f"study = '{here}/params/demo.yaml'", stream("stdout", f"{home}/cache {here}\n{tmp_path}/x\n"))
+        markdown(inline), code("f()", shows("text/markdown", "as **$x_i$**")), code("g()", shows("text/latex", "$y$"))
     )
     page = published(path)
-    text = html.unescape(page)
-    assert str(here) not in text and str(tmp_path) not in text and "jane" not in text
-    assert "./params/demo.yaml" in Elements(page).text and "~/cache" in text
-    assert socket.gethostname() not in Elements(page).text
-
-
-def test_the_command_line(notebook, tmp_path):
-    path, target = notebook(markdown("# Title")), tmp_path / "new" / "index.html"
-    command = [sys.executable, "-m", "lthlab.pages", path, target]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and target.exists()
-    before = target.read_bytes()
-    notebook(code("f()", ERROR))
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, f"{path}: cell 1 failed: KeyError: 'lr'\n")
-    assert target.read_bytes() == before
-    assert pages.main([str(tmp_path / "none.ipynb"), str(target)]) == 2
-
-
-# --- parts of reports -----------------------------------------------------------------------------------------
-
-
-def test_a_figure_has_panels_words_numbers_and_data():
-    frame = test_plots.tidy()
-    shown = reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr", "What it is.")
-    elements = Elements(shown)
-    panels = [image for image in elements.of("img") if image["alt"]]
-    assert [image["alt"].partition(".  ")[0].split(" Line")[0] for image in panels] == [
-        "learning rate 0.01.", "learning rate 0.2.",
+    elements = Elements(page)
+    assert [formula.get("display") for formula in elements.of("math")] == [
+        "inline", "inline", "inline", "block", "inline", "inline", "inline",
     ]  # fmt: skip
-    assert all("n = 4 replicates." in image["alt"] for image in panels)
-    swatches = [image for image in elements.of("img") if not image["alt"]]
-    assert all(image["role"] == "presentation" for image in swatches) and len(swatches) == 6
-    assert "What it is. Points are means over n = 4 replicates" in elements.text
-    (link,) = [link for link in elements.of("a") if "download" in link]
-    assert link["download"] == "accuracy_by_sparsity.csv"
-    kind, _, data = link["href"].partition(",")
-    rows = list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
-    assert kind == "data:text/csv;base64" and [float(row["value"]) for row in rows] == list(frame["value"])
-    table = _table(shown)
-    summary = results.summarise(frame, ["ticket", "method", "level", "eval_lr"])
-    assert sorted(float(row["mean (%)"]) for row in table) == sorted(round(100 * m, 2) for m in summary["mean"])
-    assert {row["n"] for row in table} == {"4"}
+    assert "$" not in elements.text and "<strong><math" in page and "<script" not in page
+    (box,) = [span for span in elements.of("span") if span.get("class") == "formula"]
+    assert box["tabindex"] == "0"
+    assert "$R_p$" in path.read_text()
 
 
-def _table(shown: str) -> list[dict]:
-    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?</tr>", shown, re.DOTALL)]
-    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+def test_a_formula_that_cannot_be_read_is_named_with_its_cell(notebook, tmp_path):
+    path = notebook(markdown("# Title"), markdown("so $a_{$ is"), code("f()", shows("text/markdown", r"$\foo$")))
+    with pytest.raises(PageError) as refusal:
+        publish(path, tmp_path / "page.html")
+    assert "cell 2: formula 'a_{' cannot be read: its braces" in str(refusal.value)
+    assert r"cell 3: formula '\\foo' cannot be read: '\foo' is not known" in str(refusal.value)
+    assert not (tmp_path / "page.html").exists()
 
 
-def test_dense_networks_are_in_the_panel_of_every_level():
-    shown = reports.figure(plots.accuracy_by_lr, test_plots.tidy(), "level")
-    panels = [image["alt"] for image in Elements(shown).of("img") if image["alt"]]
-    assert [text.partition(".  ")[0].split(" (")[0] for text in panels] == ["level 4", "level 8", "level 12"]
-    assert all(" dense " in text and "LT on IMP masks" in text for text in panels)
+def test_wide_tables_scroll_in_a_box_of_their_own(notebook):
+    frame = "<div><table class='dataframe'><tr><td>1</td></tr></table></div>"
+    boxed = "<div class=\"scroll\" tabindex='0'><table><tr><td>2</td></tr></table></div>"
+    page = published(notebook(
+        markdown("|a|b|\n|-|-|\n|3|4|"), code("f", shows("text/html", frame)), code("g", shows("text/html", boxed)),
+        code("h", shows("text/html", '<table class="facts"></table>')),
+    ))  # fmt: skip
+    boxes = [attributes for attributes in Elements(page).of("div") if attributes.get("class") == "scroll"]
+    assert len(boxes) == 3 and all(box["tabindex"] == "0" for box in boxes) and len(Elements(page).of("table")) == 4
 
 
-def test_panels_share_one_scale(monkeypatch):
-    limits = []
-    monkeypatch.setattr(reports, "_svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
-    frame = test_plots.tidy()
-    frame["value"] = frame["value"].where(frame["eval_lr"] == 0.2, frame["value"] / 3)
-    reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
-    assert len(limits) == 2 and len(set(limits)) == 1
+@pytest.mark.parametrize("form", ["{}", "{}/runs", "data:text/csv;base64,..."])
+def test_a_page_that_gives_away_where_it_was_made_is_refused(form, notebook, tmp_path):
+    here = tmp_path / "J. O'Neil & <söhne>"
+    text = form.format(here)
+    if form.startswith("data:"):
+        text = "data:text/csv;base64," + base64.b64encode(f"key,file\n1,{here}/x".encode()).decode()
+    shown = f'<a download="x.csv" href="{html.escape(text)}">CSV</a>'
+    path = notebook(markdown("# Title"), code("f()", shows("text/html", shown)), code("g()", stream("stderr", text)))
+    with pytest.raises(PageError, match=r"executed\.ipynb: cell 2 gives away where it was made: /") as refusal:
+        publish(path, tmp_path / "page.html")
+    assert str(tmp_path) in str(refusal.value) and not (tmp_path / "page.html").exists()
+    published(notebook(code("g()", stream("stderr", text))))
 
 
-def test_equal_rows_give_equal_figures():
-    first, second = (reports.figure(plots.correlation_by_lr, test_plots.tidy("x"), "level") for _ in range(2))
-    assert first == second and repr(first) != first and first._repr_html_() == first
+# --- pages of a study -----------------------------------------------------------------------------------------
+
+STUDY = """
+name: {name}
+title: {title}
+net: lenet_300_100
+data: digits
+find: {{epochs: 1, batch_size: 64, lr: 0.1}}
+reports: [winning_tickets, weight_correlation]
+"""
+
+
+@pytest.fixture
+def study(notebook, tmp_path):
+    """Write the executed notebooks of a study; returns the study and their folder."""
+
+    def write(name="small", title="A small study", finding="It was so.", sets=()):
+        config = spec.parse(STUDY.format(name=name, title=json.dumps(title)), sets=sets)
+        folder = tmp_path / "notebooks" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        image = '<img alt="{}" src="data:image/svg+xml;base64,{}">'
+        figure = f"<figure>{image.format('first', 'AAAA')}{image.format('second', 'BBBB')}</figure>"
+        said = f'<p class="finding"><strong>Finding.</strong> {html.escape(finding)}</p>'
+        for report in config.reports:
+            given = json.dumps({"study": config.document, "configuration": None})
+            path = notebook(
+                markdown(f"# On {report}"),
+                code(f"# Parameters\nparameters = {given!r}\n", tags=["injected-parameters"]),
+                code("f()", shows("text/html", said)), code("g()", shows("text/html", figure)),
+                code("h()", shows("text/html", '<table class="facts" data-trainings="12"></table>')),
+            )  # fmt: skip
+            content = json.loads(path.read_text())
+            content["metadata"]["papermill"] = {"end_time": "2026-01-02T14:29:15.564334+00:00"}
+            (folder / f"{report}.ipynb").write_text(json.dumps(content))
+        return config, folder
+
+    return write
+
+
+def test_the_pages_of_a_study_have_an_index(study, tmp_path):
+    config, notebooks = study()
+    folder = tmp_path / "pages"
+    made = publish_study(config, notebooks, folder)
+    assert [path.name for path in made] == ["winning_tickets.html", "weight_correlation.html", "index.html"]
+    assert sorted(os.listdir(folder)) == sorted(path.name for path in made)
+    index = Elements(made[-1].read_text())
+    links = [link["href"] for link in index.of("a")]
+    assert links == ["#content", "winning_tickets.html", "weight_correlation.html"]
+    for words in ("A small study", "On winning_tickets", "Finding. It was so.", "2026-01-02 · 12 trainings"):
+        assert words in index.text
+    images = index.of("img")
+    assert [image["src"] for image in images] == ["data:image/svg+xml;base64,AAAA"] * 2
+    assert all(image["alt"] == "" and image["role"] == "presentation" for image in images)
+    page = Elements(made[0].read_text())
+    assert {"href": "index.html"} in page.of("a") and "All reports" in page.text
+    assert {"name": "date", "content": "2026-01-02"} in page.of("meta")
+    before = [path.read_bytes() for path in made]
+    assert publish_study(config, notebooks, folder) == made and [path.read_bytes() for path in made] == before
+
+
+def test_a_page_by_itself_names_no_index(notebook):
+    assert "All reports" not in published(notebook(markdown("# Title")))
 
 
 @pytest.mark.parametrize(
-    "shift, said", [(0.1, "+10.0 [+7.1, +12.9]"), (-0.1, "−10.0 [−12.9, −7.1]"), (0.0, "we did not see a difference")]
+    "spoil, message",
+    [
+        (lambda path: path.unlink(), "weight_correlation.ipynb: is not there; to make it: lthlab run small"),
+        (lambda path: path.write_text("{"), "weight_correlation.ipynb: not a notebook of format 4"),
+        (
+            lambda path: path.write_text(path.read_text().replace("lenet_300_100", "resnet20")),
+            "n.ipynb: was executed for another version of study small; to make it again: lthlab run small",
+        ),
+    ],
 )
-def test_the_finding_is_what_came_out(shift, said):
-    frame = test_plots.tidy()
-    noise = dict(zip(range(4), [0.01, -0.01, 0.02, -0.02], strict=True))
-    values = [0.8 + (shift + noise[r]) * (t == "LT") for t, r in zip(frame["ticket"], frame["replicate"], strict=True)]
-    text = reports.finding(frame.assign(value=values))
-    assert "At level 12, where 6.87 % of the prunable weights remain, LT minus RR on IMP masks was" in text
-    assert said in text and "n = 4 replicates" in text and ("did not see" in text) == (shift == 0)
-    assert reports.finding(frame.assign(status="missing")).startswith('<p class="finding">No pair of LT and RR on IMP')
+def test_one_report_that_cannot_be_published_keeps_all_pages_as_they_were(spoil, message, study, tmp_path):
+    config, notebooks = study()
+    folder = tmp_path / "pages"
+    made = publish_study(config, notebooks, folder)
+    before = [path.read_bytes() for path in made]
+    study(finding="It was not so.")
+    spoil(notebooks / "weight_correlation.ipynb")
+    with pytest.raises(PageError, match=re.escape(message)):
+        publish_study(config, notebooks, folder)
+    assert [path.read_bytes() for path in made] == before and len(os.listdir(folder)) == 3
 
 
-def test_limits_name_what_is_missing():
-    config = SimpleNamespace(
-        data=SimpleNamespace(name="d", facts=SimpleNamespace(test=500)), net=SimpleNamespace(name="n<m"),
-        recipes=(1, 2), protocol=SimpleNamespace(report="last"),
-    )  # fmt: skip
-    frame = test_plots.tidy().assign(note=None)
-    text = reports.limits(config, frame)
-    assert "one image is 0.2 percentage points" in text and "n = 4 replicates" in text and "n&lt;m" in text
-    assert f"{len(frame)} done" in text and "Nothing is missing or failed" in text
-    frame.loc[3, ["status", "note"]] = "diverged", "loss not finite in epoch 2 <b>"
-    text = reports.limits(config, frame)
-    assert f"{len(frame) - 1} done, 1 diverged" in text and "Nothing is missing" not in text
-    assert "loss not finite in epoch 2 &lt;b&gt;" in text
+def test_all_that_is_wrong_is_said_at_once_with_the_settings_of_the_command(study, tmp_path):
+    config, notebooks = study(sets=["find.lr=0.2"])
+    for path in notebooks.iterdir():
+        path.unlink()
+    with pytest.raises(PageError) as refusal:
+        publish_study(config, notebooks, tmp_path / "pages")
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 2 and all(line.endswith("lthlab run small --set find.lr=0.2") for line in lines)
+    with pytest.raises(PageError, match="study small has no reports"):
+        publish_study(dataclasses.replace(config, reports=()), notebooks, tmp_path / "pages")
+    assert not (tmp_path / "pages").exists()
 
 
-def test_provenance_says_how_to_make_it_again(tmp_path):
-    study = tmp_path / "small.yaml"
-    study.write_text(
-        "name: small\ntitle: A < B\nnet: lenet_300_100\ndata: digits\nreplicates: 2\n"
-        "find: {epochs: 1, batch_size: 64, lr: 0.1}\n"
-    )
-    config, store = spec.read(study), Store(tmp_path / "runs")
-    lab.compute_study(config, store, "cpu")
-    text = reports.provenance(config, store, results.load(store, "small"), "../params/small.yaml")
-    for words in (
-        "small: A &lt; B", "lthlab compute params/small.yaml", "the seeds are the numbers of the replicates, 0 to 1",
-        config.data.facts.fingerprint, "lr 0.1", "cpu", "prunable set: all_but_head", "torch 2.",
-    ):  # fmt: skip
-        assert words in text
-    assert "gamma" not in text and "betas" not in text
+def test_what_is_no_page_of_the_study_is_not_replaced(study, tmp_path):
+    config, notebooks = study()
+    folder = tmp_path / "pages"
+    publish_study(config, notebooks, folder)
+    other, others = study("other")
+    with pytest.raises(PageError, match=r"winning_tickets\.html: is a page of study small; choose another folder"):
+        publish_study(other, others, folder)
+    (folder / "index.html").write_text("<title>Mine</title>")
+    with pytest.raises(PageError, match=r"index\.html: is there and was not made by lthlab"):
+        publish_study(config, notebooks, folder)
+    assert (folder / "index.html").read_text() == "<title>Mine</title>"
+
+
+def test_a_gallery_groups_pages_by_study_and_their_indexes_lead_back(study, tmp_path):
+    folder = tmp_path / "gallery"
+    for name, title in (("b", "Second"), ("a", "First")):
+        publish_study(*study(name, title), folder / name)
+    (folder / "empty").mkdir()
+    index = Elements(gallery(folder).read_text())
+    links = [link["href"] for link in index.of("a")][1:]
+    assert links == [f"{name}/{page}.html" for name in "ab" for page in ("winning_tickets", "weight_correlation")]
+    assert index.text.index("First") < index.text.index("On winning_tickets") < index.text.index("Second")
+    inner = folder / "a" / "index.html"
+    assert {"href": "../index.html"} in Elements(inner.read_text()).of("a")
+    before = inner.read_text()
+    publish_study(*study("a", "First"), folder / "a")
+    assert inner.read_text() == before
+    with pytest.raises(PageError, match="no folder in it holds pages of a study"):
+        gallery(folder / "empty")
+
+
+def test_names_titles_and_findings_are_text(study, tmp_path):
+    hostile = "\"'><script>f()</script>\n{{ 7 * 7 }} <img src=x onerror=f()> __import__('os') \u2028"
+    config, notebooks = study(title=hostile, finding=hostile)
+    folder = tmp_path / "J. O'Neil & <söhne> #1?" / "a b"
+    publish_study(config, notebooks, folder)
+    for path in (folder / "winning_tickets.html", folder / "index.html", gallery(folder.parent)):
+        elements = Elements(path.read_text(encoding="utf-8"))
+        assert elements.of("script") == [] and {"src": "x", "onerror": "f()"} not in elements.of("img")
+        assert "{{ 7 * 7 }} <img src=x onerror=f()> __import__('os')" in elements.text
+        assert leaks(path.read_text(encoding="utf-8")) == []
+    targets = [link["href"] for link in elements.of("a")][1:]
+    assert targets == ["a%20b/winning_tickets.html", "a%20b/weight_correlation.html"]
+
+
+@pytest.mark.parametrize("name", ["winning_tickets.html", "weight_correlation.html", "index.html"])
+def test_pages_are_replaced_whole_and_the_index_last(name, study, tmp_path, monkeypatch):
+    folder = tmp_path / "pages"
+    config, notebooks = study()
+    made = publish_study(config, notebooks, folder)
+    study(finding="It was not so.")
+    replace = Files.replace
+
+    def fails(self, source, target):
+        if target.name == name:
+            raise OSError(28, "No space left on device")
+        replace(self, source, target)
+
+    monkeypatch.setattr(Files, "replace", fails)
+    with pytest.raises(OSError, match="No space left"):
+        publish_study(config, notebooks, folder)
+    new = ["It was not so" in path.read_text() for path in made]
+    assert new == [path.name != name and made.index(path) < [m.name for m in made].index(name) for path in made]
+    assert sorted(os.listdir(folder)) == sorted(path.name for path in made)

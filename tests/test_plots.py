@@ -15,7 +15,8 @@ from lthlab import plots, results
 
 LEVELS = (4, 8, 12)
 RATES = (0.01, 0.2)
-TICKETS = [("LT", "IMP"), ("LT", "OMP"), ("RR", "IMP"), ("RR", "OMP"), ("WR", "IMP"), ("dense", None)]
+TICKETS = [("LT", "IMP"), ("LT", "OMP"), ("RR", "IMP"), ("RR", "OMP"), ("WR", "IMP"), ("RT", "IMP"), ("SDT", None)]
+TICKETS += [("dense", None)]
 
 
 def tidy(what="train", replicates=4, tickets=TICKETS, seed=0) -> pd.DataFrame:
@@ -50,6 +51,14 @@ def pairs(replicates=4) -> pd.DataFrame:
     return at_rate(results.differences(frame, "LT", "RR", by).assign(ticket="LT − RR"))
 
 
+def ratios(replicates=4) -> pd.DataFrame:
+    """Rows of layers at one learning rate."""
+    masks = at_rate(tidy(what="mask", replicates=replicates, tickets=[("search", "IMP"), ("search", "OMP")]))
+    random = np.random.default_rng(1)
+    layers = [masks.assign(layer=f"fc{n}.weight", number=n, metric="pruned share") for n in (1, 2, 3)]
+    return pd.concat(layers, ignore_index=True).assign(value=lambda rows: random.uniform(size=len(rows)))
+
+
 DRAWINGS = {
     "accuracy_by_sparsity": (plots.accuracy_by_sparsity, lambda **options: at_rate(tidy(**options))),
     "accuracy_by_lr": (plots.accuracy_by_lr, lambda **options: at_level(tidy(**options))),
@@ -57,6 +66,10 @@ DRAWINGS = {
     "correlation_by_lr": (
         plots.correlation_by_lr,
         lambda **options: at_level(tidy("correlation_indicator", **options)),
+    ),
+    "correlation_by_sparsity": (
+        plots.correlation_by_sparsity,
+        lambda **options: at_rate(tidy("correlation_indicator", **options)),
     ),
 }
 each = pytest.mark.parametrize("draw, make", DRAWINGS.values(), ids=DRAWINGS)
@@ -82,12 +95,13 @@ def test_means_and_intervals_are_those_of_the_replicates(draw, make, ax):
     frame = make()
     draw(frame, ax=ax)
     x = "eval_lr" if draw.__name__.endswith("by_lr") else "sparsity"
-    scale = 1 if draw is plots.correlation_by_lr else 100
+    scale = 1 if "correlation" in draw.__name__ else 100
     found = series(ax)
     rows = frame if x == "eval_lr" else frame[frame["ticket"] != "dense"]
     labels = set()
     for (ticket, method), own in rows.groupby(["ticket", "method"], dropna=False):
-        label = ticket if pd.isna(method) else f"{ticket} on {method} masks"
+        permuted = "permuted " if ticket == "RT" else ""
+        label = ticket if pd.isna(method) else f"{ticket} on {permuted}{method} masks"
         labels.add(label)
         line, _, (bars,) = found[label].lines
         wanted = [expected(cell["value"], scale) for _, cell in own.groupby(x)]
@@ -153,7 +167,39 @@ def test_a_ticket_has_one_colour_in_all_figures():
         for label, container in series(draw(make(), ax=Figure().subplots())).items():
             colours.setdefault(label.partition(" ")[0], set()).add(to_hex(container.lines[0].get_color()))
     assert {ticket: len(found) for ticket, found in colours.items()} == dict.fromkeys(colours, 1)
-    assert len(set.union(*colours.values())) == len(colours) == 4
+    assert len(set.union(*colours.values())) == len(colours) == 6
+
+
+# Machado et al. 2009: how linear RGB appears without one of the three kinds of cones.
+BLIND = {
+    "none": np.eye(3),
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def linear(colour):
+    rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    """CIELAB of linear RGB, in which distances are about as large as they look."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ np.clip(rgb, 0, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("kind", BLIND)
+def test_colours_of_tickets_are_told_apart_by_colour_blind_readers_and_on_white(kind, ax):
+    plots.accuracy_by_lr(at_level(tidy()), ax=ax)
+    colours = {label.split()[0]: to_hex(c.lines[0].get_color()) for label, c in series(ax).items()}
+    seen = {ticket: lab(np.array(BLIND[kind]) @ linear(colour)) for ticket, colour in colours.items()}
+    distances = {pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]) for pair in itertools.combinations(seen, 2)}
+    assert min(distances.values()) > 15, min(distances, key=distances.get)
+    contrast = {t: 1.05 / (linear(c) @ [0.2126, 0.7152, 0.0722] + 0.05) for t, c in colours.items()}
+    assert min(contrast.values()) >= 3, contrast
 
 
 @each
@@ -164,6 +210,10 @@ def test_axes_say_what_and_in_which_unit(draw, make, ax):
         "accuracy_by_lr": ("learning rate", "test accuracy (%)"),
         "difference_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "LT − RR (percentage points)"),
         "correlation_by_lr": ("learning rate", "correlation indicator $R_p$"),
+        "correlation_by_sparsity": (
+            "prunable weights remaining (%)\nand pruning level",
+            "correlation indicator $R_p$",
+        ),
     }
     assert (ax.get_xlabel(), ax.get_ylabel()) == units[draw.__name__]
     assert ax.get_xscale() == "log"
@@ -194,9 +244,11 @@ def test_dense_networks_are_a_level_with_its_interval(ax):
     np.testing.assert_allclose([band.get_y(), band.get_y() + band.get_height()], [low, high])
 
 
-def test_the_chance_level_is_that_of_the_measures(ax):
-    frame = at_level(tidy("correlation_indicator"))
-    plots.correlation_by_lr(frame, ax=ax)
+@pytest.mark.parametrize("name", ["correlation_by_lr", "correlation_by_sparsity"])
+def test_the_chance_level_is_that_of_the_measures(name, ax):
+    draw, make = DRAWINGS[name]
+    frame = make()
+    draw(frame, ax=ax)
     (line,) = [line for line in ax.lines if line.get_label() == "chance level"]
     np.testing.assert_allclose(line.get_ydata(orig=False), frame["chance"].mean())
     assert ax.get_ylim()[0] == 0
@@ -272,3 +324,67 @@ def test_description_names_every_series(draw, make, ax):
     text = plots.describe(ax)
     assert all(f"{label} " in text for label in series(ax))
     assert "nan" not in text and "$" not in text
+
+
+def test_layers_are_drawn_in_network_order_with_their_shares(ax):
+    frame = ratios()
+    plots.layer_ratios(frame, ax=ax)
+    found = series(ax)
+    assert list(found) == [
+        f"{method} masks, level {level} ({left} % left)"
+        for method in ("IMP", "OMP")
+        for level, left in ((4, "41"), (8, "16.8"), (12, "6.87"))
+    ]
+    for (method, level), rows in frame.groupby(["method", "level"]):
+        (label,) = [name for name in found if name.startswith(f"{method} masks, level {level} ")]
+        line, _, (bars,) = found[label].lines
+        wanted = [expected(own["value"], 100) for _, own in rows.groupby("number")]
+        np.testing.assert_allclose(line.get_xdata(orig=False), [1, 2, 3])
+        np.testing.assert_allclose(line.get_ydata(orig=False), [mean for mean, _, _ in wanted])
+        np.testing.assert_allclose([sorted(s[:, 1]) for s in bars.get_segments()], [[lo, hi] for _, lo, hi in wanted])
+    lines = [container.lines[0] for container in found.values()]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines)
+    assert ax.get_ylim() == (0, 100)
+
+
+def test_of_many_levels_those_are_drawn_that_all_methods_have_the_sparsest_among_them(ax):
+    one = ratios(replicates=2)
+    one = one[one["level"] == 4]
+    many = [one[one["method"] == "IMP"].assign(level=k, sparsity=1 - 0.8**k) for k in range(1, 17)]
+    many += [one[one["method"] == "OMP"].assign(level=k, sparsity=1 - 0.8**k) for k in (2, 4, 6, 8, 10, 12, 14)]
+    plots.layer_ratios(pd.concat(many), ax=ax)
+    assert [label.split("level ")[1].split()[0] for label in series(ax)] == ["2", "6", "10", "14"] * 2
+
+
+@pytest.mark.parametrize(
+    "x, hue, select",
+    [
+        ("sparsity", "ticket and mask", at_rate),
+        ("eval_lr", "ticket and mask", at_level),
+        ("level", "eval_lr", lambda frame: frame[(frame["ticket"] == "LT") & (frame["method"] == "OMP")]),
+        ("eval_lr", "level", lambda frame: frame[(frame["ticket"] == "RR") & (frame["method"] == "IMP")]),
+        ("eval_lr", "ticket", lambda frame: at_level(frame[frame["method"] != "OMP"])),
+    ],
+)
+def test_any_columns_are_drawn_against_each_other(x, hue, select, ax):
+    frame = select(tidy())
+    plots.means(frame, x, hue, ax=ax)
+    by = [["ticket", "method"] if hue == "ticket and mask" else hue]
+    groups = list(frame.groupby(*by, dropna=False))
+    assert len(series(ax)) == len(groups)
+    drawn = sorted(value for c in series(ax).values() for value in c.lines[0].get_ydata(orig=False))
+    wanted = sorted(100 * cell["value"].mean() for _, rows in groups for _, cell in rows.groupby(x))
+    np.testing.assert_allclose(drawn, wanted)
+    assert ax.get_ylabel() == "test accuracy (%)" and len(set(series(ax))) == len(series(ax))
+
+
+def test_any_columns_never_mix_what_is_not_a_replicate(ax):
+    with pytest.raises(ValueError, match=r"several rows for one point \(.*\); they differ in: ticket, method, level"):
+        plots.means(tidy(), "eval_lr", "eval_lr", ax=ax)
+
+
+def test_a_measure_is_drawn_as_it_is(ax):
+    frame = at_level(tidy("correlation_indicator"))
+    plots.means(frame, "eval_lr", "ticket and mask", ax=ax)
+    highest = max(max(c.lines[0].get_ydata(orig=False)) for c in series(ax).values())
+    assert highest < 1 and ax.get_ylabel() == "correlation indicator"

@@ -8,7 +8,8 @@ import torch
 
 from lthlab import nets, parts, replicas
 from lthlab.engine import Training
-from lthlab.parts import Data, Net
+from lthlab.parts import Data, Level, Net
+from lthlab.values import Narrow
 
 FORMS = ("stacked", "sequential")
 NETS = {
@@ -16,6 +17,8 @@ NETS = {
     "resnet8 of 4": helpers.narrow(4),
     "resnet8 of 5": helpers.narrow(5),
     "resnet8 of 3 A": helpers.narrow(3, shortcut="A"),
+    "lenet narrowed": Narrow(helpers.LENET, Level(19)),
+    "resnet8 of 8 narrowed": Narrow(helpers.narrow(8), Level(9)),
 }
 DATA = Data(name="digits", train_size=150, val_size=30, augment="crop_flip")
 
@@ -77,6 +80,32 @@ def test_bits_do_not_depend_on_the_group(net, form, optimizer, threads, groups):
             differing = [place for place in expected if bits.get(place) != expected[place]]
             assert not differing, f"replica {number} in slot {slot} of {group}: {differing}"
             assert bits.keys() == expected.keys() and metrics == expected_metrics
+
+
+LAYERS = {
+    "off 16 bytes, weights": lambda count: (nets.Linear(count, 18, 10, "head", "torch"), (17, 18)),
+    "off 16 bytes, gradients": lambda count: (nets.Linear(count, 87, 10, "head", "torch"), (64, 87)),
+    "few channels": lambda count: (nets.Conv2d(count, 2, 16, 3, 1), (17, 2, 8, 8)),
+    "few channels, stride": lambda count: (nets.Conv2d(count, 3, 8, 3, 2), (17, 3, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
+    """Sizes at which a plain batched product or grouped convolution rounds otherwise for other numbers of replicas."""
+    found = []
+    for count in (2, 3, 4, 9):
+        layer, shape = LAYERS[name](count)
+        draws = torch.Generator().manual_seed(0)
+        layer.weight.data.copy_(torch.randn(layer.shape, generator=draws).expand(count, *layer.shape))
+        x = torch.randn(1, *shape, generator=draws).expand(count, *shape)
+        x = x.transpose(0, 1).flatten(1, 2) if len(shape) == 4 else x.contiguous()
+        y = layer(x.requires_grad_())
+        (y * torch.linspace(-1, 1, y.shape[-1])).sum().backward()
+        parts = [t.unflatten(1, (count, -1)).transpose(0, 1) if len(shape) == 4 else t for t in (y, x.grad)]
+        found += list(zip(*parts, layer.weight.grad, strict=True))
+    for replica in found[1:]:
+        assert all(map(torch.equal, found[0], replica))
 
 
 @pytest.mark.parametrize("net", NETS)

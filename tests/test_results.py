@@ -5,6 +5,7 @@ import math
 import sys
 from collections import Counter
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from lthlab import lab, results, spec
+from lthlab import lab, packing, results, sizes, spec
 from lthlab.data import load as load_data
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
@@ -423,6 +424,143 @@ def test_differences_leave_masks_and_measures_aside(computed):
         both = frame[(frame["what"] == "train") & (frame["level"] == row["level"]) & (frame["find_lr"] == 0.05)]
         both = both[both["method"] == "OMP"].set_index("ticket")["value"]
         assert row["value"] == pytest.approx(both["LT"] - both["RR"])
+
+
+# --- panels, configurations, replicates, sizes -----------------------------------------------------------------------
+
+PANELS = """
+name: panels
+net: [lenet_300_100, {name: resnet8, width: 4}, {name: resnet8, width: 8}]
+data: digits
+replicates: 2
+find: {epochs: 2, batch_size: 64, lr: [0.1, 0.2]}
+eval: {epochs: [2, 3], lr: [0.1, 0.3]}
+prune: {levels: [1, 2], sparsities: [0.7]}
+tickets: {LT: {}, RR: {}, WR: {rewind: 1ep}, SDT: {}, RT: {}}
+measures: {correlation_indicator: {}}
+panel_by: [eval.lr]
+"""
+
+
+@pytest.fixture(scope="module")
+def described():
+    """A study with panels and its frame, nothing of which was trained."""
+    config = spec.parse(PANELS)
+    return config, helpers.frame_of(config)
+
+
+def test_panels_are_networks_on_data_sets_under_one_recipe(described):
+    _, frame = described
+    found = dict(results.panels(frame))
+    assert list(found) == [
+        f"{network} on digits, eval epochs {epochs}"
+        for network in ("lenet_300_100", "resnet8 (width 4)", "resnet8 (width 8)")
+        for epochs in (2, 3)
+    ]
+    for name, rows in found.items():
+        assert rows[["network", "width"]].drop_duplicates().shape == (1, 2)
+        own = rows[rows["ticket"] != "search"]
+        assert set(own["eval_epochs"]) == {int(name[-1])} and set(own["eval_lr"]) == {0.1, 0.2, 0.3} - (
+            {0.2} if name.endswith("3") else set()
+        )
+        assert set(rows["ticket"]) == {"dense", "search", "LT", "RR", "WR", "SDT", "RT"}
+        assert set(rows.loc[rows["ticket"] == "search", "find_lr"]) == {0.1, 0.2}
+    tickets = frame[~frame["ticket"].isin(["dense", "search"])]
+    assert sum(len(rows[rows.index.isin(tickets.index)]) for rows in found.values()) == len(tickets)
+
+
+def test_panels_of_one_network_and_data_set_are_told_apart():
+    text = PANELS.replace("{name: resnet8, width: 8}", "{name: resnet8, width: 4, shortcut: A}")
+    names = [name for name, _ in results.panels(helpers.frame_of(spec.parse(text.replace("[2, 3]", "2"))))]
+    small = "resnet8 (width 4) on digits, panel resnet8.digits"
+    assert names == ["lenet_300_100 on digits", small, f"{small}.2"]
+
+
+def test_panels_of_one_stage_and_of_differences(described):
+    _, frame = described
+    found = results.panels(results.select(frame, "find_tickets"))
+    assert [name for name, _ in found] == [f"{n} on digits" for n in ("lenet_300_100", *SMALL)]
+    assert all(set(rows["ticket"]) == {"dense", "search"} for _, rows in found)
+    pairs = results.differences(frame, "LT", "RR")
+    assert [(name, len(rows)) for name, rows in results.panels(pairs)] == [
+        (name, 2 * 2 * 2 * 5) for name, _ in results.panels(frame)
+    ]  # replicates, learning rates of masks and of tickets, and methods with their levels
+    cell = pairs.iloc[17]
+    same = frame[(frame["what"] == "train") & (frame["replicate"] == cell["replicate"])]
+    for name in ("network", "width", "method", "sparsity", "find_lr", "eval_lr", "eval_epochs"):
+        same = same[same[name] == cell[name]]
+    both = same.set_index("ticket")["value"]
+    assert cell["value"] == pytest.approx(both["LT"] - both["RR"])
+
+
+SMALL = ("resnet8 (width 4)", "resnet8 (width 8)")
+
+
+def test_rows_of_a_configuration_or_stage(described):
+    _, frame = described
+    name = "evaluate_tickets.resnet8.digits.eval_lr-0.1"
+    assert set(results.select(frame, name)["configuration"]) == {name}
+    stages = [results.select(frame, stage) for stage in ("find_tickets", "evaluate_tickets")]
+    assert sorted(index for rows in stages for index in rows.index) == list(frame.index)
+    with pytest.raises(LookupError, match="configuration 'find_ticket' has no rows; .* did you mean 'find_tickets"):
+        results.select(frame, "find_ticket")
+
+
+def test_a_replicate_that_a_cell_lacks_is_found(described):
+    _, frame = described
+    assert results.uneven(frame).empty
+    for ticket in ("dense", "search", "LT", "RR", "WR", "SDT", "RT"):
+        lost = frame.index[(frame["ticket"] == ticket) & (frame["replicate"] == 1)][-1]
+        [row] = results.uneven(frame.drop(index=lost)).to_dict("records")
+        assert row["replicates"] == 1 and row["ticket"] == ticket and row["network"] == frame.loc[lost, "network"]
+    # Panels may differ in their numbers of replicates.
+    assert results.uneven(frame[(frame["network"] == "resnet8") | (frame["replicate"] == 0)]).empty
+
+
+def test_sizes_of_small_networks_stand_beside_those_of_tickets(described):
+    config, frame = described
+    found = results.sizes(frame)
+    assert len(found) == 6 * 3 and found["gap"].between(0, 1).all()
+    for panel in config.panels:
+        for sparsity in (*panel.levels, *panel.sparsities):
+            size = sizes.narrow(panel.net, panel.data, sparsity, "all_but_head")
+            rows = found[(found["widths"] == sizes.text(size.widths)) & (found["target"] == size.target)]
+            assert len(rows) == 2 and set(rows["parameters"]) == {size.parameters}
+            assert rows["gap"].tolist() == pytest.approx([1 - size.parameters / size.target] * 2)
+    assert results.sizes(frame[frame["ticket"] != "SDT"]).empty
+
+
+def test_layers_of_masks_are_counted_as_plain_torch_counts_them(computed):
+    config, store, _ = computed
+    frame = results.load(store, config.name)
+    found = results.layers(store, frame)
+    values = {item.value.key: item.value for item in expand(config) if item.role["what"] == "mask"}
+    searched = frame[(frame["what"] == "mask") & (frame["status"] == "done")]
+    assert len(found) == 2 * len(searched) > 0
+    for key, rows in found.groupby("key"):
+        mask = read_mask(values[key], store)
+        for row in rows.to_dict("records"):
+            layer = mask[row["layer"]]
+            assert (row["weights"], row["kept"]) == (layer.numel(), int(layer.sum()))
+            assert row["value"] == pytest.approx(float((~layer).float().mean()))
+        names = rows.sort_values("number")["layer"]
+        assert list(names.unique()) == list(mask)
+
+
+def test_masks_of_a_chain_are_nested_and_others_are_found_out(computed, monkeypatch):
+    config, store, _ = computed
+    frame = results.load(store, config.name)
+    masks = frame[(frame["what"] == "mask") & (frame["method"] == "IMP") & (frame["status"] == "done")]
+    chains = masks[masks["level"] == 2]
+    found = results.revived(store, frame)
+    assert len(found) == len(chains) > 0 and found["value"].eq(0).all() and set(found["level"]) == {2}
+    first = masks[masks["level"] == 1].iloc[0]
+    whole = packing.unpack(store.read_tensors(first["key"], "mask.safetensors"))
+    inverse = packing.pack({name: ~layer for name, layer in whole.items()})
+    read = store.read_tensors
+    monkeypatch.setattr(store, "read_tensors", lambda key, name: inverse if key == first["key"] else read(key, name))
+    odd = results.revived(store, frame)
+    assert odd["value"].gt(0).any()
 
 
 def test_a_value_asked_for_in_python_joins_no_study(tmp_path):

@@ -105,6 +105,7 @@ PINNED = {
     "Explicit": (Explicit((("1ep", "0.2"), ("2ep", "0.5")), scope="layer"), "b9a4e49801167e8d8784ae5be1753622"),
     "MaskOf": (MaskOf(PRUNING, "20ep"), "49884ff14994bd03e84868dc55be55cb"),
     "Narrow": (Narrow(RESNET, Level(5)), "3fe4515fc2f758ea4dfe2cb0f8a7ec9d"),
+    "Narrow, of all": (Narrow(RESNET, "0.75", denominator="all"), "fc62de64cec762eace2c78c688baea08"),
     "Train, narrow": (train(net=Narrow(RESNET, "0.75", "all")), "8bd14717e2147225302a1693274e49e8"),
     "Graft": (Graft(At(TRUNK, "8ep"), Fresh(0, 2)), "f5cc9ab576983413d1a2131b16d5c2ba"),
     "Train, graft": (train(init=Graft(END, Fresh(0))), "23e7dd03ca0c337c5b1c327a061a3050"),
@@ -199,6 +200,7 @@ SAME = {
         Magnitude(END, Level(3), "all_but_head", "global", "prunable", None, "weight", "l1"),
         MASK,
     ),
+    "defaults of Narrow": (Narrow(RESNET, 0.5), Narrow(RESNET, "0.50", "all_but_head", "prunable")),
     "defaults of Permuted": (Permuted(MASK), Permuted(MASK, "layer", 0)),
     "defaults of Gradual": (
         Gradual("1ep", "9ep", "1ep", "0.9"),
@@ -238,6 +240,7 @@ DIFFERENT = {
     "BatchNorm": (train(**AT8), train(**AT8, batchnorm="reset")),
     "milestones": (TRUNK, train(recipe=stepped("80ep", "121ep"))),
     "order of points": (Measure("correlation_indicator", ENDS), Measure("correlation_indicator", ENDS[::-1])),
+    "denominator of a narrow network": (Narrow(RESNET, "0.5"), Narrow(RESNET, "0.5", denominator="all")),
     "norm of filters": (
         Magnitude(END, Level(3), granularity="filter"),
         Magnitude(END, Level(3), granularity="filter", norm="l2"),
@@ -523,6 +526,10 @@ REFUSED = {
     "mask of a plain training": (lambda: MaskOf(TRUNK), "does not prune on its way"),
     "mask, step": (lambda: MaskOf(PRUNING, "161ep"), "step 161ep is outside the training"),
     "narrow sparsity": (lambda: Narrow(RESNET, 1.0), "sparsity 1.0 is not allowed"),
+    "narrow denominator": (
+        lambda: Narrow(RESNET, "0.5", denominator="al"),
+        "denominator 'al' .*allowed: all, prunable",
+    ),
     "narrow prunable": (lambda: Narrow(RESNET, "0.5", "none"), "prunable 'none' is not allowed"),
     "gradual start": (lambda: Gradual("last", "9ep", "1ep", "0.9"), "'last' is not a number of epochs"),
     "gradual every": (lambda: Gradual("1ep", "9ep", "0it", "0.9"), "every '0it' is not allowed"),

@@ -374,6 +374,10 @@ def test_number_of_replicates_that_would_decide():
         (lambda d: pd.concat([d, d.assign(eval_epochs=80)]), {}, "mixes eval_epochs 160, 80"),
         (lambda d: d.assign(study=d["ticket"]), {}, "mixes study LT, RR, SDT, dense"),
         (lambda d: d.assign(network=np.where(d["eval_lr"] == 0.1, "a", "b")), {}, "mixes network a, b"),
+        (lambda d: d.assign(width=np.where(d["eval_lr"] == 0.1, 4, 16)), {}, "mixes width 16, 4"),
+        (lambda d: d.assign(train_size=np.where(d["eval_lr"] == 0.1, 4, 16)), {}, "mixes train_size 16, 4"),
+        (lambda d: d.assign(panel=np.where(d["eval_lr"] == 0.1, "a", "a.2")), {}, "mixes panel a, a.2"),
+        (lambda d: d.assign(widths=np.where(d["eval_lr"] == 0.1, "4-8", "2-4")), {}, "mixes widths 2-4, 4-8"),
         (lambda d: pd.concat([d, d.assign(value=0.5)]), {}, "two rows that differ for LT at learning rate 0.01"),
         (lambda d: d.drop(columns="data"), {}, "names 0 data sets"),
         (lambda d: d.assign(data="cifar11"), {}, "'cifar11'; give tolerance, .*did you mean 'cifar10'"),
@@ -386,6 +390,12 @@ def test_number_of_replicates_that_would_decide():
 def test_what_is_refused(change, options, message):
     with pytest.raises(ValueError, match=message):
         verdicts.judge(change(simple()), **options)
+
+
+def test_small_networks_have_widths_of_their_own():
+    data = simple(level=11)
+    small = data["ticket"] == "SDT"
+    assert one(data.assign(widths=np.where(small, "2-4", "4-8"))).verdict == one(data).verdict == "jackpot"
 
 
 def test_rewinding_steps_are_not_mixed():

@@ -1,0 +1,333 @@
+"""Verdicts of a study as HTML: what tickets win in every panel, what decided, and what would change it."""
+
+import html
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lthlab import results, verdicts
+from lthlab.reports import Html, download, found_out, level_of
+from lthlab.spec import Config
+from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
+
+WORDS = {
+    "①": "sparse enough",
+    "②": "beats SDT",
+    "③": "beats RR",
+    "④": "dense, same lr",
+    "⑤": "dense, best lr",
+}
+"""Ma's conditions in few words; the last two are about accuracy similar to that of dense networks."""
+_CLASSES = {"insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no"}
+_QUESTIONS = {
+    "jackpot": "Is there a jackpot?",
+    "secondary prize": "Is there a secondary prize?",
+    "prefers small lr": "Do tickets prefer small learning rates?",
+    "prefers IMP": "Are tickets on IMP masks better than on OMP masks?",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A panel and what its tickets win.
+
+    Attributes
+    ----------
+    panel : str
+        Its name.
+    frame : DataFrame
+        Its trainings.
+    verdicts : tuple of Verdict
+        In the study's reading, then in the other; tickets, then rewinding ones.
+    problem : str
+        Why it cannot be judged; '' if it can.
+    """
+
+    panel: str
+    frame: pd.DataFrame
+    verdicts: tuple[Verdict, ...]
+    problem: str = ""
+
+    def of(self, ticket: str, reading: str) -> list[Verdict]:
+        """Choose the verdicts on a kind of ticket in a reading."""
+        return [found for found in self.verdicts if (found.rules.ticket, found.rules.reading) == (ticket, reading)]
+
+
+def judge(config: Config, frame: pd.DataFrame) -> list[Judged]:
+    """Judge the tickets of a study, panel by panel, in both readings.
+
+    Parameters
+    ----------
+    config : Config
+        The study, whose section `verdicts` says how.
+    frame : DataFrame
+        Its tidy frame.
+    """
+    rules = config.verdicts.model_dump()
+    readings = sorted(READINGS, key=lambda reading: reading != rules.pop("reading", reading))
+    trained = frame[(frame["what"] == "train") & (frame["ticket"] != "search")]
+    found = []
+    for name, rows in results.panels(trained):
+        tickets = [ticket for ticket in ("LT", "WR") if (rows["ticket"] == ticket).any()]
+        try:
+            judged = [
+                verdict
+                for ticket in tickets
+                for reading in readings
+                for verdict in verdicts.judge(rows, ticket=ticket, reading=reading, **rules)
+            ]
+            found.append(Judged(name, rows, tuple(judged), "" if tickets else "the study has neither LT nor WR"))
+        except ValueError as error:
+            found.append(Judged(name, rows, (), str(error)))
+    return found
+
+
+def finding(judged: Sequence[Judged]) -> Html:
+    """Say in a sentence per panel what the tickets win."""
+    return found_out([_sentence(panel) for panel in judged] or ["Nothing was trained."])
+
+
+def _sentence(judged: Judged) -> str:
+    if not judged.verdicts:
+        return f"{judged.panel}: cannot be judged: {judged.problem}."
+    rules = judged.verdicts[0].rules
+    own = judged.of(rules.ticket, rules.reading)
+    words = [_award(method, [v for v in own if v.method == method]) for method in dict.fromkeys(v.method for v in own)]
+    return f"{judged.panel}, {rules.ticket}: {'; '.join(words)} (tolerance {_tolerance(rules)})."
+
+
+def _award(method: str, found: Sequence[Verdict]) -> str:
+    counts = {verdict: sum(v.verdict == verdict for v in found) for verdict in dict.fromkeys(v.verdict for v in found)}
+    prize = next((name for name in ("jackpot", "secondary prize") if name in counts), None)
+    others = ", ".join(f"{name} at {count} of {len(found)} levels" for name, count in counts.items() if name != prize)
+    if prize is None:
+        return f"no prize on {method} masks" + ("" if set(counts) == {"none"} else f" that is certain ({others})")
+    last = max((v for v in found if v.verdict == prize), key=lambda verdict: verdict.sparsity)
+    gap = last["③"]
+    text = f"{prize} on {method} masks at {counts[prize]} of {len(found)} levels, the sparsest {level_of(vars(last))}"
+    text += f", where the best {last.rules.ticket} minus the best RR is {_points(gap)} points"
+    text += f" (n = {min(cell.n for cell in gap.cells)} replicates)"
+    return text + (f"; {others}" if others else "")
+
+
+def _tolerance(rules: verdicts.Rules) -> str:
+    return f"{rules.tolerance:g} points ({rules.source})"
+
+
+def rules(judged: Sequence[Judged]) -> Html:
+    """Say by which thresholds the panels are judged, and where these are from."""
+    items = []
+    for panel in judged:
+        if not panel.verdicts:
+            items.append(f"{panel.panel}: cannot be judged: {panel.problem}.")
+            continue
+        own = panel.verdicts[0].rules
+        items.append(
+            f"{panel.panel}: similar accuracy is within {_tolerance(own)}; a clear gap exceeds {own.gap:g} points "
+            f"to RR, {own.sdt_gap:g} to SDT; sparsity of at least {own.min_sparsity:g} and {own.epochs or 'unknown'} "
+            f"epochs suffice; {100 * own.confidence:g} % intervals of {own.draws} draws; reading '{own.reading}'."
+        )
+    return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")
+
+
+def table(judged: Sequence[Judged]) -> Html:
+    """Show the verdict of every method and level with the states of Ma's conditions, panel by panel."""
+    return _each(judged, _table)
+
+
+def _table(judged: Judged, ticket: str, reading: str) -> str:
+    first, others = judged.of(ticket, reading), judged.of(ticket, _other(reading))
+    rows = []
+    for found, again in zip(first, others, strict=True):
+        rows.append(_row(found, ""))
+        if _states(found) != _states(again):
+            rows.append(_row(again, f"\nif {again.rules.reading}"))
+    differ = len(rows) - len(first)
+    heads = ["Masks", "Level", "Verdict", *(f"{mark}\n{WORDS[mark]}" for mark in MARKS)]
+    note = f"differs in {differ} row{'s' * (differ > 1)}, shown below" if differ else "gives the same"
+    text = f"{ticket}: verdicts and conditions with the differences in points and their intervals. "
+    text += f"The reading '{_other(reading)}' {note}."
+    everything = verdicts.table([*first, *others])
+    csv = download(everything, f"verdicts_{ticket}.csv", f"All numbers of these {len(first)} verdicts (CSV)")
+    return _grid(heads, rows, text, f"Verdicts on {ticket}, {judged.panel}") + csv
+
+
+def _row(found: Verdict, note: str) -> list[tuple[str, str]]:
+    level = f"{found.level}\n{_left(found)} left" if found.level is not None else f"{_left(found)} left"
+    means = "" if found.by_means == found.verdict else f"\nby means: {found.by_means}"
+    cells = [("", found.method), ("", level), (found.verdict, f"{found.verdict}{means}{note}")]
+    return cells + [(c.state, f"{c.state}\n{_difference(c, 1)}") for c in found.conditions]
+
+
+def reasons(judged: Sequence[Judged]) -> Html:
+    """Show for each condition the cells that decided it, the interval, the threshold and what would change it."""
+    return _each(judged, _reasons)
+
+
+def _reasons(judged: Judged, ticket: str, reading: str) -> str:
+    own = judged.of(ticket, reading)
+    parts = []
+    for method in dict.fromkeys(found.method for found in own):
+        chosen = [found for found in own if found.method == method]
+        rows = [
+            [
+                ("", f"{_left(found)} left" if found.level is None else f"{found.level}"),
+                ("", f"{condition.mark} {WORDS[condition.mark]}"),
+                (condition.state, condition.state),
+                ("", _difference(condition, 2)),
+                ("", _needed(condition)),
+                ("", "\n".join(("", *map(str, condition.cells)))),
+                ("", f"\n{condition.change}"),
+            ]
+            for found in chosen
+            for condition in found.conditions
+        ]
+        heads = ["Level", "Condition", "State", "Difference (points)", "Needed", "Decided by", "What would change it"]
+        label = f"What decided for {ticket} on {method} masks"
+        table = _grid(heads, rows, "", f"{label}, {judged.panel}")
+        parts.append(f"<details><summary>{html.escape(label)}</summary>{table}</details>")
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in _warnings(own))
+    return "".join(parts) + (f'<div class="warning">Doubtful for {ticket}:<ul>{items}</ul></div>' if items else "")
+
+
+def _warnings(found: Sequence[Verdict]) -> Iterator[str]:
+    """Warnings with the masks and levels that they are about; those on one learning rate are one."""
+    marks: dict[str, set[str]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
+    for verdict in found:
+        level = f"{_left(verdict)} left" if verdict.level is None else str(verdict.level)
+        for text in verdict.warnings:
+            decided, _, place = text.rpartition(" decided by ")
+            marks.setdefault(place, set()).update(decided)
+            levels = places.setdefault(place, {}).setdefault(verdict.method, [])
+            levels += [level] if level not in levels else []
+    for text, methods in places.items():
+        where = "; ".join(f"{method}, level {', '.join(levels)}" for method, levels in methods.items())
+        decided = "".join(sorted(marks[text]))
+        yield f"{decided + ' decided by ' if decided else ''}{text} ({where})"
+
+
+def largest(judged: Sequence[Judged]) -> Html:
+    """Show the largest level at which each condition and each prize holds, panel by panel."""
+    return _each(judged, _largest)
+
+
+def _largest(judged: Judged, ticket: str, reading: str) -> str:
+    found = verdicts.largest([*judged.of(ticket, reading), *judged.of(ticket, _other(reading))])
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for (method, how), cells in found.groupby(["method", "reading"], sort=False):
+        held = {row["holds"]: row for row in cells.to_dict("records")}
+        marks = [*MARKS, "jackpot", "secondary prize"]
+        rows.setdefault((str(method), *(_level(held[mark]) for mark in marks)), []).append(str(how))
+    heads = ["Masks", "Reading", *(f"{mark}\n{WORDS[mark]}" for mark in MARKS), "Jackpot", "Secondary prize"]
+    label = f"Largest level at which each condition holds for {ticket}, {judged.panel}"
+    lines = [
+        [("", method), ("", how[0] if len(how) == 1 else "both"), *(("", text) for text in texts)]
+        for (method, *texts), how in rows.items()
+    ]
+    return _grid(heads, lines, f"{ticket}: largest level, and share of the prunable weights left there.", label)
+
+
+def overview(judged: Sequence[Judged]) -> Html:
+    """Answer the questions of Ma's Table 3, panel by panel."""
+    return _each(judged, _overview)
+
+
+def _overview(judged: Judged, ticket: str, reading: str) -> str:
+    own = judged.of(ticket, reading)
+    rows = []
+    for row in verdicts.overview(judged.frame, own).to_dict("records"):
+        where = f"{100 * (1 - row['sparsity']):.3g} % left" + (
+            "" if pd.isna(row["method"]) else f", {row['method']} masks"
+        )
+        known = not math.isnan(row["estimate"])
+        points = _interval(row["estimate"], row["low"], row["high"]) if known else ""
+        missing = "" if pd.isna(row["missing"]) else str(row["missing"])
+        words = [("", _QUESTIONS[row["question"]]), (row["state"], row["state"]), ("", where)]
+        rows.append([*words, ("", points or (f"not known: {missing}" if missing else ""))])
+    label = f"Questions of Ma's Table 3 for {ticket}, {judged.panel}"
+    return _grid(
+        ["Question", "Answer", "Where", "Difference (points)"], rows, f"{ticket}: the questions of Ma's Table 3.", label
+    )
+
+
+# --- parts --------------------------------------------------------------------------------------------------------
+
+
+def _each(judged: Sequence[Judged], show: Callable[[Judged, str, str], str]) -> Html:
+    parts = []
+    for panel in judged:
+        parts.append(f"<h3>{html.escape(panel.panel)}</h3>")
+        if panel.problem:
+            parts.append(f'<p class="warning">{html.escape(f"Cannot be judged: {panel.problem}.")}</p>')
+        for ticket in dict.fromkeys(found.rules.ticket for found in panel.verdicts):
+            reading = next(v.rules.reading for v in panel.verdicts if v.rules.ticket == ticket)
+            parts.append(show(panel, ticket, reading))
+    return Html("".join(parts))
+
+
+def _grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], caption: str, label: str) -> str:
+    """A table of cells that are a state and a text, whose lines after the first are small."""
+    parts = [html.escape(text).partition("\n") for text in heads]
+    head = "".join(f'<th scope="col">{first}{_small(rest)}</th>' for first, _, rest in parts)
+    body = "".join(f"<tr>{''.join(_cell(state, text) for state, text in row)}</tr>" for row in rows)
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="scroll" style="max-height:none" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+        f'<table class="verdict">'
+        f"{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(state: str, text: str) -> str:
+    first, _, rest = html.escape(text).partition("\n")
+    if not state:
+        return f"<td>{first}{_small(rest)}</td>"
+    return f'<td class="{_CLASSES.get(state, state)}"><strong>{first.replace(" ", "<br>")}</strong>{_small(rest)}</td>'
+
+
+def _small(text: str) -> str:
+    return "".join(f"<br><small>{line}</small>" for line in text.split("\n") if line)
+
+
+def _other(reading: str) -> str:
+    return next(other for other in READINGS if other != reading)
+
+
+def _states(found: Verdict) -> tuple[str, ...]:
+    return (found.verdict, *(condition.state for condition in found.conditions))
+
+
+def _interval(estimate: float, low: float, high: float, decimals: int = 2) -> str:
+    mean, *ends = (f"{value:+.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    return mean if math.isnan(low) else f"{mean} [{', '.join(ends)}]"
+
+
+def _points(condition: Condition, decimals: int = 1) -> str:
+    known = not math.isnan(condition.estimate)
+    return _interval(condition.estimate, condition.low, condition.high, decimals) if known else "not known"
+
+
+def _difference(condition: Condition, decimals: int) -> str:
+    return f"{condition.estimate:.3g} % pruned" if condition.mark == "①" else _points(condition, decimals)
+
+
+def _needed(condition: Condition) -> str:
+    if condition.mark == "①":
+        return f"at least {condition.threshold:g} % pruned"
+    words = "more than" if condition.mark in ("②", "③") else "at least"
+    return f"{words} {condition.threshold:+g}".replace("-", "−")
+
+
+def _left(found: Verdict) -> str:
+    return f"{100 * (1 - found.sparsity):.3g} %"
+
+
+def _level(row: dict[Any, Any]) -> str:
+    if pd.isna(row["sparsity"]):
+        return "at none"
+    left = f"{100 * (1 - row['sparsity']):.3g} % left"
+    return left if pd.isna(row["level"]) else f"{row['level']}\n{left}"

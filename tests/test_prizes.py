@@ -1,0 +1,178 @@
+"""Verdicts as HTML: the states, numbers and reasons of `verdicts.judge`, panel by panel, in words."""
+
+import csv
+import html
+import io
+import re
+from base64 import b64decode
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_verdicts
+from test_pages import Elements
+
+from lthlab import prizes, spec, verdicts
+from lthlab.verdicts import MARKS
+
+STUDY = """
+name: judged
+net: lenet_300_100
+data: digits
+replicates: 3
+find: {{epochs: 20, batch_size: 64, lr: [0.01, 0.1]}}
+prune: {{levels: [11]}}
+tickets: {{LT: {{}}, RR: {{}}}}
+verdicts: {rules}
+"""
+
+
+def config(rules="{}"):
+    return spec.parse(STUDY.format(rules=rules))
+
+
+def frame(network="a", data="cifar10", **columns):
+    """Rows of a ticket that wins a jackpot at two levels and nothing at a third."""
+    levels = [
+        test_verdicts.simple(level=8), test_verdicts.simple(level=11), test_verdicts.simple(level=14, third=-2.0),
+    ]  # fmt: skip
+    rows = pd.concat(levels).drop_duplicates(["ticket", "level", "eval_lr", "replicate"])
+    return rows.assign(network=network, data=data, study="s", **columns)
+
+
+def cells(shown: str) -> list[list[tuple[str, str]]]:
+    """Class and text of the cells of all rows of a table."""
+    rows = [re.findall(r'<td(?: class="(\w+)")?>(.*?)</td>', row) for row in re.findall(r"<tr>.*?</tr>", shown)]
+    return [[(kind, html.unescape(re.sub("<[^>]+>", " ", text))) for kind, text in row] for row in rows if row]
+
+
+def test_the_finding_says_what_is_won_and_how_far():
+    text = prizes.finding(prizes.judge(config(), frame()))
+    assert text.startswith(
+        '<p class="finding"><strong>What came out.</strong> a on cifar10, LT: jackpot on IMP masks at '
+    )
+    assert "at 2 of 3 levels, the sparsest level 11 (8.59 % of the prunable weights left)" in text
+    assert re.search(r"minus the best RR is \+1\.0 \[\+0\.\d, \+1\.\d\] points \(n = 3 replicates\)", text)
+    assert "none at 1 of 3 levels" in text and "tolerance 0.5 points (Ma 2.2, E.1)" in text
+    lost = prizes.finding(prizes.judge(config(), frame().query("level != 8 and level != 11")))
+    assert "no prize on IMP masks (tolerance" in lost
+    unknown = prizes.finding(prizes.judge(config(), frame().query("ticket != 'SDT'")))
+    assert (
+        "no prize on IMP masks that is certain (insufficient evidence at 2 of 3 levels, none at 1 of 3 levels)"
+        in unknown
+    )
+
+
+def test_the_table_shows_what_judge_finds():
+    judged = prizes.judge(config(), frame())
+    found = verdicts.judge(frame())
+    rows = cells(prizes.table(judged))
+    assert len(rows) == len(found) == 3
+    for row, verdict in zip(rows, found, strict=True):
+        assert [text.split()[0] for _, text in row[:2]] == ["IMP", str(verdict.level)]
+        assert row[2] == ({"jackpot": "yes", "none": "no"}[verdict.verdict], f" {verdict.verdict} ")
+        for (kind, text), mark in zip(row[3:], MARKS, strict=True):
+            condition = verdict[mark]
+            assert kind == condition.state.split()[0] and text.split()[0] == kind
+            number = f"{condition.estimate:.3g} %" if mark == "①" else f"{condition.estimate:+.1f}".replace("-", "−")
+            assert number in text
+    (link,) = [link for link in Elements(prizes.table(judged)).of("a")]
+    numbers = list(csv.DictReader(io.StringIO(b64decode(link["href"].partition(",")[2]).decode())))
+    assert len(numbers) == 6 and {row["reading"] for row in numbers} == set(verdicts.READINGS)
+    assert [float(row["③ low"]) for row in numbers[:3]] == [verdict["③"].low for verdict in found]
+
+
+def test_readings_that_differ_are_both_shown():
+    lrs = (0.001, 0.01, 0.1)
+    lt, rr = ({lr: mean for lr, mean in zip(lrs, means, strict=True)} for means in ((88, 90, 85), (86, 89, 85)))
+    dense = {lr: mean for lr, mean in zip(lrs, (88, 92, 91), strict=True)}
+    rows = test_verdicts.frame(lt, rr, dense, test_verdicts.flat(85.0, lrs), network="a", study="s")
+    for reading, other in (("literal", "same_lr"), ("same_lr", "literal")):
+        judged = prizes.judge(config(f"{{reading: {reading}}}"), rows)
+        assert [verdict.rules.reading for verdict in judged[0].verdicts] == [reading, other]
+        first, second = cells(prizes.table(judged))
+        won = {"literal": "secondary prize", "same_lr": "none"}
+        assert " ".join(first[2][1].split()) == won[reading] and f"if {other}" in second[2][1]
+        assert " ".join(second[2][1].split()).startswith(won[other])
+        assert f"The reading &#x27;{other}&#x27; differs in 1 row," in prizes.table(judged)
+        assert [row[1][1] for row in cells(prizes.largest(judged))] == [reading, other]
+    same = prizes.judge(config(), frame())
+    assert "gives the same" in prizes.table(same) and cells(prizes.largest(same))[0][1][1] == "both"
+
+
+def test_reasons_name_cells_thresholds_and_what_would_change():
+    judged = prizes.judge(config("{gap: 0.7}"), frame())
+    text = prizes.reasons(judged)
+    rows = cells(text)
+    assert len(rows) == 15
+    for verdict, mark, row in zip(
+        np.repeat(np.array(judged[0].verdicts[:3], dtype=object), 5), MARKS * 3, rows, strict=True
+    ):
+        condition = verdict[mark]
+        assert condition.change in row[6][1]
+        assert all(str(cell) in row[5][1] for cell in condition.cells)
+    needed = [row[4][1] for row in rows[:5]]
+    assert needed == ["at least 60 % pruned", "more than +0.7", "more than +0.7", "at least −0.5", "at least −0.5"]
+    assert 'class="warning"' not in text
+    edge = frame().query("eval_lr >= 0.1")
+    shown = html.unescape(prizes.reasons(prizes.judge(config(), edge)))
+    assert "②③④⑤ decided by LT at learning rate 0.1, the smallest of its grid (IMP, level 8, 11, 14)" in shown
+    assert shown.count("decided by LT") == 1
+
+
+def test_largest_levels_and_questions():
+    judged = prizes.judge(config(), frame())
+    (row,) = cells(prizes.largest(judged))
+    last, won = "14 4.4 % left", "11 8.59 % left"
+    assert [" ".join(text.split()) for _, text in row[2:]] == [last, last, won, last, last, won, "at none"]
+    rows = cells(prizes.overview(judged))
+    table = verdicts.overview(frame(), verdicts.judge(frame()))
+    assert [row[1][1].split()[0] for row in rows] == [state.split()[0] for state in table["state"]]
+    assert rows[0][0][1] == "Is there a jackpot?" and rows[0][2][1] == "8.59 % left, IMP masks"
+    assert rows[3][3][1].startswith("not known: no runs of OMP") and "nan" not in prizes.overview(judged)
+
+
+def test_panels_are_judged_apart_and_with_their_tolerance():
+    both = pd.concat([frame(), frame("b", "digits", eval_epochs=20).assign(value=lambda rows: rows["value"] - 0.1)])
+    judged = prizes.judge(config(), both)
+    assert [(panel.panel, panel.problem) for panel in judged] == [("a on cifar10", ""), ("b on digits", "")]
+    text = prizes.rules(judged)
+    assert "a on cifar10: similar accuracy is within 0.5 points (Ma 2.2, E.1)" in text
+    assert "b on digits: similar accuracy is within 0.5 points (ours)" in text and "20 epochs suffice" in text
+    assert prizes.table(judged).count("<h3>") == 2
+    assert prizes.finding(judged).count("<br>") == 1
+
+
+def test_settings_of_the_study_are_those_of_the_verdicts():
+    rules = "{tolerance: 1.5, gap: 0.1, sdt_gap: 0.2, min_sparsity: 0.9, epochs: 7}"
+    own = prizes.judge(config(rules), frame())[0].verdicts[0].rules
+    assert (own.tolerance, own.gap, own.sdt_gap, own.min_sparsity, own.epochs) == (1.5, 0.1, 0.2, 0.9, 7)
+    assert "1.5 points (set)" in prizes.rules(prizes.judge(config(rules), frame()))
+
+
+def test_rewinding_tickets_are_judged_as_well():
+    rows = frame()
+    late = rows[rows["ticket"] == "LT"].assign(ticket="WR", rewind="1ep")
+    judged = prizes.judge(config(), pd.concat([rows.assign(rewind=None), late]))
+    assert [v.rules.ticket for v in judged[0].verdicts[::3]] == ["LT", "LT", "WR", "WR"]
+    assert len(cells(prizes.table(judged))) == 6 and "Verdicts on WR" in prizes.table(judged)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda rows: rows.assign(data="my<data>"), "no tolerance is known for 'my<data>'"),
+        (lambda rows: rows[rows["ticket"] == "dense"], "the study has neither LT nor WR"),
+    ],
+)
+def test_why_a_panel_cannot_be_judged_is_said_on_the_page(change, said):
+    judged = prizes.judge(config(), change(frame()))
+    for show in (prizes.finding, prizes.rules, prizes.table, prizes.reasons, prizes.largest, prizes.overview):
+        assert html.escape(said) in show(judged), show
+
+
+def test_an_unfinished_study_is_shown_as_such():
+    rows = frame().assign(status="missing", value=np.nan)
+    judged = prizes.judge(config(), rows)
+    assert {kind for row in cells(prizes.table(judged)) for kind, _ in row[3:]} == {"yes", "insufficient"}
+    assert "not known" in prizes.table(judged) and "nan" not in prizes.overview(judged) + prizes.reasons(judged)

@@ -1,0 +1,245 @@
+"""Reports: figures in words, findings that say what came out, limits, and provenance."""
+
+import base64
+import csv
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import helpers
+import pandas as pd
+import pytest
+import test_plots
+from test_pages import Elements
+
+from lthlab import lab, plots, reports, results, spec
+from lthlab.store import Store
+
+TEXT = """
+name: two
+net: [lenet_300_100, {name: resnet8, width: 4}]
+data: digits
+replicates: 2
+find: {epochs: 2, batch_size: 64, lr: [0.1, 0.2]}
+prune: {levels: [1, 2]}
+tickets: {LT: {}, RR: {}, WR: {methods: IMP, rewind: 1ep}, SDT: {}, RT: {methods: IMP}}
+"""
+STUDY = spec.parse(TEXT)
+
+
+def test_a_figure_has_facets_words_numbers_and_data():
+    frame = test_plots.tidy()
+    shown = reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr", "What it is.")
+    elements = Elements(shown)
+    drawn = [image for image in elements.of("img") if image["alt"]]
+    assert [image["alt"].split(" Line")[0] for image in drawn] == [
+        "n on d, learning rate 0.01.", "n on d, learning rate 0.2.",
+    ]  # fmt: skip
+    assert all("n = 4 replicates." in image["alt"] for image in drawn)
+    swatches = [image for image in elements.of("img") if not image["alt"]]
+    assert all(image["role"] == "presentation" for image in swatches) and len(swatches) == 8
+    assert "n on d. What it is. Points are means over n = 4 replicates" in elements.text
+    (link,) = [link for link in elements.of("a") if "download" in link]
+    assert link["download"] == "accuracy_by_sparsity.csv"
+    rows = downloaded(link)
+    assert [float(row["value"]) for row in rows] == list(frame["value"])
+    table = _table(shown)
+    summary = results.summarise(frame, ["ticket", "method", "level", "eval_lr"])
+    assert sorted(float(row["mean (%)"]) for row in table) == sorted(round(100 * m, 2) for m in summary["mean"])
+    assert {row["n"] for row in table} == {"4"}
+
+
+def downloaded(link: dict) -> list[dict]:
+    kind, _, data = link["href"].partition(",")
+    assert kind == "data:text/csv;base64"
+    return list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+
+
+def test_every_panel_has_a_figure_that_names_it():
+    frame = helpers.frame_of(STUDY)
+    trained = frame[(frame["what"] == "train") & (frame["ticket"] != "search")]
+    shown = reports.figure(plots.accuracy_by_sparsity, trained, "eval_lr", "What it is.")
+    elements = Elements(shown)
+    assert len(elements.of("figure")) == 2
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", shown)
+    for caption, name in zip(captions, ("lenet_300_100", "resnet8 (width 4)"), strict=True):
+        assert caption.startswith(f"{name} on digits. What it is. Points are means over n = 2 replicates")
+    links = [link for link in elements.of("a") if "download" in link]
+    for link, name in zip(links, ("lenet_300_100", "resnet8"), strict=True):
+        assert {row["network"] for row in downloaded(link)} == {name}
+    alternatives = [image["alt"] for image in elements.of("img") if image["alt"]]
+    assert [text.split(",")[0] for text in alternatives] == [
+        *["lenet_300_100 on digits"] * 2, *["resnet8 (width 4) on digits"] * 2,
+    ]  # fmt: skip
+    assert all(word in text for text in alternatives for word in ("SDT ", "RT on permuted IMP masks ", "WR on IMP"))
+
+
+def test_masks_found_at_several_learning_rates_are_not_mixed():
+    config = spec.parse(TEXT.replace("prune", "eval: {lr: [0.3, 0.4]}\nprune"))
+    frame = helpers.frame_of(config)
+    trained = frame[(frame["what"] == "train") & (frame["ticket"] != "search") & (frame["network"] == "resnet8")]
+    for draw, facets in ((plots.accuracy_by_sparsity, "eval_lr"), (plots.accuracy_by_lr, "level")):
+        titles = [
+            i["alt"].split(". ")[0] for i in Elements(reports.figure(draw, trained, facets)).of("img") if i["alt"]
+        ]
+        assert len(titles) == 4 and all("mask found at 0.1" in t or "mask found at 0.2" in t for t in titles)
+
+
+def test_what_is_not_done_is_said_in_place_of_a_drawing():
+    frame = test_plots.tidy()
+    half = frame.assign(
+        status=frame["status"].where((frame["eval_lr"] == 0.2) | (frame["ticket"] == "dense"), "failed")
+    )
+    shown = reports.figure(plots.accuracy_by_sparsity, half, "eval_lr")
+    assert len([image for image in Elements(shown).of("img") if image["alt"]]) == 1
+    assert "Nothing is done yet at learning rate 0.01." in shown
+    nothing = reports.figure(plots.accuracy_by_sparsity, frame.assign(status="missing"), "eval_lr")
+    assert nothing == '<p class="nothing">n on d: Nothing is done yet at learning rate 0.01 and learning rate 0.2.</p>'
+    assert "nothing to draw" in reports.figure(plots.accuracy_by_lr, frame[:0], "level")
+
+
+def _table(shown: str) -> list[dict]:
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr.*?</tr>", shown, re.DOTALL)]
+    return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
+
+
+def test_dense_networks_are_in_the_drawing_of_every_level():
+    shown = reports.figure(plots.accuracy_by_lr, test_plots.tidy(), "level")
+    panels = [image["alt"] for image in Elements(shown).of("img") if image["alt"]]
+    assert [text.split(", ")[1].split(" (")[0] for text in panels] == ["level 4", "level 8", "level 12"]
+    assert all(" dense " in text and "LT on IMP masks" in text for text in panels)
+
+
+def test_panels_share_one_scale(monkeypatch):
+    limits = []
+    monkeypatch.setattr(reports, "_svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
+    frame = test_plots.tidy()
+    frame["value"] = frame["value"].where(frame["eval_lr"] == 0.2, frame["value"] / 3)
+    reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
+    assert len(limits) == 2 and len(set(limits)) == 1
+
+
+def test_equal_rows_give_equal_figures():
+    first, second = (reports.figure(plots.correlation_by_lr, test_plots.tidy("x"), "level") for _ in range(2))
+    assert first == second and repr(first) != first and first._repr_html_() == first
+
+
+@pytest.mark.parametrize(
+    "shift, said", [(0.1, "+10.0 [+7.1, +12.9]"), (-0.1, "−10.0 [−12.9, −7.1]"), (0.0, "we did not see a difference")]
+)
+def test_the_finding_is_what_came_out(shift, said):
+    frame = test_plots.tidy()
+    noise = dict(zip(range(4), [0.01, -0.01, 0.02, -0.02], strict=True))
+    values = [0.8 + (shift + noise[r]) * (t == "LT") for t, r in zip(frame["ticket"], frame["replicate"], strict=True)]
+    text = reports.finding(frame.assign(value=values))
+    assert "n on d, level 12 (6.87 % of the prunable weights left): LT minus RR on IMP masks, in points" in text
+    assert said in text and "n = 4 replicates" in text and ("did not see" in text) == (shift == 0)
+    assert "n on d: no pair of LT and RR on IMP masks is done" in reports.finding(frame.assign(status="missing"))
+    assert "No pair of LT and RR on IMP masks is done" in reports.finding(frame[frame["ticket"] != "RR"][:0])
+
+
+def test_the_finding_has_a_sentence_per_panel_and_few_learning_rates():
+    frame = test_plots.tidy(seed=2)
+    more = pd.concat([frame.assign(eval_lr=lr, find_lr=lr) for lr in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)])
+    two = pd.concat([more, more.assign(network="m", value=more["value"] / 2)])
+    text = reports.finding(two)
+    assert text.count('<p class="finding">') == 1 and text.count("<br>") == 1
+    for sentence, name in zip(re.split("<br>", text), ("n on d", "m on d"), strict=True):
+        assert f"{name}, level 12" in sentence and 2 <= len(re.findall(r"\] at 0", sentence)) <= 3
+        assert "at 0.01" in sentence and "at 0.3 (paired" in sentence
+
+
+def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
+    frame = test_plots.tidy("correlation_indicator")
+    text = reports.indicator(frame)
+    last = frame[frame["level"].isin([0, 12]) & (frame["method"] != "OMP")]
+    for ticket in ("dense", "LT", "RR"):
+        for cell in results.summarise(last[last["ticket"] == ticket], ["eval_lr"]).to_dict("records"):
+            assert f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" in text
+    assert "R_p at learning rate 0.01 and 0.2 was dense 0." in text
+    assert f"(chance {last['chance'].mean():.2f};" in text and "n on d, level 12" in text and "n = 4 replicates" in text
+    assert "not done, or not asked for" in reports.indicator(frame.assign(status="missing"))
+
+
+def test_limits_name_what_is_missing():
+    frame = helpers.frame_of(STUDY)
+    text = reports.limits(STUDY, frame)
+    assert "digits: 500 test images; one image is 0.2 percentage points" in text and "n = 2 replicates" in text
+    assert "2 networks (lenet_300_100, resnet8) on one data set (digits)" in text
+    assert f"{len(frame)} done" in text and "Nothing is missing or failed" in text
+    frame.loc[3, ["status", "note"]] = "diverged", "loss not finite in epoch 2 <b>"
+    text = reports.limits(STUDY, frame)
+    assert f"{len(frame) - 1} done, 1 diverged" in text and "Nothing is missing" not in text
+    assert "loss not finite in epoch 2 &lt;b&gt;" in text
+
+
+def test_small_networks_are_shown_and_a_wide_gap_is_a_warning():
+    frame = helpers.frame_of(STUDY)
+    text = reports.small_dense(frame)
+    small = results.sizes(frame)
+    assert len(small) == 4 and all(widths in text for widths in small["widths"])
+    wide = small[small["gap"] > 0.02]
+    assert text.count('class="warning"') == len(wide) and "not a number" not in text
+    shrunk = frame.assign(parameters=frame["parameters"].where(frame["ticket"] != "SDT", frame["parameters"] // 2))
+    shown = reports.small_dense(shrunk)
+    assert shown.count('class="warning"') == 4
+    assert "resnet8 (width 4) on digits, level 2 (64 % of the prunable weights left): no network of this depth" in shown
+    assert "condition ② stays open" in reports.small_dense(frame[frame["ticket"] != "SDT"])
+
+
+def test_work_says_what_was_trained_and_what_failed():
+    summary = SimpleNamespace(trainings=7, trained=3, shared=2, seconds=1.6, diverged=["a<b"], blocked=[], stale=[])
+    text = reports.work(summary)
+    assert "7 trainings, and 2 more roles" in text and "3 were trained now, in 2 s, 4 were in the store" in text
+    assert "1 diverged: " in text and "a&lt;b" in text and "stale" not in text
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A small study, and its store."""
+    config = spec.parse(
+        "name: small\ntitle: A < B\nnet: lenet_300_100\ndata: {name: digits, train_size: 128}\nreplicates: 2\n"
+        "find: {epochs: 1, batch_size: 64, lr: 0.1}\n", sets=["find.lr=0.2", "replicates=2"],
+    )  # fmt: skip
+    store = helpers.store(tmp_path_factory.mktemp("runs"))
+    lab.compute_study(config, store, "cpu")
+    return config, store, results.load(store, "small")
+
+
+def test_provenance_says_how_to_make_it_again(small):
+    config, store, frame = small
+    text = reports.provenance(config, store, frame)
+    for words in (
+        "small: A &lt; B", "lthlab run params/small.yaml --set find.lr=0.2 --set replicates=2", "seeds 0 to 1",
+        config.panels[0].data.facts.fingerprint, "lr 0.2", "cpu", "prunable all_but_head", "torch 2.",
+        "2, and 0 more roles", "as finding masks", f"All {frame['key'].nunique()} keys", *frame["key"],
+    ):  # fmt: skip
+        assert words in text, words
+    assert "gamma" not in text and "betas" not in text
+    assert Elements(text).of("table") == [{"class": "facts", "data-trainings": "2"}]
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ({"commit": "abc123", "clean": True}, "commit abc123 (clean)"),
+        ({"commit": "abc123", "clean": False}, "commit abc123 (with changes that were not committed)"),
+        ({"commit": None, "clean": None}, "commit not recorded"),
+        ({}, "commit not recorded"),
+    ],
+)
+def test_provenance_names_the_code_that_made_it(made, said, small, monkeypatch):
+    config, store, frame = small
+    read = Store.read
+
+    def recorded(self, key, name, part=None):
+        content = read(self, key, name, part)
+        if name != "provenance.json":
+            return content
+        rest = {field: value for field, value in json.loads(content).items() if field not in ("commit", "clean")}
+        return json.dumps(rest | made).encode()
+
+    monkeypatch.setattr(Store, "read", recorded)
+    text = reports.provenance(config, store, frame)
+    assert f"; {said}</td>" in text
