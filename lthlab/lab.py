@@ -11,7 +11,7 @@ from lthlab import plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.parts import InputError, Net, nearest
 from lthlab.replicas import capacity
-from lthlab.runs import Outlook, Run, origins
+from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
@@ -262,7 +262,7 @@ class _Computation:
     def _tell(self) -> None:
         if self.watcher is not None:
             left = self.outlook.left()
-            self.watcher.begin(self.trainings, self.trainings - len(left), self.shared, sum(left.values()))
+            self.watcher.begin(self.trainings, self.trainings - len(left), self.shared, epochs(left))
 
     def _pause(self, seconds: float = 0.0) -> None:
         """Wait, unless the watcher asks to stop."""
@@ -272,7 +272,7 @@ class _Computation:
 
     def _stopped(self) -> Stopped:
         left = self.outlook.left()
-        return Stopped(len(left), sum(left.values()), self._summary())
+        return Stopped(len(left), epochs(left), self._summary())
 
     # --- masks and measures ---------------------------------------------------------------------------------
 

@@ -353,7 +353,7 @@ def _done(frame: pd.DataFrame, x: Sequence[str], series: Sequence[str] = ("ticke
     same = next((rows for _, rows in done.groupby(point, dropna=False) if len(rows) > 1), None)
     if same is not None:
         place = ", ".join(f"{name} {same[name].iloc[0]}" for name in point)
-        texts = same.drop(columns=["key", "value"], errors="ignore").astype(str)
+        texts = same.drop(columns=["key", "value"], errors="ignore").map(str)
         differ = [str(name) for name in texts if texts[name].nunique() > 1]
         raise ValueError(f"several rows for one point ({place}); they differ in: {', '.join(differ) or 'nothing'}")
     return done

@@ -279,7 +279,7 @@ def panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """
     base = [*(name for name in PANEL if name in frame), *_recipes(frame, "find_")]
     own = [*base, *_recipes(frame, "eval_")]
-    texts = frame[own].astype(str)  # some fields of recipes are lists
+    texts = frame[own].map(str)  # some fields of recipes are lists
     searched = frame["ticket"] == "search" if "ticket" in frame else pd.Series(False, frame.index)
     tickets = ~searched & (frame["ticket"] != "dense") if "ticket" in frame else ~searched
     keys = texts[tickets if tickets.any() else ~searched if (~searched).any() else slice(None)].drop_duplicates()
@@ -381,7 +381,7 @@ def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
     masks = masks[masks["method"] == "IMP"]
     chain = [*PANEL, *_recipes(frame, "find_"), "find_lr", "rate", "rewind", "replicate"]
     texts = (
-        masks[[name for name in chain if name in masks]].astype(str).agg("\n".join, axis=1)
+        masks[[name for name in chain if name in masks]].map(str).agg("\n".join, axis=1)
         if len(masks)
         else pd.Series(dtype=str)
     )
@@ -418,7 +418,7 @@ def uneven(frame: pd.DataFrame) -> pd.DataFrame:
     """
     names = [*PANEL, "what", "ticket", "method", "level", "sparsity", "rewind", *_recipes(frame, "find_", "eval_")]
     names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
-    texts = frame[names].astype(str)
+    texts = frame[names].map(str)
     counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()
     base = [name for name in PANEL if name in frame]
     return counts[counts["replicates"] < counts.groupby(base)["replicates"].transform("max")]

@@ -243,13 +243,22 @@ class Outlook:
         """From which iteration to train to which."""
         return self._run(train).span(self.needs[train])
 
-    def left(self) -> dict[Train, int]:
-        """Epochs left, begun ones included, of each training that lacks something and can be trained.
-
-        What the checkpoint of its group has is done. Results that are damaged are missing.
-        """
+    def now(self) -> "Outlook":
+        """Return an outlook on the store as it is now, in which nothing changes and nothing is read twice."""
         look = copy.copy(self)
         look.store, look._runs = _Seen(self.store), {}
+        return look
+
+    def left(self) -> dict[Train, tuple[int, int]]:
+        """Find what is left of each training that lacks something and can be trained.
+
+        Returns
+        -------
+        dict of Train to tuple of int
+            Iterations from which and to which. What the checkpoint of its group has is done. Results that are
+            damaged are missing.
+        """
+        look = self if self._runs is not None else self.now()
         possible = {value for value in self.values if look.runnable(value)}
         spans = {train: look.span(train) for train in self.needs if train in possible and look.missing(train)}
         starts = {train: start for train, (start, _) in spans.items()}
@@ -261,7 +270,7 @@ class Outlook:
                 (span,) = parts
                 if self.group(members, span) == group:
                     starts |= {train: checkpoint.iteration for train in members if train in spans}
-        return {t: -(-spans[t][1] // t.steps_per_epoch) - start // t.steps_per_epoch for t, start in starts.items()}
+        return {train: (start, spans[train][1]) for train, start in starts.items()}
 
     def group(self, members: Sequence[Train], span: tuple[int, int]) -> str:
         """Name a group of trainings by who is in it and what is asked of them; of the form of a key."""
@@ -277,6 +286,12 @@ class Outlook:
 
     def _records(self, value: Value) -> list[dict[str, Any]]:
         return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+
+
+def epochs(left: Mapping[Train, tuple[int, int]]) -> int:
+    """Count the epochs that are left, begun ones included."""
+    steps = [(train.steps_per_epoch, *span) for train, span in left.items()]
+    return sum(-(-until // step) - start // step for step, start, until in steps)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import helpers
 import papermill
 import pytest
 import test_pages
@@ -14,9 +18,30 @@ from lthlab import lab, pages, results, spec, store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PARAMETERS = 'study = "../params/demo.yaml"\nruns = "../runs"'
+COMPUTE, REPORTS = ("find_tickets", "evaluate_tickets"), ("winning_tickets", "weight_correlation")
+PARAMETERS = """parameters = '{"study": "demo", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+STUDY = """
+name: demo
+title: Tickets, tiny
+net: [lenet_300_100, {name: resnet8, width: 4}]
+data: digits
+replicates: 2
+find: {epochs: 2, batch_size: 128, lr: [0.05, 0.2]}
+prune: {levels: [1, 2]}
+protocol: {rewound_masks: initial}
+tickets:
+  LT: {methods: [IMP, OMP]}
+  RR: {methods: [IMP, OMP]}
+  WR: {methods: [IMP], rewind: 1ep}
+  SDT: {}
+  RT: {methods: [IMP]}
+measures: {correlation_indicator: {}}
+reports: [winning_tickets, weight_correlation]
+verdicts: {epochs: 2, min_sparsity: 0.3}
+"""
 
 
 def cells(path: Path, kind: str) -> list[dict]:
@@ -35,10 +60,14 @@ def problems(path: Path) -> list[str]:
     found = []
     if content["metadata"]["kernelspec"]["name"] != "python3":
         found.append("kernel is not python3")
+    if left := set(content["metadata"]) - {"kernelspec", "language_info"}:
+        found.append(f"metadata {', '.join(left)}")
     if not 8 <= len(code) + len(text) <= 16:
         found.append(f"{len(code) + len(text)} cells")
-    if len(text) < 0.35 * len(code + text):
+    if len(text) < len(code + text) / 3:
         found.append(f"{len(text)} cells of text")
+    if not any("$" in cell["source"] for cell in text):
+        found.append("no formula")
     parameters = [cell["source"] for cell in code if "parameters" in tags(cell)]
     if parameters != [PARAMETERS]:
         found.append(f"parameters are {parameters}")
@@ -49,7 +78,7 @@ def problems(path: Path) -> list[str]:
             found.append(f"cell {number} has outputs or a count")
         if not 1 <= len(cell["source"].splitlines()) <= 5:
             found.append(f"cell {number} has {len(cell['source'].splitlines())} lines")
-        if "parameters" not in tags(cell) and re.search(r"""["'][.~]*/""", cell["source"]):
+        if re.search(r"""["'][.~]*/""", cell["source"]):
             found.append(f"cell {number} has a path")
         for node in ast.walk(ast.parse(cell["source"])):
             if isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.For | ast.While | ast.comprehension):
@@ -57,6 +86,11 @@ def problems(path: Path) -> list[str]:
             if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", None) != "lthlab":
                 found.append(f"cell {number} imports more than lthlab")
     return found
+
+
+def test_the_notebooks_are_those_that_studies_name():
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore"}
+    assert COMPUTE == spec.STAGES
 
 
 @each
@@ -70,73 +104,110 @@ def test_notebooks_are_committed_without_outputs_and_short(path):
         ('"outputs": []', '"outputs": [{}]', "has outputs"),
         ('"execution_count": null', '"execution_count": 3', "or a count"),
         ('"parameters"', '"parameter"', "parameters are []"),
+        ('\\"auto\\"', '\\"cpu\\"', "parameters are ["),
         ('"checks"', '"check"', "checks are not the last cell"),
         ('"name": "python3"', '"name": "mine"', "kernel"),
-        ("reports.finding(frame)", "import torch", "imports more"),
-        ("reports.finding(frame)", "[reports.finding(f) for f in frame]", "logic: comprehension"),
-        ("reports.finding(frame)", "reports.finding('../x')", "has a path"),
-        ('"reports.finding(frame)"', '"a\\nb\\nc\\nd\\ne\\nf"', "6 lines"),
+        ('"kernelspec": {', '"widgets": {}, "kernelspec": {', "metadata widgets"),
+        ("$", "", "no formula"),
+        ("prizes.finding(judged)", "import torch", "imports more"),
+        ("prizes.finding(judged)", "[prizes.finding(j) for j in judged]", "logic: comprehension"),
+        ("prizes.finding(judged)", "prizes.finding('../x')", "has a path"),
+        ('"prizes.finding(judged)"', '"a\\nb\\nc\\nd\\ne\\nf"', "6 lines"),
     ],
 )
 def test_what_is_wrong_with_a_notebook_is_found(old, new, problem, tmp_path):
-    text = (ROOT / "notebooks" / "find_and_evaluate.ipynb").read_text(encoding="utf-8")
+    text = (ROOT / "notebooks" / "winning_tickets.ipynb").read_text(encoding="utf-8")
     assert old in text
     path = tmp_path / "wrong.ipynb"
     path.write_text(text.replace(old, new))
     assert any(problem in found for found in problems(path))
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A folder with the demo's study made tiny, and all notebooks executed on it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    text = (ROOT / "params" / "demo.yaml").read_text(encoding="utf-8")
-    for old, new in (("replicates: 6", "replicates: 2"), ("epochs: 20", "epochs: 2"), ("[4, 8, 12, 16]", "[1, 2]")):
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    for name in ("params", "notebooks"):
+def copied(folder: Path) -> Path:
+    """Make a folder of the notebooks with the tiny study and an empty store that has the digits."""
+    for name in ("params", "notebooks", "runs"):
         (folder / name).mkdir()
-    (folder / "params" / "demo.yaml").write_text(text)
+    (folder / "params" / "demo.yaml").write_text(STUDY)
     for path in NOTEBOOKS:
-        papermill.execute_notebook(
-            path,
-            folder / path.name,
-            parameters={"study": "../params/demo.yaml", "runs": "../runs"},
-            cwd=folder / "notebooks",
-            progress_bar=False,
-        )
+        (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
+    helpers.store(folder / "runs")
     return folder
 
 
-@each
-def test_notebooks_run_and_become_pages(path, tiny):
-    page = pages.publish(tiny / path.name, tiny / "reports" / "demo" / "index.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory):
+    """A folder in which nbval ran all notebooks, and what it said."""
+    folder = copied(tmp_path_factory.mktemp("tiny"))
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore")]
+    environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rA", "--nbval-lax", "-p", "no:cacheprovider", *paths],
+        cwd=folder, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def tiny(tested):
+    return tested[0]
+
+
+def test_notebooks_run_from_top_to_bottom(tested):
+    _, done = tested
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    for path in NOTEBOOKS:
+        assert len(re.findall(rf"^PASSED .*{path.stem}\.ipynb", done.stdout, re.MULTILINE)) == len(cells(path, "code"))
+
+
+@pytest.fixture(scope="module")
+def published(tiny):
+    """Pages of the reports, by name."""
+    pages_ = {}
+    for name in REPORTS:
+        executed = tiny / f"{name}.ipynb"
+        papermill.execute_notebook(
+            tiny / "notebooks" / f"{name}.ipynb", executed, cwd=tiny / "notebooks", progress_bar=False
+        )
+        pages_[name] = pages.publish(executed, tiny / "reports" / f"{name}.html").read_text(encoding="utf-8")
+    return pages_
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_become_pages(name, published, tiny):
+    page = published[name]
     elements = test_pages.Elements(page)
     assert len(elements.of("h1")) == 1 and len(page) < 5_000_000
-    assert all(image["alt"] or image["role"] == "presentation" for image in elements.of("img"))
-    assert str(tiny) not in page and "Traceback" not in page and "shared:" not in elements.text
+    images = [image for image in elements.of("img") if image.get("role") != "presentation"]
+    assert len(images) >= 8 and all("n = 2 replicates" in image["alt"] for image in images)
+    assert all("lenet_300_100 on digits" in i["alt"] or "resnet8 (width 4) on digits" in i["alt"] for i in images)
+    assert str(tiny) not in page and "Traceback" not in page and "nan" not in re.sub("<[^>]+>", " ", page)
+    assert "$" not in elements.text and "math" in {tag for tag, _ in elements.found}
 
 
-def test_the_demo_page_shows_what_the_store_holds(tiny):
-    page = pages.publish(tiny / "find_and_evaluate.ipynb", tiny / "page.html").read_text(encoding="utf-8")
+def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny):
+    page = published["winning_tickets"]
     elements = test_pages.Elements(page)
     frame = results.load(tiny / "runs", "demo")
     config = spec.read(tiny / "params" / "demo.yaml")
-    assert set(frame["status"]) == {"done"} and frame["replicate"].nunique() == config.replicates == 2
-    by = ["find_lr", "eval_lr", "method", "level"]
-    pairs = results.differences(frame, "LT", "RR", by)
-    cell = pairs[(pairs["method"] == "IMP") & (pairs["level"] == 2) & (pairs["eval_lr"] == 0.01)]
-    finding = next(line for line in page.splitlines() if 'class="finding"' in line)
-    assert f"{100 * cell['value'].mean():+.1f} [".replace("-", "−") in finding
-    assert "At level 2, where 64 %" in finding and "n = 2 replicates" in finding
-    assert len(elements.of("figure")) == 4 and page.count("n = 2 replicates") > 8
-    downloads = [link["download"] for link in elements.of("a") if "download" in link]
-    assert downloads == [
-        "accuracy_by_sparsity.csv", "accuracy_by_lr.csv", "difference_by_sparsity.csv", "correlation_by_lr.csv",
-    ]  # fmt: skip
+    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 6
+    for panel, rows in results.panels(frame):
+        pairs = results.differences(rows, "LT", "RR", ["method", "level", "eval_lr"])
+        cell = pairs[(pairs["method"] == "IMP") & (pairs["level"] == 2) & (pairs["eval_lr"] == 0.05)]
+        said = f"{panel}, level 2 (64 % of the prunable weights left): LT minus RR on IMP masks"
+        assert f"{said}, in points by learning rate: {100 * cell['value'].mean():+.1f} [".replace("-", "−") in page
+    assert "level 2 (64 % of the weights)" in page and "SDT" in page and "RT on permuted IMP masks" in page
+    downloads = {link["download"] for link in elements.of("a") if "download" in link}
+    assert downloads == {
+        "accuracy_by_sparsity.csv", "accuracy_by_lr.csv", "difference_by_sparsity.csv", "verdicts_LT.csv",
+        "verdicts_WR.csv",
+    }  # fmt: skip
     trainings = frame[frame["what"] == "train"]["key"]
     assert f"{trainings.nunique()}, and {len(trainings) - trainings.nunique()} more roles" in elements.text
-    assert "lthlab compute params/demo.yaml" in elements.text and config.data.facts.fingerprint in elements.text
+    assert "lthlab run params/demo.yaml" in elements.text
+    assert config.panels[0].data.facts.fingerprint in elements.text
+    assert all(widths in elements.text for widths in results.sizes(frame)["widths"])
 
 
 def test_a_second_run_trains_nothing(tiny):
@@ -149,11 +220,49 @@ def test_a_second_run_trains_nothing(tiny):
     assert summary.trained == 0 and summary.trainings > 0 and stamps() == before
 
 
-def test_a_check_that_fails_stops_the_page(tiny, tmp_path):
-    content = json.loads((ROOT / "notebooks" / "find_and_evaluate.ipynb").read_text(encoding="utf-8"))
+LOST = "frame = frame.drop(index=frame.index[-1])"
+MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != frame.index[-1], 0))"
+
+
+@pytest.mark.parametrize(
+    "name, fault, message",
+    [
+        *((path.stem, LOST, "a role is missing") for path in NOTEBOOKS),
+        *((path.stem, MOVED, "a replicate is missing") for path in NOTEBOOKS),
+        (
+            "find_tickets",
+            "frame.loc[frame['method'] == 'OMP', 'kept'] += 1",
+            "keep different counts",
+        ),
+        ("find_tickets", "results.revived = lambda *_: frame.assign(value=1)", "masks of a chain are not nested"),
+        ("evaluate_tickets", "frame.loc[frame['ticket'] == 'RR', 'kept'] += 1", "keep different counts"),
+        ("evaluate_tickets", "whole.loc[whole['ticket'] == 'SDT', 'parameters'] *= 2", "larger than its ticket"),
+        ("winning_tickets", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
+        ("winning_tickets", "trained.loc[trained.index[0], 'value'] = None", "no accuracy"),
+        ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
+    ],
+)
+def test_checks_notice_what_is_unsound(name, fault, message, tiny, monkeypatch):
+    """Run a notebook's cells here, then its checks after a fault."""
+    monkeypatch.chdir(tiny / "notebooks")
+    monkeypatch.setattr(results, "revived", results.revived)
+    names: dict = {}
+    *rest, checks = [cell["source"] for cell in cells(tiny / "notebooks" / f"{name}.ipynb", "code")]
+    for source in rest:
+        statements = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]  # what is not shown
+        exec(compile(ast.Module(statements, []), name, "exec"), names)
+    exec(checks, names)
+    names |= {given: names[given].copy() for given in ("frame", "whole", "trained", "indicator") if given in names}
+    exec(fault, names)
+    with pytest.raises(AssertionError, match=message):
+        exec(checks, names)
+
+
+def test_a_check_that_fails_stops_the_page(tiny):
+    content = json.loads((ROOT / "notebooks" / "weight_correlation.ipynb").read_text(encoding="utf-8"))
     setup = next(cell for cell in content["cells"] if cell["id"] == "setup")
     setup["source"] = "".join(setup["source"]) + '\nframe = frame[frame["replicate"] > 0]'
-    path = tmp_path / "wrong.ipynb"
+    path = tiny / "notebooks" / "wrong.ipynb"
     path.write_text(json.dumps(content))
     with pytest.raises(papermill.PapermillExecutionError, match="a role is missing"):
         papermill.execute_notebook(path, tiny / "wrong.ipynb", cwd=tiny / "notebooks", progress_bar=False)
@@ -175,8 +284,8 @@ def test_the_code_of_the_readme_runs(tiny, monkeypatch):
 
 def test_the_study_in_the_readme_is_read():
     (block,) = re.findall(r"^```yaml\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    config = spec.parse(block)
-    assert config.replicates == 6 and len(config.recipes) == 3
+    (panel,) = spec.parse(block).panels
+    assert panel.replicates == 6 and len(panel.recipes) == 3
 
 
 def test_the_readme_lists_every_module_and_column(tiny):
