@@ -9,7 +9,7 @@ import torch
 
 from lthlab import plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
-from lthlab.parts import InputError, Net, nearest
+from lthlab.parts import InputError, nearest
 from lthlab.replicas import capacity
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
@@ -331,7 +331,6 @@ class _Computation:
             return plan.shape_of(train), look.span(train) if on_cpu else self.needs[train].until
 
         def limit(train: Train) -> int:
-            assert isinstance(train.net, Net)
             return capacity(train.net, train.data)
 
         candidates = pending if on_cpu else [train for train in wave if look.runnable(train)]
