@@ -174,11 +174,11 @@ def _plan(options: argparse.Namespace) -> int:
         _print_json({"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows})
         return 0
     print(f"{config.name}, on {forecast.device}:")
-    print(f"{'':18}notebooks trainings  shared    done epochs left      time     disk")
+    print(f"{'':17}notebooks trainings shared    done      epochs     time     disk")
     for row in [*rows, whole]:
         print(
-            f"{row['stage']:18}{row['notebooks']:9,} {row['trainings']:9,} {row['shared']:7,} {row['done']:7,} "
-            f"{row['epochs']:11,} {_time(row['hours']):>9} {_size(row['bytes']):>8}"
+            f"{row['stage']:17}{row['notebooks']:9,} {row['trainings']:9,} {row['shared']:6,} {row['done']:7,} "
+            f"{row['epochs']:11,} {_time(row['hours']):>8} {_size(row['bytes']):>8}"
         )
     if forecast.whole.guessed:
         print("the time is partly guessed: this machine has not trained all of these networks in this store yet")
@@ -336,7 +336,7 @@ def _watch(names: Sequence[str], store: Store) -> int:
     if len(names) != 1:
         raise InputError(f"--watch needs one study; {nearest('', names)}")
     try:
-        watch.follow(watch.Board(names[0], store), stages.folder(names[0], store))
+        watch.follow(watch.Board(names[0], store), stages.folder(names[0], store), sys.stdout)
     except KeyboardInterrupt:
         return 130
     return 0

@@ -2,13 +2,14 @@
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lthlab import jobs, plan, results, studies, tickets, watch
+from lthlab import jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import SPIN
@@ -101,7 +102,7 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     plan.refuse_unsupported(ancestors(item.value for item in labelled))
     planned = as_jobs(config, pieces, store, settings)
     texts = jobs.check(planned)
-    from lthlab import batch
+    from lthlab import batch, results
 
     store.check_writable()
     studies.note(config, labelled, store)
@@ -116,7 +117,7 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
         view.tell(event)
 
     try:
-        with watch.shown(board) as view:
+        with watch.shown(board, sys.stderr) as view:
             outcomes = batch.execute(
                 waiting,
                 slots=settings.slots,

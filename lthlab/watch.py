@@ -1,6 +1,5 @@
 """What a study in progress looks like, from its store: on a screen that stays in place, or line by line."""
 
-import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
-from lthlab import results
 from lthlab.jobs import Event, clock
 from lthlab.runs import InTraining, in_training
 from lthlab.store import Store
@@ -121,6 +119,8 @@ class Board:
 
     def survey(self, folder: Path) -> None:
         """Read all states from the store and from the folder of executed notebooks."""
+        from lthlab import results
+
         groups = in_training(self.store)
         training = {key for group in groups for key in group.runs}
         for name, keys in self._open.items():
@@ -284,7 +284,7 @@ def picture(board: Board, note: str = "") -> Any:
     return Group(*parts)
 
 
-def shown(board: Board, stream: TextIO = sys.stderr) -> Lines | Screen:
+def shown(board: Board, stream: TextIO) -> Lines | Screen:
     """Choose how to show a board: in place in a terminal, line by line elsewhere."""
     if stream.isatty():
         try:
@@ -295,7 +295,7 @@ def shown(board: Board, stream: TextIO = sys.stderr) -> Lines | Screen:
     return Lines(board, stream)
 
 
-def follow(board: Board, folder: Path, stream: TextIO = sys.stdout) -> None:
+def follow(board: Board, folder: Path, stream: TextIO) -> None:
     """Show a study that others compute until all is done, or until Ctrl-C.
 
     Parameters
@@ -304,7 +304,7 @@ def follow(board: Board, folder: Path, stream: TextIO = sys.stdout) -> None:
         The study.
     folder : Path
         Where `lthlab run` puts its executed notebooks. Where there is none, no reports are waited for.
-    stream : file, optional
+    stream : file
         Where to show it.
     """
     before = None

@@ -8,7 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
-from lthlab import watch
+from lthlab import results, watch
 from lthlab.jobs import Event, Outcome
 from lthlab.store import Store
 from lthlab.watch import Board, Lines, Screen, follow, picture, shown
@@ -228,7 +228,7 @@ def test_many_running_configurations_are_cut_short(tmp_path):
 
 def test_a_survey_reads_the_store(store, training, tmp_path, monkeypatch):
     found = {key(number): "missing" for number in range(1, 7)}
-    monkeypatch.setattr(watch.results, "statuses", lambda store, keys: {name: found[name] for name in keys})
+    monkeypatch.setattr(results, "statuses", lambda store, keys: {name: found[name] for name in keys})
     folder = tmp_path / "notebooks"
     folder.mkdir()
     board = Board("demo", store)
@@ -265,7 +265,7 @@ def test_following_ends_when_all_is_done(store, tmp_path, monkeypatch, notebooks
             (folder / "winning_tickets.ipynb").write_text("")
         return {name: found[name] for name in keys}
 
-    monkeypatch.setattr(watch.results, "statuses", statuses)
+    monkeypatch.setattr(results, "statuses", statuses)
     monkeypatch.setattr(watch, "FOLLOW_S", 0)
     folder = tmp_path / "notebooks"
     if notebooks:
