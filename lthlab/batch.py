@@ -29,7 +29,7 @@ from distributed.diagnostics.plugin import WorkerPlugin
 from lthlab import kernels
 from lthlab.files import Files
 from lthlab.jobs import PARAMETERS, Event, Job, Outcome, Status, check
-from lthlab.kernels import ASKED, HUNG, NOW, STOP, TICK_S, Kernel, Task, last_line
+from lthlab.kernels import ASKED, HUNG, NOW, STOP, STOPPED, TICK_S, Kernel, Task, last_line
 
 ABANDON_S = 2.0
 CLOSE_S = 1.0
@@ -49,13 +49,14 @@ def execute(
     on_event: Callable[[Event], None] | None = None,
     deadline: float | None = None,
     grace_s: float = 14.0,
+    tick: Callable[[], None] | None = None,
 ) -> list[Outcome]:
     """Execute notebook jobs, and what does not depend on a job that failed in any case.
 
     Outputs are written aside and renamed. SIGINT, SIGTERM and the deadline stop the batch: no job begins any more,
     the file LTHLAB_STOP appears for those that run, which end after the cell they are in; after the grace time they
     are interrupted, soon after killed. A second signal kills at once. A notebook whose last cell ends without an
-    error is done, so a cell that stops before its work is done must raise an error.
+    error is done, so a cell that stops before its work is done must raise an error, one of a type `Stopped`.
 
     Parameters
     ----------
@@ -77,6 +78,8 @@ def execute(
         Time of `time.monotonic` at which the batch is stopped.
     grace_s : float, optional
         Seconds from a stop to the interruption of cells. All ends at most 6 seconds later.
+    tick : callable, optional
+        Called about five times a second, in the calling thread.
 
     Returns
     -------
@@ -101,7 +104,8 @@ def execute(
         Files().mkdir(folder)
     environment = dict(os.environ) if cluster is None else None
     with _signals() as caught, _scratch(jobs, cluster) as scratch, _connected(cluster, slots or 1, scratch) as client:
-        watch = _Watch(stall_after_s, alive, on_event or (lambda event: None), deadline, grace_s, caught)
+        tell, look = on_event or (lambda event: None), tick or (lambda: None)
+        watch = _Watch(stall_after_s, alive, tell, look, deadline, grace_s, caught)
         return _Batch(jobs, texts, client, scratch, slots if cluster else slots or 1, environment, watch).run()
 
 
@@ -205,6 +209,7 @@ class _Watch:
     stall_after_s: float | None
     alive: Callable[[Job], object] | None
     tell: Callable[[Event], None]
+    tick: Callable[[], None]
     deadline: float | None
     grace_s: float
     caught: list[int]
@@ -264,6 +269,7 @@ class _Batch:
             self._skip()
             self._submit()
             self._look_for_signs()
+            self.watch.tick()
             with suppress(queue.Empty):
                 self._end(self.ended.get(timeout=TICK_S))
         return [self.outcomes[name] for name in self.order]
@@ -437,11 +443,14 @@ def _attempt(task: Task, log: Any) -> Outcome | None:
         task.alive.write_text(str(cell_index))
 
     def ended(status: Status, error: str = "", message: str = "", line: int | None = None) -> Outcome:
-        asked = ASKED.get(task.asked())
         number, source, line = kernels.place(task.notebook, current[0], line) if current else (None, "", None)
-        if asked:
-            error, message = "", {"stopped": "stopped"}.get(asked, "no sign of life")
-        return Outcome(job.name, asked or status, 0.0, number, line, source, error, message)
+        if kernel.pressed:
+            status, message = ASKED.get(task.asked(), status), ""
+        elif error == STOPPED:
+            status = "stopped"
+        if status in ("stopped", "hung"):
+            error, message = "", message or {"hung": "no sign of life"}.get(status, "stopped")
+        return Outcome(job.name, status, 0.0, number, line, source, error, message)
 
     handler = logging.StreamHandler(open(log.fileno(), "w", closefd=False))  # noqa: SIM115
     thread = threading.get_ident()
@@ -482,7 +491,7 @@ def _attempt(task: Task, log: Any) -> Outcome | None:
         return ended("died", "", kernel.fate())
     except (RuntimeError, OSError) as error:
         if current or task.asked():
-            return ended("failed", type(error).__name__, last_line(str(error)))
+            return ended("failed" if current else "stopped", type(error).__name__, last_line(str(error)))
         log.write(f"{type(error).__name__}: {error}\n".encode())
         return None
     finally:

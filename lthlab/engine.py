@@ -13,7 +13,8 @@ from lthlab.data import Dataset, crop_flip, crop_flip_draws, normalise, order
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
-from lthlab.replicas import Group
+from lthlab.plan import shape_of
+from lthlab.replicas import Group, threads
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
@@ -199,7 +200,8 @@ class Training:
         until = min(until, (epoch + 1) * self.steps_per_epoch)
         kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
         while self.iteration < until:
-            self._step(epoch)
+            with threads(self.group.thread_count):  # between its kernels, more threads cost more than they save
+                self._step(epoch)
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
@@ -431,19 +433,3 @@ class Training:
                 name.partition(":")[2]: s for name, s in items.items() if name.startswith("snapshot:")
             }
         return training
-
-
-def shape_of(train: Train) -> tuple[object, ...]:
-    """What trainings must agree in to form a group."""
-    recipe = train.recipe
-    return (
-        train.net,
-        train.data,
-        recipe.batch_size,
-        recipe.optimizer,
-        recipe.betas,
-        recipe.decay_on,
-        recipe.precision,
-        train.start,
-        train.end,
-    )

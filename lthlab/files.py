@@ -1,6 +1,7 @@
 """The operations that change anything on disk, in one place so that a test can make each of them fail."""
 
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
@@ -37,9 +38,10 @@ class Files:
                 os.fsync(file.fileno())
 
     def append(self, path: Path, line: bytes) -> None:
-        """Append a line to a file, in place of a last line that lacks its end."""
+        """Append a line to a file, in place of a last line that lacks its end; others that append wait meanwhile."""
         with open(path, "ab+", opener=open_plain) as file:
-            if file.tell():
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
                     file.seek(0)

@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lthlab.parts import nearest
+from lthlab.parts import InputError, nearest
 
 PARAMETERS = "parameters"
+INJECTED = "injected-parameters"
+"""Tags of the cell that holds the defaults, and of the one that papermill puts below it."""
+UNNAMED = frozenset({"sets"})
+"""Parameters that every notebook takes though its cell has no defaults of them."""
 
 Status = Literal["done", "failed", "died", "hung", "skipped", "stopped"]
 
 
-class JobError(ValueError):
+class JobError(InputError):
     """Jobs that cannot be executed; the message has a line for each problem."""
 
 
@@ -42,6 +46,8 @@ class Job:
         Seconds that a cell may take, rounded up to whole seconds; no limit by default.
     depends_on : tuple of str, optional
         Names of the jobs that must be done before.
+    environment : mapping of str to str, optional
+        Environment variables of the kernel beside those that it inherits.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Job:
     cores: int = 1
     cell_timeout_s: float | None = None
     depends_on: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -152,6 +159,7 @@ class FailureGroup:
             where = f" ({place}: {outcome.source})" if outcome.cell else ""
             lines += [f"  {outcome.name}{where}", f"    {_one_line(outcome)}"]
             lines += [f"    log: {outcome.log}"] * (outcome.log is not None)
+            lines += [f"    executed: {outcome.output}"] * (outcome.output is not None)
             lines += [f"    again: {command}"]
         return "\n".join(lines)
 
@@ -174,6 +182,12 @@ def group_failures(outcomes: Iterable[Outcome], command: Callable[[str], str]) -
         FailureGroup(cause, tuple(group), tuple(command(outcome.name) for outcome in group))
         for cause, group in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as 1:02:03."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
 def _one_line(outcome: Outcome) -> str:
@@ -226,6 +240,25 @@ def check(jobs: Sequence[Job]) -> dict[str, str]:
     return texts
 
 
+def up_to_date(job: Job, text: str) -> bool:
+    """Tell whether a job's output has the code that its notebook has now, and was executed with these parameters.
+
+    Parameters
+    ----------
+    job : Job
+        The job.
+    text : str
+        Its parameters as `check` words them.
+    """
+    try:
+        now, then = _code(job.notebook), _code(job.output)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
+    given = [_assigned(source) for source, tags in then if INJECTED in tags]
+    unchanged = [source for source, _ in now] == [source for source, tags in then if INJECTED not in tags]
+    return unchanged and given == [json.loads(text)]
+
+
 def _problems(job: Job, jobs: Sequence[Job]) -> list[str]:
     found = []
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", job.name):
@@ -238,6 +271,8 @@ def _problems(job: Job, jobs: Sequence[Job]) -> list[str]:
         found.append(f"cores: {job.cores}; allowed: 1 and more")
     if job.cell_timeout_s is not None and not 0 < job.cell_timeout_s < math.inf:
         found.append(f"cell_timeout_s: {job.cell_timeout_s}; allowed: above 0, or None")
+    odd = {n: v for n, v in job.environment.items() if not re.fullmatch(r"[A-Za-z_]\w*", n) or "\0" in v}
+    found += [f"environment: {name!r}={value!r} cannot be set" for name, value in odd.items()]
     names = {other.name for other in jobs}
     found += [f"depends_on: '{name}' is no job; {nearest(name, names)}" for name in job.depends_on if name not in names]
     return found
@@ -248,7 +283,7 @@ def _parameter_problems(parameters: Mapping[str, Any], known: Mapping[str, Any])
     for name, value in parameters.items():
         if not isinstance(name, str) or not name.isidentifier():
             found.append(f"parameter {name!r}: not an identifier; {nearest(name, known)}")
-        elif name not in known:
+        elif name not in known and name not in UNNAMED:
             found.append(f"parameter '{name}': the notebook has none of this name; {nearest(name, known)}")
         else:
             found += _not_plain(value, f"parameter '{name}'")
@@ -268,24 +303,34 @@ def _not_plain(value: object, place: str) -> list[str]:
 def _defaults(notebook: Path) -> dict[str, Any] | str:
     """Read the parameters and their defaults from a notebook, or say what is wrong with it."""
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        tagged = [cell for cell in cells if PARAMETERS in cell.get("metadata", {}).get("tags", [])]
+        tagged = [source for source, tags in _code(notebook) if PARAMETERS in tags]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"notebook {notebook}: cannot be read ({error})"
     if len(tagged) != 1:
         return f"notebook {notebook}: {len(tagged)} cells have the tag '{PARAMETERS}'; needed: one"
-    try:
-        source = tagged[0]["source"]
-        statements = ast.parse(source if isinstance(source, str) else "".join(source)).body
-        (statement,) = [node for node in statements if isinstance(node, ast.Assign)] if len(statements) == 1 else []
-        (target,) = statement.targets
-        defaults = json.loads(ast.literal_eval(statement.value))
-        good = isinstance(target, ast.Name) and target.id == PARAMETERS and isinstance(defaults, dict)
-    except (SyntaxError, ValueError, TypeError, LookupError):
-        good = False
-    if not good or not all(name.isidentifier() for name in defaults):
+    defaults = _assigned(tagged[0])
+    if defaults is None or not all(name.isidentifier() for name in defaults):
         return f"notebook {notebook}: its cell '{PARAMETERS}' is not {PARAMETERS} = '{{…}}' with a JSON object"
     return defaults
+
+
+def _code(notebook: Path) -> list[tuple[str, list[str]]]:
+    """Source and tags of every cell of code."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), cell.get("metadata", {}).get("tags", [])) for cell in code]
+
+
+def _assigned(source: str) -> dict[str, Any] | None:
+    """The object in a cell that assigns JSON to the name `parameters` and does nothing else."""
+    try:
+        match ast.parse(source).body:
+            case [ast.Assign(targets=[ast.Name(id=name)], value=value)] if name == PARAMETERS:
+                found = json.loads(ast.literal_eval(value))
+                return found if isinstance(found, dict) else None
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    return None
 
 
 def _repeated(names: Sequence[str]) -> list[str]:

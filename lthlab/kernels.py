@@ -24,6 +24,13 @@ THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
 
+STOPPED = "Stopped"
+"""Type of the error by which a cell says that it was asked to stop, and saved its work."""
+
+SPIN = {"GOMP_SPINCOUNT": "1000"}
+"""Threads that wait for each other at full speed starve one another where other programs run too. A short spin costs
+nothing where they do not. It counts only if it is set before torch is imported."""
+
 # Words in the file LTHLAB_STOP: end within the grace time; end now; no sign of life was seen, end now.
 STOP, NOW, HUNG = "stop", "now", "hung"
 ASKED: dict[str, Status] = {STOP: "stopped", NOW: "stopped", HUNG: "hung"}
@@ -43,6 +50,15 @@ launch_new_instance()
 def temporary() -> Path:
     """Make a folder on this machine with a short name, since names of sockets have at most 104 characters."""
     return Path(tempfile.mkdtemp(prefix="lthlab-", dir="/tmp" if len(tempfile.gettempdir()) > 60 else None))
+
+
+def cores() -> int:
+    """Count the cores that this process may use: what it is bound to, and the share of its control group."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):
+        share, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        bound = min(bound, max(1, int(share) // int(period)))
+    return bound
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,11 @@ class Kernel:
         What it executes.
     log : file
         Where what it writes past the notebook goes.
+
+    Attributes
+    ----------
+    pressed : bool
+        Whether it was interrupted or killed because the stop file asked for it.
     """
 
     def __init__(self, task: Task, log: Any) -> None:
@@ -109,8 +130,10 @@ class Kernel:
         self.folder = Path(tempfile.mkdtemp(prefix="k", dir=task.folder.parent)) if child else temporary()
         self.process: Any = None
         self.log = log
+        self.pressed = False
         self.environment = {
             **(os.environ if task.environment is None else task.environment),
+            **task.job.environment,
             **dict.fromkeys(THREAD_VARIABLES, str(task.job.cores)),
             "IPYTHONDIR": str(self.folder / "ipython"),
             "LTHLAB_STOP": str(task.folder / "stop"),
@@ -144,7 +167,6 @@ class Kernel:
         That is: kill it at once, or interrupt it after the grace time.
         """
         asked_at = math.inf
-        interrupted = False
         while not finished.wait(TICK_S):
             word, now = task.asked(), time.monotonic()
             if not current and not word:
@@ -153,9 +175,10 @@ class Kernel:
             if word:
                 asked_at = min(asked_at, now)
             if word in (NOW, HUNG):
+                self.pressed = True
                 self.send(signal.SIGKILL)
-            elif now > asked_at + task.grace_s and not interrupted:
-                interrupted = True
+            elif now > asked_at + task.grace_s and not self.pressed:
+                self.pressed = True
                 self.send(signal.SIGINT)
 
     def send(self, number: int) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -10,10 +9,9 @@ import torch
 
 from lthlab import plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
-from lthlab.engine import shape_of
 from lthlab.parts import InputError, nearest
 from lthlab.replicas import capacity
-from lthlab.runs import Outlook, Run, origins
+from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
@@ -151,20 +149,26 @@ def compute_study(
         Also if the study has no such configuration.
     """
     labelled = tickets.expand(config)
-    chosen = [item.value for item in studies.select(labelled, configuration)]
-    place = _prepare([item.value for item in labelled], store, device)
-    roles = [{"key": item.value.key, **item.role} for item in labelled]
-    store.write_study(config.name, {"title": config.title, "document": config.document, "roles": roles})
-    return _compute(chosen, store, place, checkpoint_seconds, watcher)
+    everything = [item.value for item in labelled]
+    asked = [item.value for item in studies.select(labelled, configuration)]
+    place = _prepare(everything, store, device)
+    studies.note(config, labelled, store)
+    return _compute(asked, store, place, checkpoint_seconds, watcher, everything)
 
 
 def _compute(
-    asked: list[Value], store: Store, place: torch.device, checkpoint_seconds: float, watcher: Watcher | None
+    asked: list[Value],
+    store: Store,
+    place: torch.device,
+    seconds: float,
+    watcher: Watcher | None,
+    study: Sequence[Value] = (),
 ) -> Summary:
     began = time.monotonic()
     for _ in range(1000):
+        look = Outlook(asked, store, study)
         try:
-            return _Computation(asked, store, place, checkpoint_seconds, watcher, began).run()
+            return _Computation(asked, look, place, seconds, watcher, began).run()
         except Damaged as damage:
             log.warning("%s: computed again", damage)
             _drop(store, damage)
@@ -204,16 +208,15 @@ class _Computation:
     def __init__(
         self,
         asked: list[Value],
-        store: Store,
+        look: Outlook,
         device: torch.device,
         seconds: float,
         watcher: Watcher | None,
         began: float,
     ) -> None:
-        self.store, self.device, self.watcher, self.began = store, device, watcher, began
-        self.outlook = Outlook(asked, store)
-        self.values, self.needs = self.outlook.values, self.outlook.needs
-        self.trainer = Trainer(store, device, self.outlook, seconds, watcher)
+        self.store, self.outlook, self.values, self.needs = look.store, look, look.values, look.needs
+        self.device, self.watcher, self.began = device, watcher, began
+        self.trainer = Trainer(self.store, device, look, seconds, watcher)
         self.depths = plan.depths(self.values)
         self.families = plan.families(self.values)
         uses = [value for value in asked if isinstance(value, Train)]
@@ -259,7 +262,7 @@ class _Computation:
     def _tell(self) -> None:
         if self.watcher is not None:
             left = self.outlook.left()
-            self.watcher.begin(self.trainings, self.trainings - len(left), self.shared, sum(left.values()))
+            self.watcher.begin(self.trainings, self.trainings - len(left), self.shared, epochs(left))
 
     def _pause(self, seconds: float = 0.0) -> None:
         """Wait, unless the watcher asks to stop."""
@@ -269,7 +272,7 @@ class _Computation:
 
     def _stopped(self) -> Stopped:
         left = self.outlook.left()
-        return Stopped(len(left), sum(left.values()), self._summary())
+        return Stopped(len(left), epochs(left), self._summary())
 
     # --- masks and measures ---------------------------------------------------------------------------------
 
@@ -312,36 +315,26 @@ class _Computation:
         known = {train.key: train for train in pending}
         for checkpoint in self.store.checkpoints().values():
             members = [known[key] for key in checkpoint.members if key in known]
-            kinds = {(shape_of(train), self.outlook.span(train)) for train in members}
+            kinds = {(plan.shape_of(train), self.outlook.span(train)) for train in members}
             if len(members) == len(checkpoint.members) and len(kinds) == 1:
                 yield members
 
     def _groups(self, wave: list[Train], pending: list[Train]) -> Iterator[list[Train]]:
-        """Cut what is to be trained into groups: like with like, whole families where they fit.
+        """Cut what is to be trained into groups.
 
         On a CPU, bits do not depend on the group, so only what is missing counts. Elsewhere the group follows
         from all that the plan asks for, and what is there already is trained beside what is not.
         """
         on_cpu, look = self.device.type == "cpu", self.outlook
+
+        def kind(train: Train) -> object:
+            return plan.shape_of(train), look.span(train) if on_cpu else self.needs[train].until
+
+        def limit(train: Train) -> int:
+            return capacity(train.net, train.data)
+
         candidates = pending if on_cpu else [train for train in wave if look.runnable(train)]
-        kinds: dict[object, dict[str, list[Train]]] = defaultdict(lambda: defaultdict(list))
-        for train in candidates:
-            shape = (shape_of(train), look.span(train) if on_cpu else self.needs[train].until)
-            kinds[shape][self.families[train]].append(train)
-        for families in kinds.values():
-            first = next(iter(families.values()))[0]
-            limit = capacity(first.net, first.data)
-            group: list[Train] = []
-            for family in families.values():
-                if len(group) + len(family) > limit and group:
-                    yield group
-                    group = []
-                group = group + family
-                while len(group) > limit:
-                    yield group[:limit]
-                    group = group[limit:]
-            if group:
-                yield group
+        return plan.groups(candidates, kind, self.families, limit)
 
     def _train_claimed(self, members: list[Train], group: list[Train]) -> bool:
         claims = {train: claim for train in members if (claim := self.store.claim(train.key))}

@@ -61,7 +61,7 @@ def publish(notebook: str | Path, target: str | Path) -> Path:
     return target
 
 
-def publish_study(config: Config, notebooks: str | Path, folder: str | Path) -> list[Path]:
+def publish_study(config: Config, notebooks: str | Path, folder: str | Path, command: str | None = None) -> list[Path]:
     """Make a page of each report of a study, and the index of the folder.
 
     All pages are made and checked before the first one is replaced.
@@ -74,6 +74,8 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path) -> 
         Folder of the executed notebooks, `<report>.ipynb`.
     folder : str or Path
         Folder for the pages, `<report>.html`, and for `index.html`.
+    command : str, optional
+        What executes the reports, for errors; `lthlab run` with the study by default.
 
     Returns
     -------
@@ -94,7 +96,7 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path) -> 
     if not config.reports:
         problems.append(f"study {config.name} has no reports; name some under 'reports'")
     sets = [word for setting in config.sets for word in ("--set", setting)]
-    command = shlex.join(["lthlab", "run", config.name, *sets])
+    command = command or shlex.join(["lthlab", "run", config.name, *sets])
     for report in config.reports:
         target = folder / f"{report}.html"
         problems += _foreign(target, config.name)
@@ -340,6 +342,8 @@ class _Facts(HTMLParser):
             self._field = "title"
         elif tag == "p" and "finding" in given.get("class", "").split() and not self.finding:
             self._field = "finding"
+        elif tag == "br" and self._field:
+            self.handle_data(" ")
         self.trainings = self.trainings or given.get("data-trainings", "")
 
     def handle_data(self, data: str) -> None:

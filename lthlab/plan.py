@@ -1,6 +1,6 @@
 """What computing values takes, before anything is computed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,3 +112,56 @@ def families(ordered: Iterable[Value]) -> dict[Value, str]:
     for value in ordered:
         found[value] = keys[value.key] = key_of(canonical(strip(value.form())))
     return found
+
+
+def shape_of(train: Train) -> tuple[object, ...]:
+    """What trainings must agree in to form a group."""
+    recipe = train.recipe
+    return (
+        train.net,
+        train.data,
+        recipe.batch_size,
+        recipe.optimizer,
+        recipe.betas,
+        recipe.decay_on,
+        recipe.precision,
+        train.start,
+        train.end,
+    )
+
+
+def groups(
+    trains: Iterable[Train],
+    kind: Callable[[Train], object],
+    families: Mapping[Value, str],
+    capacity: Callable[[Train], int],
+) -> Iterator[list[Train]]:
+    """Cut trainings into groups that train together: like with like, whole families where they fit.
+
+    Parameters
+    ----------
+    trains : iterable of Train
+        What is to be trained.
+    kind : callable
+        What members of a group agree in.
+    families : mapping of Value to str
+        As found by `families`.
+    capacity : callable
+        Largest group that a training can be in.
+    """
+    kinds: dict[object, dict[str, list[Train]]] = {}
+    for train in trains:
+        kinds.setdefault(kind(train), {}).setdefault(families[train], []).append(train)
+    for found in kinds.values():
+        limit = capacity(next(iter(found.values()))[0])
+        group: list[Train] = []
+        for family in found.values():
+            if len(group) + len(family) > limit and group:
+                yield group
+                group = []
+            group = group + family
+            while len(group) > limit:
+                yield group[:limit]
+                group = group[limit:]
+        if group:
+            yield group

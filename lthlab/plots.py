@@ -23,7 +23,9 @@ _COLOURS = {
 }  # fmt: skip
 _OTHER_COLOUR = "#8c4b85"
 _MARKERS = {"dense": "D", "LT": "o", "WR": "^", "RR": "s", "RT": "v", "SDT": "P"}
-_DASHED = (0, (4.0, 2.0))
+_Style = str | tuple[float, tuple[float, float]]
+_DASHED: _Style = (0, (4.0, 2.0))
+_DOTTED: _Style = (0, (1.0, 1.5))
 _MOST_TICKS = 7
 _STEPS = (("#4a98c9", "o"), ("#2070b4", "s"), ("#084a91", "^"), ("#000000", "D"))
 _SEVERAL = (
@@ -204,7 +206,9 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         If nothing is done, or rows differ in more than what is drawn.
     """
     ax, alone = _axes(ax)
-    done = _percent(_done(frame, ["layer", "level"]))
+    rewound = frame["rewind"].notna() & frame["rewind"].ne("0ep")
+    names = frame["method"].where(~rewound, frame["method"] + ", rewound to " + frame["rewind"].astype(str) + ",")
+    done = _percent(_done(frame.assign(method=names, rewind=None), ["layer", "level"]))
     common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
     levels = sorted(common or set(done["level"]))
     chosen = [levels[i] for i in sorted({round(j * (len(levels) - 1) / 3) for j in range(len(_STEPS))})]
@@ -213,7 +217,8 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for (method, level), own in cells.groupby(["method", "level"]):
         colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
         label = f"{method} masks, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
-        _line(ax, own["number"], own, label, colour, marker, method == "OMP")
+        style = _DASHED if method == "OMP" else "-" if method == "IMP" else _DOTTED
+        _line(ax, own["number"], own, label, colour, marker, style)
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
     ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
@@ -261,7 +266,7 @@ def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes
             colour, marker = _SEVERAL[number % len(_SEVERAL)]
             name = f"{_NAMES.get(hue, hue.replace('_', ' '))} {value:.6g}" if np.isreal(value) else str(value)
             places = _remaining(own[x]) if x == "sparsity" else own[x]
-            _line(ax, places, own, name, colour, marker, number >= len(_SEVERAL))
+            _line(ax, places, own, name, colour, marker, _DASHED if number >= len(_SEVERAL) else "-")
     if x == "sparsity":
         _sparsity_axis(ax, done)
     elif x.endswith("_lr"):
@@ -405,23 +410,23 @@ def _series(
         colour = _COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else _COLOURS["LT"])
         marker = _MARKERS.get(ticket, "s" if method == "OMP" else "o")
         name = f"{ticket} on {'permuted ' if ticket == 'RT' else ''}{method} masks" if method else ticket
-        _line(ax, place(own[x]) * shift, own, name, colour, marker, method == "OMP")
+        _line(ax, place(own[x]) * shift, own, name, colour, marker, _DASHED if method == "OMP" else "-")
         if dots:
             points = labelled[(labelled["ticket"] == ticket) & (labelled["method"] == method)]
             ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
 
 
 def _line(
-    ax: Axes, x: "pd.Series[float]", own: pd.DataFrame, label: str, colour: str, marker: str, dashed: bool
+    ax: Axes, x: "pd.Series[float]", own: pd.DataFrame, label: str, colour: str, marker: str, style: _Style
 ) -> None:
     ax.errorbar(
         x,
         own["mean"],
         yerr=[own["mean"] - own["low"], own["high"] - own["mean"]],
         color=colour,
-        linestyle=_DASHED if dashed else "-",
+        linestyle=style,
         marker=marker,
-        markerfacecolor="white" if dashed else colour,
+        markerfacecolor=colour if style == "-" else "white",
         markersize=4.6,
         linewidth=1.2,
         elinewidth=1,

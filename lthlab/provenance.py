@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def machine() -> dict[str, str | int]:
+    """Describe this machine by `processor`, its model as far as the system tells, and the number of its `cores`."""
+    model = None
+    with suppress(OSError):
+        model = re.search("^model name\\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    processor = model[1].strip() if model else platform.processor() or platform.machine()
+    return {"processor": processor, "cores": os.cpu_count() or 1}
 
 
 def _checkout(path: Path) -> tuple[str | None, bool | None]:

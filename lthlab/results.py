@@ -53,6 +53,20 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def statuses(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """Say of values what they are, one of `STATUSES` each; a damaged one is missing.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are.
+    keys : iterable of str
+        Their keys.
+    """
+    reader = _Reader(store)
+    return {key: reader.status(key)[0] for key in keys}
+
+
 def select(frame: pd.DataFrame, configuration: str) -> pd.DataFrame:
     """Choose the rows of a configuration, or of a stage, such as 'find_tickets'.
 

@@ -1,5 +1,6 @@
 """What the store holds of trainings, and what is left to do."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -154,6 +155,28 @@ class Run:
         return None
 
 
+class _Seen(Store):
+    """A store as it is now: its folder is listed once, and each manifest read once; damaged parts are left out."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.root, store.files)
+        self._keys = set(self._entries(self.root))
+        self._found: dict[str, list[Part]] = {}
+
+    def has(self, key: str) -> bool:
+        return bool(self.parts(key))
+
+    def parts(self, key: str) -> list[Part]:
+        if key not in self._keys:
+            return []
+        if key not in self._found:
+            try:
+                self._found[key] = super().parts(key)
+            except Damaged:
+                self._found[key] = []
+        return self._found[key]
+
+
 class Outlook:
     """What the store has of values and of all that they are made from, and what is left to do.
 
@@ -163,30 +186,34 @@ class Outlook:
         As in `lthlab.lab.compute`.
     store : Store
         Where to look.
+    study : iterable of Value, optional
+        What else will be asked for later: how far a training goes and what is kept of it follow from all.
 
     Attributes
     ----------
     values : list of Value
-        All that is stored, inputs first.
+        All that is asked for and stored, inputs first.
     needs : dict of Train to Need
-        How far each training is asked for.
+        How far each training among them is to go.
     dead : dict of Value to str
         What was found out to be of no use or impossible, with the reason: 'stale' or 'blocked'.
     """
 
-    def __init__(self, asked: Iterable[Value], store: Store) -> None:
+    def __init__(self, asked: Iterable[Value], store: Store, study: Iterable[Value] = ()) -> None:
         asked = list(asked)
         self.store = store
         self.values = ancestors(asked)
-        self.needs = plan.needs(asked)
+        needs = plan.needs([*asked, *study])
+        self.needs = {value: needs[value] for value in self.values if isinstance(value, Train)}
         self.dead: dict[Value, str] = {}
+        self._runs: dict[Train, Run] | None = None
 
     def runnable(self, value: Value) -> bool:
         """Whether the inputs of a value allow it; one whose inputs diverged or are stale is noted in `dead`."""
         if value in self.dead:
             return False
         for at in value.moments:
-            run = Run(at.run, self.store)
+            run = self._run(at.run)
             if run.stale or at.run in self.dead:
                 self.bury(value, "stale" if run.stale else self.dead[at.run])
             elif not run.yields(at.step):
@@ -210,19 +237,30 @@ class Outlook:
 
     def missing(self, train: Train) -> bool:
         """Whether the store lacks anything of what is asked of a training."""
-        return Run(train, self.store).lacks(self.needs[train])
+        return self._run(train).lacks(self.needs[train])
 
     def span(self, train: Train) -> tuple[int, int]:
         """From which iteration to train to which."""
-        return Run(train, self.store).span(self.needs[train])
+        return self._run(train).span(self.needs[train])
 
-    def left(self) -> dict[Train, int]:
-        """Epochs left, begun ones included, of each training that lacks something and can be trained.
+    def now(self) -> "Outlook":
+        """Return an outlook on the store as it is now, in which nothing changes and nothing is read twice."""
+        look = copy.copy(self)
+        look.store, look._runs = _Seen(self.store), {}
+        return look
 
-        What the checkpoint of its group has is done.
+    def left(self) -> dict[Train, tuple[int, int]]:
+        """Find what is left of each training that lacks something and can be trained.
+
+        Returns
+        -------
+        dict of Train to tuple of int
+            Iterations from which and to which. What the checkpoint of its group has is done. Results that are
+            damaged are missing.
         """
-        possible = {value for value in self.values if self.runnable(value)}
-        spans = {train: self.span(train) for train in self.needs if train in possible and self.missing(train)}
+        look = self if self._runs is not None else self.now()
+        possible = {value for value in self.values if look.runnable(value)}
+        spans = {train: look.span(train) for train in self.needs if train in possible and look.missing(train)}
         starts = {train: start for train, (start, _) in spans.items()}
         known = {train.key: train for train in self.needs}
         for group, checkpoint in self.store.checkpoints().items():
@@ -232,15 +270,28 @@ class Outlook:
                 (span,) = parts
                 if self.group(members, span) == group:
                     starts |= {train: checkpoint.iteration for train in members if train in spans}
-        return {t: -(-spans[t][1] // t.steps_per_epoch) - start // t.steps_per_epoch for t, start in starts.items()}
+        return {train: (start, spans[train][1]) for train, start in starts.items()}
 
     def group(self, members: Sequence[Train], span: tuple[int, int]) -> str:
         """Name a group of trainings by who is in it and what is asked of them; of the form of a key."""
         keep = [[train.key, sorted(self.needs[train].keep)] for train in members]
         return hashlib.sha256(json.dumps([*span, keep]).encode()).hexdigest()[:32]
 
+    def _run(self, train: Train) -> Run:
+        if self._runs is None:
+            return Run(train, self.store)
+        if train not in self._runs:
+            self._runs[train] = Run(train, self.store)
+        return self._runs[train]
+
     def _records(self, value: Value) -> list[dict[str, Any]]:
         return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+
+
+def epochs(left: Mapping[Train, tuple[int, int]]) -> int:
+    """Count the epochs that are left, begun ones included."""
+    steps = [(train.steps_per_epoch, *span) for train, span in left.items()]
+    return sum(-(-until // step) - start // step for step, start, until in steps)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A store is a folder::
     <key>/0, <key>/1, …         parts of the result: a run may be continued, each continuation adds a part
     <key>/<part>/manifest.json  size and checksum of each file of the part, and a free record
     studies/<name>.json         table of the roles of a study
+    timings.jsonl               how long past trainings took
     .work/                      what is not finished: staged parts, checkpoints, progress
     .claims/                    lock files of the values that somebody computes
 
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from lthlab.disk import KEY, NUMBER, Damaged, Disk, digest, sealed
-from lthlab.files import Files, StoreError, change, open_plain
+from lthlab.files import Files, StoreError, change, open_plain, refused
 
 MANIFEST = "manifest.json"
 DESCRIPTION = "description.json"
@@ -43,6 +44,7 @@ DESCRIPTION = "description.json"
 _NAME = "[A-Za-z0-9][A-Za-z0-9_.-]*"
 _NONCE = "[0-9a-f]{16}"
 _LONGEST_HEADER = 1 << 24
+_LONGEST_TIMINGS = 1 << 20
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -341,6 +343,26 @@ class Store(Disk):
         """Names of the studies that have a table, sorted."""
         return sorted(self._matches(self._studies, rf"({_NAME})\.json"))
 
+    # Timings
+
+    def append_timing(self, line: str) -> None:
+        """Append a line on how long something took; it does not wait for the disk."""
+        self._append(self.root / "timings.jsonl", line)
+
+    def timings(self) -> list[str]:
+        """Lines on how long past trainings took, the latest last; of a long file only the end."""
+        path = self.root / "timings.jsonl"
+        try:
+            with open(path, "rb", opener=open_plain) as file:
+                start = max(0, file.seek(0, os.SEEK_END) - _LONGEST_TIMINGS)
+                file.seek(start)
+                lines = file.read().decode(errors="replace").split("\n")[:-1]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise refused(error, path) from error
+        return lines[1:] if start else lines
+
     # Claims
 
     def claim(self, key: str) -> Claim | None:
@@ -432,11 +454,7 @@ class Store(Disk):
 
     def append_progress(self, group: str, line: str) -> None:
         """Append a line to the progress of a group; it does not wait for the disk."""
-        if "\n" in line:
-            raise ValueError(f"a line of progress must not hold a line break: {line!r}")
-        path = self._work / f"{_key(group)}.progress"
-        self._folder(self._work)
-        change(self.files.append, path, line.encode() + b"\n")
+        self._append(self._work / f"{_key(group)}.progress", line)
 
     def progress(self) -> dict[str, list[str]]:
         """Lines of progress of each group; a last line that is not complete is left out."""
@@ -474,6 +492,12 @@ class Store(Disk):
         for name in self._entries(self._work):
             if name not in stay:
                 self._retire(self._work / name)
+
+    def _append(self, path: Path, line: str) -> None:
+        if "\n" in line:
+            raise ValueError(f"{path.name}: a line must not hold a line break: {line!r}")
+        self._folder(path.parent)
+        change(self.files.append, path, line.encode() + b"\n")
 
     # Reading
 

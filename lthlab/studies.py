@@ -73,6 +73,13 @@ def select(labelled: Iterable[Labelled], configuration: str | None) -> list[Labe
     return chosen
 
 
+def note(config: Config, labelled: Iterable[Labelled], store: Store) -> None:
+    """Store the table of a study: title, document, settings of the command line, reports, and roles with keys."""
+    roles = [{"key": item.value.key, **item.role} for item in labelled]
+    table = {"title": config.title, "document": config.document, "sets": config.sets, "reports": config.reports}
+    store.write_study(config.name, table | {"roles": roles})
+
+
 def find(study: str | Path) -> Path:
     """Find a study's file.
 

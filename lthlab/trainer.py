@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,7 +12,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, nets, provenance
+from lthlab import data, estimates, nets, provenance
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
@@ -95,8 +94,8 @@ class Trainer:
             group = _Group(self, name, members, [*wanted.values(), *([claim] if claim else [])], span)
             whole = group.advance(len(wanted))
             if whole:
-                for train in wanted:
-                    group.commit(train)
+                sizes = [group.commit(train) for train in wanted]
+                group.time(sum(sizes) / len(sizes))
                 self.store.remove_checkpoint(name)
             self.store.remove_progress(name)
         if whole and self.watcher is not None:
@@ -145,6 +144,7 @@ class _Group:
         self.began = self.signed = self.noted = time.monotonic()
         self.spent = 0.0
         self.training = self._saved() or self._begun()
+        self.first = self.training.iteration
 
     @property
     def seconds(self) -> float:
@@ -244,8 +244,8 @@ class _Group:
 
     # --- end ------------------------------------------------------------------------------------------------
 
-    def commit(self, train: Train) -> None:
-        """Commit what the group has trained of one of its members."""
+    def commit(self, train: Train) -> int:
+        """Commit what the group has trained of one of its members; returns the number of bytes."""
         number, before, training, start = self.members.index(train), self.before[train], self.training, self.span[0]
         progress = training.progress[number]
         final, until = training.group.state(number), training.iteration
@@ -278,6 +278,16 @@ class _Group:
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
         files |= origin(device=str(self.trainer.device), seconds=self.seconds, **form)
         self.store.commit(train.key, len(before.parts), files, record)
+        return sum(map(len, files.values()))
+
+    def time(self, size: float) -> None:
+        """Note how long this process took, for forecasts."""
+        device, group = self.trainer.device, self.training.group
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        seconds = time.monotonic() - self.began
+        run = {"device": name, "threads": torch.get_num_threads(), "form": group.form, "bytes": round(size)}
+        steps = self.training.iteration - self.first
+        estimates.record(self.store, self.members[0], len(self.members), steps, seconds, run)
 
 
 def _latest(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -307,7 +317,7 @@ def origin(**fields: object) -> dict[str, bytes]:
     facts = {
         **provenance.code(),
         **provenance.versions(),
-        "processor": platform.machine(),
+        "processor": provenance.machine()["processor"],
         "threads": torch.get_num_threads(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -117,17 +117,20 @@ class Tree:
     def merged(self, over: "Tree") -> "Tree":
         """Lay another tree over this one: mappings field by field, all else as a whole.
 
-        Of mappings that have names, one of another name replaces what is below it.
+        Of mappings within them that have names, one of another name replaces what is below it.
         """
         if not isinstance(self.plain, dict) or not isinstance(over.plain, dict):
-            return over
-        if over.plain.get("name", self.plain.get("name")) != self.plain.get("name", over.plain.get("name")):
             return over
         found = Tree(dict(self.plain), self.spots | {(): over.spots[()]})
         for name in over.plain:
             branch = over.at(name)
-            found = found.with_branch(name, self.at(name).merged(branch) if name in self.plain else branch)
+            replaces = name not in self.plain or self.at(name)._named_otherwise(branch)
+            found = found.with_branch(name, branch if replaces else self.at(name).merged(branch))
         return found
+
+    def _named_otherwise(self, over: "Tree") -> bool:
+        names = [tree.plain["name"] for tree in (self, over) if isinstance(tree.plain, dict) and "name" in tree.plain]
+        return len(names) == 2 and names[0] != names[1]
 
     def named(self, *names: str) -> "Tree":
         """Write fields that are a mere name as mappings with a name."""

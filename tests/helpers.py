@@ -88,6 +88,7 @@ def bits(root):
             del body["blake2b"], body["files"]["provenance.json"]
             content = json.dumps(body)
         found[name] = "" if path.name == "provenance.json" else content
+    found.pop("timings.jsonl", None)
     return found
 
 

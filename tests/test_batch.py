@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 
 from lthlab import batch, kernels
 from lthlab.batch import execute
-from lthlab.jobs import Job, JobError, Outcome, check, group_failures
+from lthlab.jobs import Job, JobError, Outcome, check, group_failures, up_to_date
 
 ODD = {"text": "'\"\\ \n\t{} %s ${HOME} </script> \u202e é \x00", "list": [1, -2.5, None, True, {"a b": []}]}
 HOLD_LOCK = "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"  # never gives the interpreter's lock back
@@ -88,6 +89,8 @@ def read_when_there(path, seconds=40.0):
         ({"depends_on": ("a",)}, "depends_on: jobs that wait for each other: a"),
         ({"cores": 0}, "cores: 0; allowed: 1 and more"),
         ({"cell_timeout_s": 0}, "cell_timeout_s: 0; allowed: above 0"),
+        ({"environment": {"A": "\0"}}, r"environment: 'A'='\x00' cannot be set"),
+        ({"environment": {"A=B": ""}}, "environment: 'A=B'='' cannot be set"),
         ({"output": Path("a.txt")}, "output: a.txt; allowed: names that end in '.ipynb'"),
         ({"output": Path("a.failed.ipynb")}, "but not in '.failed.ipynb'"),
         ({"notebook": Path("none.ipynb")}, "notebook none.ipynb: cannot be read"),
@@ -129,6 +132,31 @@ def test_a_batch_that_is_stopped_at_the_latest_ends_within_20_seconds():
     assert grace + kernels.INTERRUPT_S + batch.ABANDON_S + batch.CLOSE_S + 2 * kernels.TICK_S <= 19
 
 
+def test_an_output_is_up_to_date_with_the_same_code_and_parameters(tmp_path):
+    path = notebook(tmp_path / "a.ipynb", "1", defaults={"lr": 0.1, "text": ""})
+    asked = Job("a", path, tmp_path / "out.ipynb", {"text": "'\"\\ é\n"})
+    text = check([asked])["a"]
+    assert not up_to_date(asked, text)
+    executed = nbformat.read(path, as_version=4)
+    executed.cells[2].outputs = [nbformat.v4.new_output("stream", text="1")]
+    executed.cells.insert(2, nbformat.v4.new_code_cell(f"# Parameters\nparameters = {text!r}\n"))
+    executed.cells[2].metadata.tags = ["injected-parameters"]
+    nbformat.write(executed, asked.output)
+    assert up_to_date(asked, text)
+    assert not up_to_date(asked, text.replace("0.1", "0.2"))
+    for index, source in enumerate(["# Another text", "parameters = '{}'", "2"]):
+        changed = nbformat.read(path, as_version=4)
+        changed.cells[index].source = source
+        nbformat.write(changed, path)
+        assert up_to_date(asked, text) == (index == 0)
+        executed.cells[index + (index > 1)].source = source
+        nbformat.write(executed, asked.output)
+        assert up_to_date(asked, text)
+    for broken in ("", "{}", '{"cells": [1]}', '{"cells": []}'):
+        asked.output.write_text(broken)
+        assert not up_to_date(asked, text)
+
+
 # --- many jobs on two slots of this machine -------------------------------------------------------------------
 
 FACTS = """
@@ -143,6 +171,7 @@ facts = {
     "history": get_ipython().history_manager.enabled,
     "ipython": os.environ["IPYTHONDIR"],
     "folder": os.getcwd(),
+    "odd": os.environ.get("ODD"),
     "got": json.loads(parameters),
 }
 """
@@ -164,7 +193,10 @@ def ran(tmp_path_factory):
     jobs = [
         job(folder, "left", MEET.replace("OWN", "l").replace("OTHER", "r")),
         job(folder, "right", MEET.replace("OWN", "r").replace("OTHER", "l")),
-        job(folder, "facts", FACTS, note("facts", "json.dumps(facts)"), parameters=ODD, defaults=ODD | {"more": 1}),
+        job(
+            folder, "facts", FACTS, note("facts", "json.dumps(facts)"), parameters=ODD, defaults=ODD | {"more": 1},
+            environment={"ODD": "'\"\n ${HOME} é", "OMP_NUM_THREADS": "7"},
+        ),
         job(folder, "failing", "x = 1", "# why\n\ndef f(x):\n    raise ValueError(f'no {x}')\nf(12.5)"),
         job(folder, "failing2", "raise ValueError('no 7')"),
         job(folder, "child", "1", depends_on=("left", "failing")),
@@ -172,6 +204,7 @@ def ran(tmp_path_factory):
         job(folder, "killed", note("killed", "__import__('os').getpid()"), "import os\nos.kill(os.getpid(), 9)"),
         job(folder, "left_early", "import sys\nsys.exit(0)", "1"),
         job(folder, "slow", WAIT, cell_timeout_s=0.6),
+        job(folder, "halted", "class Stopped(Exception):\n    pass\nraise Stopped('3 trainings left')", "1"),
         job(folder, "hung", note("hung", "1"), HOLD_LOCK),
         job(folder, "poison", "import os\nos.kill(os.getppid(), 9)\n" + HOLD_LOCK),
         job(
@@ -181,7 +214,7 @@ def ran(tmp_path_factory):
         job(folder, "core2", FACTS, note("facts2", "json.dumps(facts)"), cores=2, depends_on=("left", "right")),
         job(folder, "last", "1", depends_on=("facts",)),
     ]  # fmt: skip
-    events, listening = [], set()
+    events, listening, ticks = [], set(), []
 
     def on_event(event):
         events.append(event)
@@ -196,8 +229,10 @@ def ran(tmp_path_factory):
         stall_after_s=2.0,
         alive=lambda job: job.name if job.name == "hung" else time.monotonic(),
         on_event=on_event,
+        tick=lambda: ticks.append(threading.get_ident()),
     )
     assert [outcome.name for outcome in outcomes] == [job.name for job in jobs]
+    assert len(ticks) > 10 and set(ticks) == {threading.get_ident()}
     left = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*")) - before
     return (
         {outcome.name: outcome for outcome in outcomes},
@@ -247,6 +282,8 @@ def test_a_slot_owns_its_cores(ran, name, cores):
 def test_the_environment_is_that_of_the_calling_process(ran):
     *_, before, after = ran
     names = json.loads((ran[3] / "notebooks" / "facts").read_text())["names"]
+    assert json.loads((ran[3] / "notebooks" / "facts").read_text())["odd"] == "'\"\n ${HOME} é"
+    assert json.loads((ran[3] / "notebooks" / "facts2").read_text())["odd"] is None
     for set_by_dask in ("MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED"):
         assert (set_by_dask in names) == (set_by_dask in before)
     assert after == before
@@ -270,6 +307,13 @@ def test_an_error_names_its_cell_line_and_last_line_and_keeps_the_notebook(ran):
     log = failing.log.read_text()
     assert "ValueError: no 12.5" in log and "\x1b" not in log
     assert "without encryption" not in "".join(outcome.log.read_text() for outcome in ran[0].values() if outcome.log)
+
+
+def test_a_cell_that_says_that_it_was_stopped_is_no_failure(ran):
+    halted = ran[0]["halted"]
+    assert (halted.status, halted.cell, halted.error) == ("stopped", 3, "")
+    assert halted.message == "3 trainings left"
+    assert halted.output is None
 
 
 def test_what_depends_on_a_failed_job_is_skipped(ran):
@@ -339,7 +383,8 @@ def test_failures_are_grouped_by_cause(ran):
         "    ValueError: no 12.5",
     ]
     assert text[3] == f"    log: {ran[3] / 'out' / 'failing.log'}"
-    assert text[4] == "    again: lthlab run x.yaml --only failing"
+    assert text[4] == f"    executed: {ran[3] / 'out' / 'failing.failed.ipynb'}"
+    assert text[5] == "    again: lthlab run x.yaml --only failing"
     listed = {outcome.name for group in groups for outcome in group.outcomes}
     assert listed == {"failing", "failing2", "killed", "slow", "left_early", "hung", "poison"}
 
@@ -405,19 +450,22 @@ def test_the_deadline_stops_at_the_end_of_a_cell(tmp_path, cluster):
     polite = "import os, time\n" + note("began", 1) + "\nwhile not os.path.exists(os.environ['LTHLAB_STOP']):\n"
     jobs = [
         job(tmp_path, "polite", polite + "    time.sleep(0.05)\n" + note("saved", 1), note("next", 1)),
+        job(tmp_path, "broken", polite + "    time.sleep(0.05)\n1 / 0"),
         job(tmp_path, "late", "1"),
     ]
     began = time.monotonic()
-    outcomes = execute(jobs, slots=1, cluster=cluster, deadline=began + 4)
+    outcomes = execute(jobs, slots=2, cluster=cluster, deadline=began + 5)
     assert time.monotonic() - began < 10
     assert [(outcome.status, outcome.message) for outcome in outcomes] == [
         ("stopped", "stopped"),
+        ("failed", "division by zero"),
         ("stopped", "deadline"),
     ]
     notebooks = tmp_path / "notebooks"
     assert (notebooks / "saved").exists() == (notebooks / "began").exists()
     assert not (notebooks / "next").exists()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["polite.log"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"polite.log", "broken.log", "broken.failed.ipynb"}
 
 
 def test_kernels_end_with_a_batch_that_ends_by_an_error(tmp_path, cluster):

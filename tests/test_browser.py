@@ -9,6 +9,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +23,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from test_pages import PIXEL, code, markdown, notebook, shows, study  # noqa: F401
 
 from lthlab import plots, reports
+from lthlab.machine import leaks
 from lthlab.pages import gallery, publish, publish_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,23 +92,24 @@ def problems(browser: Browser, path: Path, shots: Path) -> list[str]:
     for name, size, scheme in (("light", WIDE, "light"), ("dark", WIDE, "dark"), ("narrow", NARROW, "light")):
         with Visit(browser, path, size, scheme) as visit:
             page = visit.page
-            shot = page.screenshot(path=shots / f"{path.stem}-{name}.png", full_page=True)
+            page.screenshot(path=shots / f"{path.stem}-{name}.png", full_page=True)
+            if blank(page.screenshot()):
+                found.append(f"{name}: the screenshot is blank")
             page.evaluate(OPEN_ALL)
             found += visit.problems
             if page.evaluate(TOO_WIDE) > 0:
                 found.append(f"{name}: scrolls sideways by {page.evaluate(TOO_WIDE)} pixels")
-            if blank(shot):
-                found.append(f"{name}: the screenshot is blank")
             if (page.evaluate(LIGHTNESS) > 200) != (scheme == "light"):
                 found.append(f"{name}: the background is not {scheme}")
             if name == "light":
                 found += broken_links(page) + in_print(page)
+    for size, scheme in ((WIDE, "light"), (NARROW, "dark")):
         with Visit(browser, path, size, scheme, policy=False) as visit:
             visit.page.evaluate(OPEN_ALL)
             for item in Axe().run(visit.page).response["violations"]:
                 if item["impact"] in ("serious", "critical"):
                     places = "; ".join(" ".join(map(str, node["target"])) for node in item["nodes"][:3])
-                    found.append(f"{name}: axe: {item['impact']}: {item['id']}: {places}")
+                    found.append(f"{scheme}: axe: {item['impact']}: {item['id']}: {places}")
             found += [problem for problem in visit.problems if problem not in found]
     return found
 
@@ -181,6 +185,47 @@ def everything() -> list[dict]:
         code("assert True", tags=["checks"]),
     ]
     return [cell | {"id": f"more-{number}"} for number, cell in enumerate(cells)]
+
+
+TINY = """
+name: tiny
+title: "Lottery tickets & 'others' in <LeNet>"
+net: lenet_300_100
+data: digits
+replicates: 2
+find: {epochs: 2, batch_size: 64, lr: [0.05, 0.2], momentum: 0.9}
+prune: {levels: [1, 4]}
+protocol: {rewound_masks: initial}
+tickets: {LT: {}, RR: {}, WR: {rewind: 1ep}, SDT: {}}
+measures: {correlation_indicator: {p: 0.1}}
+reports: [winning_tickets, weight_correlation]
+"""
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """An oddly named folder in which a tiny study was run and published by the command line."""
+    folder = tmp_path_factory.mktemp("run") / "J. O'Neil & <söhne>"
+    (folder / "params").mkdir(parents=True)
+    (folder / "params" / "tiny.yaml").write_text(TINY)
+    for arguments in (["run", "--notebooks", ROOT / "notebooks", "--device", "cpu"], ["publish"]):
+        command = [sys.executable, "-m", "lthlab", *arguments, "params/tiny.yaml"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_pages_of_a_run_are_in_order(executed, browser, tmp_path):
+    paths = sorted((executed / "reports").rglob("*.html"))
+    assert [path.name for path in paths] == ["index.html", "weight_correlation.html", "winning_tickets.html"]
+    assert {path.name: found for path in paths if (found := problems(browser, path, tmp_path))} == {}
+
+
+def test_what_a_run_leaves_does_not_tell_where_it_was_made(executed):
+    kinds = {".html", ".ipynb", ".json", ".jsonl", ".log"}
+    texts = {path: path.read_text(encoding="utf-8") for path in executed.rglob("*") if path.suffix in kinds}
+    assert kinds <= {path.suffix for path in texts}
+    assert {path.name: found for path, text in texts.items() if (found := leaks(text))} == {}
 
 
 @pytest.fixture

@@ -2,16 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import lthlab
-from lthlab import cli, results, spec
+from lthlab import cli, lab, pages, results, runs, spec, watch
+from lthlab.runs import InTraining
 from lthlab.store import Store
 from lthlab.tickets import expand
 
@@ -122,6 +125,174 @@ def test_status_of_an_empty_store(folder, capsys):
     assert not Path("runs").exists()
 
 
+def test_settings_are_shown_as_yaml_and_noted(folder, capsys):
+    sets = ["--set", "find.lr=0.1,0.2", "--set", "title=Two"]
+    code, out, err = lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", *sets)
+    assert code == 0
+    assert out.startswith("tiny: 4 trainings, 4 of them now")
+    assert err.startswith("find:\n  lr: [0.1, 0.2]\ntitle: Two\n")
+    table = Store("runs").study("tiny")
+    assert table["sets"] == ["find.lr=0.1,0.2", "title=Two"]
+    assert (table["title"], table["document"]["find"]["lr"]) == ("Two", [0.1, 0.2])
+    code, out, err = lthlab_command(capsys, "plan", "tiny.yaml", "--set", "find.lr=0.1,zero", "--set", "x")
+    assert (code, out) == (2, "")
+    assert "--set x: not understood; allowed: field=value[,value…], such as find.lr=0.1,0.3" in err
+
+
+def test_one_configuration(folder, capsys):
+    name = "find_tickets.lenet_300_100.digits"
+    code, out, _ = lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--only", name)
+    assert (code, out.partition(",")[0]) == (0, "tiny: 1 trainings")
+    assert results.count_statuses(results.load("runs"))["missing"] == 2
+    code, out, err = lthlab_command(capsys, "compute", "tiny.yaml", "--only", "find_ticket")
+    assert (code, out) == (2, "")
+    assert "did you mean 'find_tickets'?" in err
+
+
+@pytest.mark.parametrize(("name", "code"), [("stale", 1), ("failed", 1), ("diverged", 0), ("blocked", 0)])
+def test_what_makes_computing_a_failure(folder, capsys, monkeypatch, name, code):
+    value = expand(spec.read("tiny.yaml"))[0].value
+    monkeypatch.setattr(lab, "compute_study", lambda *_, **__: lab.Summary(trainings=2, **{name: [value]}))
+    found, out, _ = lthlab_command(capsys, "compute", "tiny.yaml")
+    assert found == code
+    assert out.splitlines()[1] == f"{name}: 1; `lthlab status tiny.yaml` lists them"
+    found, out, _ = lthlab_command(capsys, "compute", "tiny.yaml", "--json")
+    assert (found, json.loads(out)[name]) == (code, [value.key])
+
+
+# --- plans ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plan(folder, capsys):
+    code, out, err = lthlab_command(capsys, "plan", "tiny.yaml", "--set", "reports=counts", "--set", "find.lr=0.1,0.2")
+    assert code == 0
+    lines = out.splitlines()
+    assert (lines[0], max(map(len, lines[:-1])) <= 80) == ("tiny, on cpu:", True)
+    assert [line.split()[:7] for line in lines[2:6]] == [
+        ["find_tickets", "1", "2", "0", "0", "2", "0"],
+        ["evaluate_tickets", "1", "2", "0", "0", "2", "0"],
+        ["reports", "1", "0", "0", "0", "0", "0"],
+        ["in", "all", "3", "4", "0", "0", "4"],
+    ]
+    assert lines[6].startswith("the time is partly guessed")
+    assert not Path("runs").exists()
+
+
+def test_a_plan_as_json(folder, capsys):
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--only", "find_tickets")
+    code, out, _ = lthlab_command(capsys, "plan", "tiny.yaml", "--json")
+    found = json.loads(out)
+    assert (code, found["schema"], found["study"], found["device"]) == (0, 1, "tiny", "cpu")
+    facts = {name: found[name] for name in ("notebooks", "trainings", "shared", "done", "left", "epochs", "guessed")}
+    assert facts == dict(notebooks=2, trainings=2, shared=1, done=1, left=1, epochs=1, guessed=False)
+    assert [(row["stage"], row["trainings"], row["done"], row["epochs"]) for row in found["stages"]] == [
+        ("find_tickets", 1, 1, 0),
+        ("evaluate_tickets", 1, 0, 1),
+    ]
+    assert sum(row["bytes"] for row in found["stages"]) == found["bytes"] > 0
+    assert sum(row["shared"] for row in found["stages"]) == found["shared"]
+    assert len(found["configurations"]) == 2
+
+
+def test_a_plan_of_a_thousand_configurations_takes_two_seconds_and_no_torch(folder):
+    text = STUDY.replace("lr: 0.05", f"lr: {[round(0.001 * n, 3) for n in range(1, 51)]}") + "replicates: 10\n"
+    text = text.replace("levels: 1", "levels: [1, 2]").replace("{LT: }", "{LT: , RR: }")
+    Path("many.yaml").write_text(text + "panel_by: [find.lr, replicate]\n")
+    script = (
+        "import sys, time, lthlab.cli as c; code = c.main(['plan', 'many.yaml'])\n"
+        "assert not {'torch', 'pandas'} & sys.modules.keys(); print(time.process_time()); sys.exit(code)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    taken = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        *lines, seconds = done.stdout.splitlines()
+        assert lines[4].split()[:7] == ["in", "all", "1,000", "3,500", "1,500", "0", "3,500"]
+        taken.append(float(seconds))
+    assert min(taken) < 2
+
+
+# --- status ---------------------------------------------------------------------------------------------------
+
+
+def test_status_tells_what_is_in_training_and_what_may_hang(folder, capsys, monkeypatch):
+    group = InTraining("f" * 32, 7, 20, 40, 5, 10, 3.0, 0.5, {"a" * 32: {}, "b" * 32: {}})
+    monkeypatch.setattr(runs, "in_training", lambda store: [group, replace(group, silent=4000.0)])
+    code, out, _ = lthlab_command(capsys, "status")
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        "in training: 2 replicas, epoch 5 of 10",
+        "in training: 2 replicas, epoch 5 of 10; no sign of life for 1:06:40, process 7 may hang",
+    ]
+    _, out, _ = lthlab_command(capsys, "status", "--json")
+    assert [(each["epoch"], each["silent"]) for each in json.loads(out)["running"]] == [(5, 0.5), (5, 4000.0)]
+
+
+def test_watching_what_is_done_already(folder, capsys):
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu")
+    for arguments in (["tiny"], ["tiny.yaml"], []):
+        code, out, _ = lthlab_command(capsys, "status", *arguments, "--watch")
+        assert (code, out) == (0, "0:00:00 find_tickets: 1 done\n0:00:00 evaluate_tickets: 1 done\n")
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--set", "name=other")
+    code, out, err = lthlab_command(capsys, "status", "--watch")
+    assert (code, out, err) == (2, "", "--watch needs one study; allowed: other, tiny\n")
+
+
+def test_watching_ends_with_ctrl_c(folder, capsys, monkeypatch):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu")
+    monkeypatch.setattr(watch, "follow", stop)
+    code, _, err = lthlab_command(capsys, "status", "tiny", "--watch")
+    assert (code, err) == (130, "")
+
+
+# --- pages and completion -------------------------------------------------------------------------------------
+
+
+def test_publishing(folder, capsys, monkeypatch):
+    asked = []
+
+    def publish(config, notebooks, target, command):
+        asked.append((config.reports, notebooks, target, command))
+        if len(asked) == 3:
+            raise pages.PageError("no good")
+        return [target / "counts.html", target / "index.html"]
+
+    monkeypatch.setattr(pages, "publish_study", publish)
+    arguments = ["publish", "tiny.yaml", "--set", "reports=counts", "--runs", "elsewhere"]
+    code, out, _ = lthlab_command(capsys, *arguments)
+    assert (code, out) == (0, "tiny: 1 pages and their index, reports/tiny/index.html\n")
+    command = "lthlab run tiny.yaml --set reports=counts --runs elsewhere"
+    assert asked == [(("counts",), folder / "elsewhere" / "notebooks" / "tiny", Path("reports/tiny"), command)]
+    code, out, _ = lthlab_command(capsys, *arguments, "--to", "there", "--json")
+    assert (code, json.loads(out)["pages"]) == (0, ["there/counts.html", "there/index.html"])
+    assert lthlab_command(capsys, *arguments)[0::2] == (2, "{reports: counts}\nno good\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion(folder, capsys, shell):
+    code, out, _ = lthlab_command(capsys, "completion", shell)
+    assert code == 0
+    assert "--stall-after" in out or shell == "tcsh"
+    assert "*.yaml" in out
+
+
+def test_bash_completes_studies_and_options(folder, capsys):
+    Path("completion.bash").write_text(lthlab_command(capsys, "completion", "bash")[1])
+    Path("other.txt").touch()
+    Path("folder").mkdir()
+    ask = 'source completion.bash; COMP_WORDS=(lthlab {}); COMP_CWORD={}; _shtab_lthlab; echo "${{COMPREPLY[@]}}"'
+    for words, found in {
+        "run t": "tiny.yaml", "plan ''": "folder/ tiny.yaml", "ru": "run", "compute tiny.yaml --dev": "--device"
+    }.items():  # fmt: skip
+        command = ask.format(words, len(words.split()))
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.stdout.split() == found.split(), done.stderr
+
+
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +301,7 @@ def test_status_of_an_empty_store(folder, capsys):
     ("change", "arguments", "words"),
     [
         (("lr: 0.05", "lr: 0"), [], "tiny.yaml:4:35: find.lr: 0 is not allowed; allowed: above 0"),
-        (("tickets: {LT", "tickets: {TL"), [], "tickets.TL: unknown field; allowed: LT, RR, WR"),
+        (("tickets: {LT", "tickets: {TL"), [], "tickets.TL: unknown field; allowed: LT, RR, RT, SDT, WR"),
         (("name: tiny", "nme: tiny"), [], "tiny.yaml:1:1: nme: unknown field"),
         (("net: lenet_300_100", "net: lenet"), [], "did you mean 'lenet_300_100'?"),
         (("levels: 1", "levels: 0"), [], "tiny.yaml:5:9: prune.levels: 0 is not allowed; allowed: 1 or more"),
@@ -165,12 +336,29 @@ def test_all_problems_are_printed_line_by_line(folder, capsys):
     ]
 
 
-@pytest.mark.parametrize("study", ["none.yaml", "."])
-def test_a_study_that_cannot_be_read(folder, capsys, study):
-    code, out, err = lthlab_command(capsys, "compute", study)
+@pytest.mark.parametrize(
+    ("study", "says"),
+    [
+        ("tyny.yaml", "study tyny.yaml: no such file; allowed: bytes, tiny; did you mean 'tiny'?"),
+        ("tiny", "study 'tiny' is not in params; allowed: "),
+        (".", "study '.' is not in params; allowed: "),
+        ("bytes.yaml", "bytes.yaml:1:1: cannot be read: "),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "run", "compute", "publish"])
+def test_a_study_that_cannot_be_read(folder, capsys, command, study, says):
+    Path("bytes.yaml").write_bytes(b"name: \xff")
+    code, out, err = lthlab_command(capsys, command, study)
     assert (code, out) == (2, "")
-    assert err.startswith(f"{study}:1:1: cannot be read: ")
+    assert err.startswith(says)
     assert not Path("runs").exists()
+
+
+def test_a_study_is_found_by_its_name(folder, capsys):
+    Path("params").mkdir()
+    Path("tiny.yaml").rename("params/tiny.yaml")
+    code, out, _ = lthlab_command(capsys, "compute", "tiny", "--device", "cpu")
+    assert (code, out.startswith("tiny: 2 trainings, 2 of them now")) == (0, True)
 
 
 def test_a_store_that_cannot_be_written(folder, capsys):
@@ -193,22 +381,49 @@ def test_status_of_an_unknown_study(folder, capsys, study):
     assert err == f"study 'tyny' is not in {folder / 'runs'}; allowed: tiny; did you mean 'tiny'?\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["compte", "tiny.yaml"], ["compute"], ["compute", "tiny.yaml", "--jsn"]])
-def test_a_wrong_command_line(folder, capsys, arguments):
-    code, out, err = lthlab_command(capsys, *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("", "required: COMMAND"),
+        ("compte tiny.yaml", "invalid choice: 'compte'"),
+        ("compute", "required: study"),
+        ("compute tiny.yaml --jsn", "unrecognized arguments: --jsn"),
+        ("run tiny.yaml --for 9", "--for: '9' is not a time; allowed: a number and s, min or h, as 30s or 9min"),
+        ("compute tiny.yaml --for 0min", "--for: '0min' is not a time"),
+        ("run tiny.yaml --stall-after 1d", "--stall-after: '1d' is not a time"),
+        ("run tiny.yaml --cell-timeout -3s", "expected one argument"),
+        ("run tiny.yaml --slots 0", "--slots: '0' is not allowed; allowed: 1 and more"),
+        ("run tiny.yaml --cores two", "--cores: 'two' is not allowed"),
+        ("run tiny.yaml --cluster 127.0.0.1:8786", "'127.0.0.1:8786' is not an address; allowed: as tcp://"),
+        ("status tiny --json --watch", "--watch: not allowed with argument --json"),
+        ("completion fish", "invalid choice: 'fish'"),
+    ],
+)
+def test_a_wrong_command_line(folder, capsys, arguments, says):
+    code, out, err = lthlab_command(capsys, *arguments.split())
     assert (code, out) == (2, "")
     assert err.startswith("usage: lthlab")
+    assert says in err
     assert not Path("runs").exists()
 
 
-def test_ctrl_c_exits_with_130(folder, capsys, monkeypatch):
-    def stop(path):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("9min", 540), ("2h", 7200), ("0.5min", 30)])
+def test_durations(text, seconds):
+    assert cli._seconds(text) == seconds
 
+
+@pytest.mark.parametrize("command", ["plan", "run", "compute"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_anything_begins(folder, capsys, monkeypatch, command, number):
+    def stop(*arguments):
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(spec, "read", stop)
-    code, out, err = lthlab_command(capsys, "compute", "tiny.yaml")
-    assert (code, out) == (130, "")
+    code, out, err = lthlab_command(capsys, command, "tiny.yaml")
+    assert (code, out) == (128 + number, "")
     assert "stopped; the same command goes on from here" in err
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 # --- as a process ---------------------------------------------------------------------------------------------
@@ -231,7 +446,7 @@ def test_a_process_prints_results_on_stdout_and_all_else_on_stderr(folder):
     assert json.loads(done.stdout)["trained"] == 2
     done = python_m_lthlab("status", "tiny.yml")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("tiny.yml:1:1: cannot be read: ")
+    assert done.stderr.startswith("study tiny.yml: no such file; ")
     assert "Traceback" not in done.stderr
 
 

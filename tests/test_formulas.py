@@ -22,6 +22,7 @@ def words(latex: str) -> str:
         (r"\text{LT & <RR>}", "LT\N{NO-BREAK SPACE}&\N{NO-BREAK SPACE}<RR>"),
         (r"\begin{matrix} a & b \\ c & d \end{matrix}", "abcd"),
         ("a < b > c", "a<b>c"),
+        (r"\text{& so}", "&\N{NO-BREAK SPACE}so"),
     ],
 )
 def test_formulas_become_mathml(latex, shown):

@@ -16,7 +16,7 @@ from lthlab import data, derive, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.parts import Data, InputError, Level, pruned_count
-from lthlab.runs import Run, in_training
+from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
 from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Permuted, Train
@@ -316,6 +316,18 @@ def test_one_configuration_or_stage_of_a_study(store):
     assert lab.compute_study(config, store).trained == 0
 
 
+def test_a_stage_keeps_what_a_later_one_asks_for(store, tmp_path):
+    """The trunk of weight rewinding is trained once, though only evaluating needs its early state."""
+    config = spec.parse(
+        SMALL.replace("epochs: 1", "epochs: 2").replace("{LT:", "{WR: {methods: [OMP], rewind: 1ep}, LT:")
+    )
+    lab.compute_study(config, store, configuration="find_tickets")
+    assert lab.compute_study(config, store, configuration="evaluate_tickets").trained == 2 + 4
+    at_once = helpers.store(tmp_path / "at_once")
+    lab.compute_study(config, at_once)
+    assert helpers.bits(store.root) == helpers.bits(at_once.root)
+
+
 def test_an_interrupted_group_goes_on_as_it_was(store, tmp_path, monkeypatch):
     """Even if the next command asks for more of its kind."""
     runs = [dense(protocol(r), helpers.recipe(epochs=4)) for r in range(3)]
@@ -566,7 +578,8 @@ def computed(tmp_path_factory):
 
 
 def times(store):
-    return {p.relative_to(store.root): p.stat().st_mtime_ns for p in store.root.rglob("*") if p.is_file()}
+    files = (path for path in store.root.rglob("*") if path.is_file() and path.name != "timings.jsonl")
+    return {path.relative_to(store.root): path.stat().st_mtime_ns for path in files}
 
 
 FILES = {
@@ -800,7 +813,7 @@ def test_off_the_cpu_a_group_has_all_that_the_plan_asks_for(store, monkeypatch):
         return train(self, members, wanted, span)
 
     monkeypatch.setattr(trainer.Trainer, "train", note)
-    computation = lab._Computation(values, store, torch.device("cpu"), 60, None, 0.0)
+    computation = lab._Computation(values, Outlook(values, store), torch.device("cpu"), 60, None, 0.0)
     computation.device = type("Device", (), {"type": "meta"})()
     computation.run()
     assert sizes == [(4, 3)]

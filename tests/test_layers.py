@@ -24,21 +24,24 @@ ROWS = [
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
     ["derive", "engine", "studies"],
+    ["estimates"],
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["plots"],
     ["reports"],
     ["explore", "prizes"],
-    ["batch", "pages"],
+    ["batch", "doctor", "pages", "watch"],
+    ["stages"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "disk", "draws", "explore", "files", "forms", "formulas", "jobs", "kernels", "machine",
-    "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results", "runs",
-    "schema", "sizes", "spec", "store", "studies", "tickets", "trees", "values", "verdicts", "wording",
+    "__init__", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms", "formulas", "jobs", "kernels",
+    "machine", "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results",
+    "runs", "schema", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

@@ -33,6 +33,7 @@ def known(monkeypatch):
         (f"PosixPath('{HERE}')", "/tmp/x/J"),
         (f"<td>{html.escape(HERE)}</td>", "/tmp/x/J"),
         (json.dumps({"path": HERE}), "/tmp/x/J"),
+        ("<td>&#47;tmp&#x2f;x</td>", "/tmp/x"),
         ('File "/usr/lib/python3.11/json/decoder.py", line 3', "/usr/lib/python3.11/json/decoder.py"),
         ("in /w/lottery tickets.", "/w/lottery tickets"),
         ("in '/w/lottery tickets'", "/w/lottery tickets"),

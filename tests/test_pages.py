@@ -279,7 +279,7 @@ def study(notebook, tmp_path):
                 code("h()", shows("text/html", '<table class="facts" data-trainings="12"></table>')),
             )  # fmt: skip
             content = json.loads(path.read_text())
-            content["metadata"]["papermill"] = {"end_time": "2026-11-20T14:29:15.564334+00:00"}
+            content["metadata"]["papermill"] = {"end_time": "2026-01-02T14:29:15.564334+00:00"}
             (folder / f"{report}.ipynb").write_text(json.dumps(content))
         return config, folder
 
@@ -295,14 +295,14 @@ def test_the_pages_of_a_study_have_an_index(study, tmp_path):
     index = Elements(made[-1].read_text())
     links = [link["href"] for link in index.of("a")]
     assert links == ["#content", "winning_tickets.html", "weight_correlation.html"]
-    for words in ("A small study", "On winning_tickets", "Finding. It was so.", "2026-11-20 · 12 trainings"):
+    for words in ("A small study", "On winning_tickets", "Finding. It was so.", "2026-01-02 · 12 trainings"):
         assert words in index.text
     images = index.of("img")
     assert [image["src"] for image in images] == ["data:image/svg+xml;base64,AAAA"] * 2
     assert all(image["alt"] == "" and image["role"] == "presentation" for image in images)
     page = Elements(made[0].read_text())
     assert {"href": "index.html"} in page.of("a") and "All reports" in page.text
-    assert {"name": "date", "content": "2026-11-20"} in page.of("meta")
+    assert {"name": "date", "content": "2026-01-02"} in page.of("meta")
     before = [path.read_bytes() for path in made]
     assert publish_study(config, notebooks, folder) == made and [path.read_bytes() for path in made] == before
 
@@ -411,3 +411,8 @@ def test_pages_are_replaced_whole_and_the_index_last(name, study, tmp_path, monk
     new = ["It was not so" in path.read_text() for path in made]
     assert new == [path.name != name and made.index(path) < [m.name for m in made].index(name) for path in made]
     assert sorted(os.listdir(folder)) == sorted(path.name for path in made)
+
+
+def test_lines_of_a_finding_stay_apart_in_the_index(tmp_path):
+    (tmp_path / "page.html").write_text('<p class="finding">One.<br>Two.</p>')
+    assert pages._Facts.of(tmp_path / "page.html").finding == "One. Two."

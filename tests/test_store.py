@@ -385,6 +385,7 @@ def test_every_change_goes_through_files(store):
     idle.write_checkpoint(GROUP, b"", [], 0)
     idle.remove_checkpoint(GROUP)
     idle.append_progress(GROUP, "x")
+    idle.append_timing("x")
     idle.remove_progress(GROUP)
     idle.sweep()
     assert tree(store.root.parent) == before
@@ -420,6 +421,7 @@ def test_reading_changes_nothing(store):
         assert reader.studies() == ["demo"] and reader.study("demo") == {"rows": [1]}
         assert reader.checkpoints() == {GROUP: MEMBERS} and reader.progress() == {GROUP: ["epoch 1"]}
         assert reader.read_checkpoint(GROUP) == b"state\n\0"
+        assert reader.timings() == []
         assert reader.claimed(OTHER) and not reader.claimed(KEY)
         assert reader.claim_age(OTHER) >= 0 and reader.claim_age(KEY) is None
     finally:
@@ -933,6 +935,46 @@ def test_progress(store):
     assert store.progress() == {}
 
 
+def test_timings(tmp_path, monkeypatch):
+    """Lines of several processes are whole; half a line is left out, and of a long file all but its end."""
+    store = Store(tmp_path / "runs")
+    assert store.timings() == []
+    writers = [start(TIMES, store.root, str(number)) for number in range(4)]
+    for writer in writers:
+        assert writer.wait() == 0
+    lines = store.timings()
+    assert sorted(lines) == sorted(f"{number} {count} {'x' * 400}" for number in range(4) for count in range(100))
+    path = store.root / "timings.jsonl"
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b"half of what another process ")
+        writer = start(TIMES, store.root, "4")
+        with pytest.raises(subprocess.TimeoutExpired):
+            writer.wait(1)
+        file.write(b"writes\n")
+    assert writer.wait() == 0
+    lines = store.timings()
+    assert lines[400] == "half of what another process writes" and len(lines) == 501
+    with path.open("ab") as file:
+        file.write(b"half a line of a process that was killed")
+    assert store.timings() == lines
+    store.append_timing("next")
+    assert store.timings() == [*lines, "next"]
+    with pytest.raises(ValueError, match="line break"):
+        store.append_timing("a\nb")
+    monkeypatch.setattr("lthlab.store._LONGEST_TIMINGS", 1000)
+    assert store.timings() == [*lines, "next"][-3:]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StoreError, match="timings.jsonl"):
+        store.timings()
+    path.rmdir()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="timings.jsonl"):
+        store.append_timing("x")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_sweep_takes_only_what_nobody_has_a_claim_to(store):
     work = store.root / ".work"
     store.write_checkpoint(OTHER, b"", [], 0)
@@ -1027,6 +1069,14 @@ class Slow(Files):
 store = Store(sys.argv[1], Slow())
 claim = store.claim(sys.argv[2])
 store.commit(sys.argv[2], 0, {"a": b"half"}, {})
+"""
+
+TIMES = """
+import sys
+from lthlab.store import Store
+store = Store(sys.argv[1])
+for count in range(100):
+    store.append_timing(f"{sys.argv[2]} {count} {'x' * 400}")
 """
 
 OVERLAP = """

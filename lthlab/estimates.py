@@ -1,0 +1,367 @@
+"""What computing a study will take: trainings, hours and disk space, from past trainings of this machine."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
+
+from lthlab import plan, provenance, sizes, studies, tickets
+from lthlab.parts import DATASETS, Count, Data, Net, Positive
+from lthlab.runs import Outlook, epochs
+from lthlab.spec import Config
+from lthlab.store import Store
+from lthlab.tickets import Labelled
+from lthlab.values import Mask, Narrow, Train, Value, ancestors
+
+LATEST = 9
+"""Past groups that an estimate is the median of."""
+
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+# Guesses. Operations per second: of a core; of a GPU. Seconds per step of a replica: in a stack; alone on a GPU.
+_CORE, _GPU, _STACKED, _ALONE = 2e10, 5e12, 2e-4, 5e-3
+_UNKNOWN = 10**7  # weights used per image by a network of one's own
+_STATE_BYTES, _VALUE_BYTES, _EPOCH_BYTES = 1500, 2500, 200
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a configuration, or a whole study, takes.
+
+    Attributes
+    ----------
+    name : str
+        Name of the configuration; empty for the whole.
+    trainings, shared : int
+        Distinct trainings that it needs, and further roles that share one of them.
+    done, blocked : int
+        Trainings of which nothing is missing; those that cannot be had, since something diverged or is stale.
+    left, epochs : int
+        Trainings that it will train, and their epochs. What an earlier configuration trains is left there only.
+    hours : float
+        Time of these trainings.
+    bytes : int
+        Size of the results that it will write.
+    guessed : bool
+        Whether some of the time is not from past trainings of the same shape on this machine.
+    """
+
+    name: str
+    trainings: int
+    shared: int
+    done: int
+    blocked: int
+    left: int
+    epochs: int
+    hours: float
+    bytes: int
+    guessed: bool
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What computing will take.
+
+    Attributes
+    ----------
+    device : str
+        Model of the GPU, or 'cpu'.
+    whole : Work
+        All configurations together; `hours` until the last of them is done.
+    configurations : tuple of Work
+        In the order in which they run.
+    """
+
+    device: str
+    whole: Work
+    configurations: tuple[Work, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """Return it as plain JSON."""
+        pieces = [work.facts() for work in self.configurations]
+        return {"device": self.device, **self.whole.facts(), "configurations": pieces}
+
+
+def forecast(study: Config | Iterable[Labelled], store: Store, device: str = "auto", slots: int = 1) -> Forecast:
+    """Say what computing a study will take, without torch.
+
+    Hours are those of groups, cut as `lthlab.lab` cuts them, configuration by configuration: a group of R replicas
+    takes R times its steps times the seconds per step and replica that groups took before, with the same network,
+    widths, data set, batch size and precision, on the same device, processor and number of cores. Taken is the
+    median over the latest groups of the size nearest to R. Start and commits are part of that time; masks and
+    measures are not.
+
+    Where there are none, it is a guess: six operations for each weight of each image and each place where the weight
+    is used, at 20 billion operations per second and core, or 5,000 billion on a GPU, and a fixed time per step. If
+    groups of other shapes ran on this machine, guesses are corrected by the median of how wrong they were there.
+
+    Parameters
+    ----------
+    study : Config or iterable of Labelled
+        A study, or its expansion.
+    store : Store
+        Where results and past timings are.
+    device : str, optional
+        As of `lthlab.lab.compute`; for 'auto', the first GPU that the system lists.
+    slots : int, optional
+        Configurations of a stage that run at a time, each as fast as one alone.
+
+    Returns
+    -------
+    Forecast
+    """
+    labelled = tickets.expand(study) if isinstance(study, Config) else list(study)
+    look = Outlook([item.value for item in labelled], store).now()
+    left = look.left()
+    rates = _Rates(store, device_name(device))
+    depths = plan.depths(look.values)
+    planned: set[Value] = set()
+    pieces, stages = [], []
+    for configuration in studies.configurations(labelled):
+        asked = [item.value for item in configuration.labelled]
+        values = ancestors(asked)
+        counts = _counts(asked, values, look, left)
+        new = [value for value in values if value not in planned]
+        planned.update(new)
+        pieces.append(_work(configuration.name, counts, new, look, left, depths, rates))
+        stages.append(configuration.stage)
+    hours = sum(
+        _makespan([piece.hours for piece, own in zip(pieces, stages, strict=True) if own == stage], slots)
+        for stage in dict.fromkeys(stages)
+    )
+    counts = _counts([item.value for item in labelled], look.values, look, left)
+    size, guessed = sum(piece.bytes for piece in pieces), any(piece.guessed for piece in pieces)
+    return Forecast(rates.device, Work("", *counts, len(left), epochs(left), hours, size, guessed), tuple(pieces))
+
+
+def record(store: Store, train: Train, replicas: int, steps: int, seconds: float, run: Mapping[str, Any]) -> None:
+    """Note how long a group took.
+
+    Parameters
+    ----------
+    store : Store
+        Where to.
+    train : Train
+        One of its trainings.
+    replicas, steps : int
+        Size of the group, and steps that it was trained.
+    seconds : float
+        Wall time.
+    run : mapping
+        `device`, as by `device_name`; `threads`, `form`; `bytes` of the results of one training.
+    """
+    line = {
+        **_shape(train)._asdict(),
+        "images": train.data.images,
+        **provenance.machine(),
+        **run,
+        "replicas": replicas,
+        "epochs": round(steps / train.steps_per_epoch, 3),
+        "steps": steps,
+        "seconds": round(seconds, 4),
+    }
+    store.append_timing(json.dumps(line))
+
+
+def device_name(device: str) -> str:
+    """Name the GPU that a device stands for, as far as the system tells without torch; else 'cpu' or the device."""
+    models = []
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
+        for path in sorted(_GPUS.glob("*/information")):
+            fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+            models.append(fields.get("Model", "").strip())
+    number = device.partition(":")[2]
+    if device == "auto":
+        return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
+    if device.startswith("cuda") and int(number or 0) < len(models):
+        return models[int(number or 0)]
+    return device
+
+
+# --- a configuration ------------------------------------------------------------------------------------------
+
+_Left = Mapping[Train, tuple[int, int]]
+
+
+def _counts(asked: Sequence[Value], values: Sequence[Value], look: Outlook, left: _Left) -> tuple[int, int, int, int]:
+    """Trainings, shared, done and blocked, as `lthlab.lab.compute` counts them."""
+    trains = [value for value in values if isinstance(value, Train)]
+    uses = [value for value in asked if isinstance(value, Train)]
+    blocked = sum(train in look.dead for train in trains)
+    unfinished = sum(train in left for train in trains)
+    return len(trains), len(uses) - len(set(uses)), len(trains) - blocked - unfinished, blocked
+
+
+def _work(
+    name: str,
+    counts: tuple[int, int, int, int],
+    values: Sequence[Value],
+    look: Outlook,
+    left: _Left,
+    depths: Mapping[Value, int],
+    rates: "_Rates",
+) -> Work:
+    """Forecast a configuration, of which `values` are those that no earlier one computes."""
+    own = {value: left[value] for value in values if isinstance(value, Train) and value in left}
+
+    def kind(train: Train) -> object:
+        return depths[train], plan.shape_of(train), own[train]
+
+    seconds, guessed = 0.0, False
+    for group in plan.groups(own, kind, dict.fromkeys(own, ""), lambda train: _shape(train).capacity):
+        start, until = own[group[0]]
+        rate, measured = rates.of(_shape(group[0]), len(group))
+        seconds += rate * len(group) * (until - start)
+        guessed |= not measured
+    size = sum(_train_bytes(train, len(look.needs[train].keep), span) for train, span in own.items())
+    derived = (value for value in values if not isinstance(value, Train) and value not in look.dead)
+    size += sum(_derived_bytes(value) for value in derived if not look.store.has(value.key))
+    return Work(name, *counts, len(own), epochs(own), seconds / 3600, size, guessed)
+
+
+def _makespan(hours: Sequence[float], slots: int) -> float:
+    """Time until all is done if each begins on the slot that is free first."""
+    busy = [0.0] * slots
+    for duration in hours:
+        first = busy.index(min(busy))
+        busy[first] += duration
+    return max(busy)
+
+
+# --- shapes ---------------------------------------------------------------------------------------------------
+
+
+class _Shape(NamedTuple):
+    """What trainings that take equally long per step have in common."""
+
+    network: str
+    widths: str | None
+    data: str
+    batch_size: int
+    precision: str
+
+    @property
+    def stacked(self) -> bool:
+        """Whether groups are stacked, by the rule of `lthlab.replicas`."""
+        return self.network.startswith("lenet") or max(DATASETS[self.data].shape[1:]) <= 16
+
+    @property
+    def capacity(self) -> int:
+        """Largest group, by the rule of `lthlab.replicas`."""
+        return 24 if self.stacked else 8
+
+    def guess(self, on_cpu: bool) -> float:
+        """Guess the seconds per step and replica; see `forecast`."""
+        shape, classes = DATASETS[self.data].shape, DATASETS[self.data].classes
+        widths = [int(width) for width in (self.widths or "").split("-") if width]
+        if self.network.startswith("lenet"):
+            used = sum(map(math.prod, pairwise([math.prod(shape), *widths, classes])))
+        elif widths:
+            layers = int(self.network.removeprefix("resnet")) // 3
+            used = sum(9 * layers * width**2 * shape[1] * shape[2] // 4**stage for stage, width in enumerate(widths))
+        else:
+            used = _UNKNOWN
+        operations = 6 * used * self.batch_size
+        if on_cpu:
+            return operations / (_CORE * int(provenance.machine()["cores"])) + _STACKED
+        return operations / _GPU + (_STACKED if self.stacked else _ALONE)
+
+
+def _shape(train: Train) -> _Shape:
+    net, widths = _network(train.net, train.data)
+    text = None if widths is None else sizes.text(widths)
+    return _Shape(net.name, text, train.data.name, train.recipe.batch_size, train.recipe.precision)
+
+
+@functools.cache
+def _network(net: Net | Narrow, data: Data) -> tuple[Net, tuple[int, ...] | None]:
+    """Network and widths of its stages; None for a network of one's own."""
+    if isinstance(net, Narrow):
+        return net.net, sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
+    return net, sizes.own_widths(net)
+
+
+@functools.cache
+def _parameters(net: Net | Narrow, data: Data) -> int:
+    whole, widths = _network(net, data)
+    return 0 if widths is None else sizes.count(whole, data, widths).parameters
+
+
+def _train_bytes(train: Train, kept: int, span: tuple[int, int]) -> int:
+    state = _parameters(train.net, train.data) * (8 if train.recipe.precision == "fp64" else 4) + _STATE_BYTES
+    rows = -(-(span[1] - span[0]) // train.steps_per_epoch) + 1
+    return kept * state + rows * _EPOCH_BYTES + _VALUE_BYTES
+
+
+def _derived_bytes(value: Value) -> int:
+    if not isinstance(value, Mask) or value.net is None:
+        return _VALUE_BYTES
+    run = next(at.run for item in reversed(ancestors([value])) for at in item.moments)
+    return _parameters(run.net, run.data) // 8 + _VALUE_BYTES
+
+
+# --- past trainings -------------------------------------------------------------------------------------------
+
+
+class _Line(BaseModel):
+    """A line of timings, as far as it is read."""
+
+    network: str
+    widths: Annotated[str, Field(pattern="^[0-9]+(-[0-9]+)*$")] | None
+    data: str
+    batch_size: Count
+    precision: str
+    processor: str
+    cores: Count
+    device: str
+    replicas: Count
+    steps: Count
+    seconds: Positive
+
+
+class _Rates:
+    """Seconds per step and replica, from the timings of this machine."""
+
+    def __init__(self, store: Store, device: str) -> None:
+        self.device = device
+        self._past: dict[_Shape, dict[int, list[float]]] = {}
+        self._known: dict[tuple[_Shape, int], tuple[float, bool]] = {}
+        here = {**provenance.machine(), "device": device}
+        for text in store.timings():
+            with suppress(ValidationError):  # half a line, or of another version
+                line = _Line.model_validate_json(text)
+                if line.data in DATASETS and line.model_dump().items() >= here.items():
+                    shape = _Shape(*(getattr(line, name) for name in _Shape._fields))
+                    rate = line.seconds / (line.steps * line.replicas)
+                    self._past.setdefault(shape, {}).setdefault(line.replicas, []).append(rate)
+        found = [self._measured(shape, size) / self._guess(shape) for shape in self._past for size in self._past[shape]]
+        self._correction = statistics.median(found) if found else 1.0
+
+    def of(self, shape: _Shape, replicas: int) -> tuple[float, bool]:
+        """Seconds per step and replica of a group, and whether they were measured."""
+        if (shape, replicas) not in self._known:
+            measured = shape in self._past
+            rate = self._measured(shape, replicas) if measured else self._correction * self._guess(shape)
+            self._known[shape, replicas] = rate, measured
+        return self._known[shape, replicas]
+
+    def _guess(self, shape: _Shape) -> float:
+        return shape.guess(self.device == "cpu")
+
+    def _measured(self, shape: _Shape, replicas: int) -> float:
+        past = self._past[shape]
+        return statistics.median(past[min(past, key=lambda size: abs(math.log(size / replicas)))][-LATEST:])

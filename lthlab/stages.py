@@ -1,0 +1,298 @@
+"""A study as notebook jobs: one for each configuration and each report, executed unless it is done already."""
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lthlab import jobs, plan, studies, tickets, watch
+from lthlab.estimates import Forecast
+from lthlab.jobs import Job, Outcome
+from lthlab.kernels import SPIN
+from lthlab.parts import InputError, nearest
+from lthlab.runs import Outlook
+from lthlab.spec import Config
+from lthlab.store import Damaged, Store, StoreError
+from lthlab.studies import Configuration
+from lthlab.tickets import Labelled
+from lthlab.values import Train, Value, ancestors
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How notebooks are executed.
+
+    Attributes
+    ----------
+    notebooks : Path
+        Folder of the notebooks of stages and reports.
+    device : str
+        As `lthlab.lab.compute` takes it.
+    slots, cluster, stall_after_s
+        As of `lthlab.batch.execute`.
+    cores, cell_timeout_s
+        As of `lthlab.jobs.Job`.
+    deadline : float or None
+        Time of `time.monotonic` at which all is stopped.
+    only : tuple of str
+        Names of the configurations and reports to execute; all if empty.
+    """
+
+    notebooks: Path = Path("notebooks")
+    device: str = "auto"
+    slots: int | None = None
+    cluster: str | None = None
+    cores: int = 1
+    deadline: float | None = None
+    cell_timeout_s: float | None = None
+    stall_after_s: float | None = None
+    only: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How the notebooks of a study ended.
+
+    Attributes
+    ----------
+    outcomes : list of Outcome
+        Of those that were executed, or would have been.
+    finished : list of str
+        Names of those that were done before.
+    stopped : str
+        'Ctrl-C', 'SIGTERM' or 'time', if one of these stopped them; else empty.
+    values : dict of str to int
+        Number of values by their statuses in `lthlab.results`.
+    """
+
+    outcomes: list[Outcome]
+    finished: list[str]
+    stopped: str
+    values: dict[str, int]
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """Those with an error, or without an end."""
+        return [outcome for outcome in self.outcomes if outcome.status in ("failed", "died", "hung")]
+
+
+def run(config: Config, store: Store, settings: Settings) -> Ran:
+    """Execute the notebooks of a study, as far as they are not done; arguments are checked before anything begins.
+
+    A compute notebook is done if the store has all values of its configuration, or knows why they cannot be had,
+    and it was executed as it is now with the same parameters. Reports are always executed.
+
+    Raises
+    ------
+    InputError
+        If the study, its notebooks or the settings are not sound.
+    StoreError
+        If the store cannot be written.
+    OSError
+        If the scheduler of a cluster cannot be reached.
+    """
+    labelled = tickets.expand(config)
+    pieces = studies.configurations(labelled)
+    plan.refuse_unsupported(ancestors(item.value for item in labelled))
+    planned = as_jobs(config, pieces, store, settings)
+    texts = jobs.check(planned)
+    from lthlab import batch, results
+
+    store.check_writable()
+    studies.note(config, labelled, store)
+    done = finished(planned, texts, pieces, store)
+    board = watch.Board(config.name, store, [job.name for job in planned], done)
+    waiting = [_without(job, done) for job in planned if job.name not in done]
+    stopped: list[str] = []
+
+    def tell(event: jobs.Event) -> None:
+        if event.what == "stopping":
+            stopped.append(event.text)
+        view.tell(event)
+
+    try:
+        with watch.shown(board, sys.stderr) as view:
+            outcomes = batch.execute(
+                waiting,
+                slots=settings.slots,
+                cluster=settings.cluster,
+                stall_after_s=settings.stall_after_s,
+                on_event=tell,
+                deadline=settings.deadline,
+                tick=view.tick,
+            )
+    except OSError as error:
+        if settings.cluster is None or isinstance(error, StoreError):
+            raise
+        raise InputError(f"--cluster {settings.cluster}: {error}") from error
+    reason = {"SIGINT": "Ctrl-C", "deadline": "time"}.get("".join(stopped), "".join(stopped))
+    keys = {item.value.key for piece in pieces if piece.name in board.states for item in piece.labelled}
+    counts = Counter(results.statuses(store, keys).values())
+    return Ran(outcomes, sorted(done), reason, {status: counts[status] for status in results.STATUSES})
+
+
+def folder(study: str, store: Store) -> Path:
+    """Where the executed notebooks of a study are."""
+    return store.root / "notebooks" / study
+
+
+def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, settings: Settings) -> list[Job]:
+    """Make the jobs of a study, stage by stage, the reports last.
+
+    A configuration waits for those of earlier stages whose values it is made from, a report for all of them.
+
+    Parameters
+    ----------
+    config : Config
+        The study.
+    pieces : sequence of Configuration
+        Its configurations.
+    store : Store
+        Where results go, and executed notebooks to.
+    settings : Settings
+        How they are executed.
+
+    Raises
+    ------
+    InputError
+        If a notebook is missing, or a name or the device not known.
+    """
+    _refuse(config, pieces, settings)
+    told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
+    environment = {"LTHLAB_RUNS": str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    owners: dict[Value, set[str]] = {}
+    made: dict[str, Job] = {}
+
+    def add(name: str, notebook: str, configuration: str | None, before: Iterable[str]) -> None:
+        if not settings.only or name in settings.only:
+            made[name] = Job(
+                name=name,
+                notebook=settings.notebooks / f"{notebook}.ipynb",
+                output=folder(config.name, store) / f"{name}.ipynb",
+                parameters=told | {"configuration": configuration},
+                cores=settings.cores,
+                cell_timeout_s=settings.cell_timeout_s,
+                depends_on=tuple(other for other in dict.fromkeys(before) if other in made),
+                environment=environment,
+            )
+
+    for stage in config.stages:
+        own = [piece for piece in pieces if piece.stage == stage]
+        for piece in own:
+            needed = ancestors(item.value for item in piece.labelled)
+            add(piece.name, stage, piece.name, [name for value in needed for name in owners.get(value, ())])
+        for piece in own:
+            for item in piece.labelled:
+                owners.setdefault(item.value, set()).add(piece.name)
+    for report in config.reports:
+        add(report, report, None, [piece.name for piece in pieces])
+    return list(made.values())
+
+
+def _without(job: Job, done: set[str]) -> Job:
+    return replace(job, depends_on=tuple(name for name in job.depends_on if name not in done))
+
+
+def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings) -> None:
+    """Refuse what is not known or not there; names every notebook that is missing."""
+    problems = []
+    if not settings.notebooks.is_dir():
+        raise InputError(f"--notebooks {settings.notebooks}: no such folder")
+    there = sorted(path.stem for path in settings.notebooks.glob("*.ipynb"))
+    for name in [*config.stages, *config.reports]:
+        if name not in there:
+            problems.append(f"notebook '{name}' is not in {settings.notebooks}; {nearest(name, there)}")
+    names = [*(piece.name for piece in pieces), *config.reports]
+    problems += [
+        f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names
+    ]
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
+        problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
+    if problems:
+        raise InputError("\n".join(problems))
+
+
+def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -> list[dict[str, Any]]:
+    """Say what each stage of a study takes, reports last.
+
+    Returns
+    -------
+    list of dict
+        stage, notebooks, trainings that no earlier stage has, shared roles, done trainings, epochs left, hours,
+        bytes.
+    """
+    rows: list[dict[str, Any]] = []
+    known: set[Value] = set()
+    used: set[Value] = set()
+    works = {work.name: work for work in forecast.configurations}
+    for stage in config.stages:
+        pieces = studies.configurations(item for item in labelled if item.configuration.partition(".")[0] == stage)
+        values = [item.value for piece in pieces for item in piece.labelled]
+        own = {value for value in ancestors(values) if isinstance(value, Train)} - known
+        uses = [value for value in values if isinstance(value, Train)]
+        counts = {
+            "stage": stage,
+            "notebooks": len(pieces),
+            "trainings": len(own),
+            "shared": len(uses) - len(set(uses) - used),
+            "done": len(own) - sum(works[piece.name].left for piece in pieces),
+        }
+        sums = {
+            name: sum(getattr(works[piece.name], name) for piece in pieces) for name in ("epochs", "hours", "bytes")
+        }
+        rows.append(counts | sums)
+        known |= own
+        used |= set(uses)
+    if config.reports:
+        nothing = dict.fromkeys(("trainings", "shared", "done", "epochs", "hours", "bytes"), 0)
+        rows.append({"stage": watch.REPORTS, "notebooks": len(config.reports)} | nothing)
+    return rows
+
+
+def finished(
+    planned: Sequence[Job], texts: Mapping[str, str], pieces: Sequence[Configuration], store: Store
+) -> set[str]:
+    """Name the compute notebooks that need not be executed again.
+
+    Parameters
+    ----------
+    planned : sequence of Job
+        Jobs of a study.
+    texts : mapping of str to str
+        Their parameters, as `lthlab.jobs.check` words them.
+    pieces : sequence of Configuration
+        Its configurations.
+    store : Store
+        Where their results are.
+    """
+    current = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
+    sound: set[Value] = set()
+    outlook = Outlook([item.value for piece in pieces for item in piece.labelled], store)
+    return {
+        piece.name
+        for piece in pieces
+        if piece.name in current and _settled([item.value for item in piece.labelled], outlook, sound)
+    }
+
+
+def _settled(asked: Sequence[Value], outlook: Outlook, sound: set[Value]) -> bool:
+    """Whether nothing of what is asked for can be computed any more, and all that there is of it is sound.
+
+    Values that were found sound are added to `sound`.
+    """
+    try:
+        for value in ancestors(asked):
+            if outlook.runnable(value):
+                there = not outlook.missing(value) if isinstance(value, Train) else outlook.store.has(value.key)
+                if not there or (value not in sound and outlook.store.verify(value.key)):
+                    return False
+                sound.add(value)
+    except Damaged:
+        return False
+    return True
