@@ -207,7 +207,9 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, alone = _axes(ax)
     rewound = frame["rewind"].notna() & frame["rewind"].ne("0ep")
-    names = frame["method"].where(~rewound, frame["method"] + ", rewound to " + frame["rewind"].astype(str) + ",")
+    names = (frame["method"] + " masks").where(
+        ~rewound, frame["method"] + " masks rewound to " + frame["rewind"].map(str)
+    )
     done = _percent(_done(frame.assign(method=names, rewind=None), ["layer", "level"]))
     common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
     levels = sorted(common or set(done["level"]))
@@ -216,8 +218,8 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     cells = results.summarise(done[done["level"].isin(chosen)], by)
     for (method, level), own in cells.groupby(["method", "level"]):
         colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
-        label = f"{method} masks, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
-        style = _DASHED if method == "OMP" else "-" if method == "IMP" else _DOTTED
+        label = f"{method}, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
+        style = {"OMP masks": _DASHED, "IMP masks": "-"}.get(str(method), _DOTTED)
         _line(ax, own["number"], own, label, colour, marker, style)
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)

@@ -31,7 +31,6 @@ data: digits
 replicates: 2
 find: {epochs: 2, batch_size: 128, lr: [0.05, 0.2]}
 prune: {levels: [1, 2]}
-protocol: {rewound_masks: initial}
 tickets:
   LT: {methods: [IMP, OMP]}
   RR: {methods: [IMP, OMP]}

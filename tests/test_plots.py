@@ -54,6 +54,7 @@ def pairs(replicates=4) -> pd.DataFrame:
 def ratios(replicates=4) -> pd.DataFrame:
     """Rows of layers at one learning rate."""
     masks = at_rate(tidy(what="mask", replicates=replicates, tickets=[("search", "IMP"), ("search", "OMP")]))
+    masks["rewind"] = masks["method"].map({"IMP": "0ep", "OMP": None})
     random = np.random.default_rng(1)
     layers = [masks.assign(layer=f"fc{n}.weight", number=n, metric="pruned share") for n in (1, 2, 3)]
     return pd.concat(layers, ignore_index=True).assign(value=lambda rows: random.uniform(size=len(rows)))
@@ -345,6 +346,17 @@ def test_layers_are_drawn_in_network_order_with_their_shares(ax):
     lines = [container.lines[0] for container in found.values()]
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines)
     assert ax.get_ylim() == (0, 100)
+
+
+def test_masks_of_a_chain_that_rewinds_are_lines_of_their_own(ax):
+    frame = ratios()
+    late = frame[frame["method"] == "IMP"].assign(rewind="1ep", value=lambda rows: rows["value"] / 2)
+    plots.layer_ratios(pd.concat([frame, late]), ax=ax)
+    lines = {label: container.lines[0] for label, container in series(ax).items()}
+    looks = {(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines.values()}
+    assert len(lines) == len(looks) == 9
+    first, second = (lines[f"IMP masks{words}, level 8 (16.8 % left)"] for words in ("", " rewound to 1ep"))
+    np.testing.assert_allclose(second.get_ydata(orig=False), np.asarray(first.get_ydata(orig=False)) / 2)
 
 
 def test_of_many_levels_those_are_drawn_that_all_methods_have_the_sparsest_among_them(ax):
