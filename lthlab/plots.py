@@ -323,7 +323,7 @@ def describe(ax: Axes) -> str:
     str
         An alternative text for readers who do not see the figure.
     """
-    x, y = (label.replace("$R_p$", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
+    x, y = (label.replace("Rₚ", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
     series = [item for item in ax.containers if isinstance(item, ErrorbarContainer)]
     ys = [np.asarray(item.lines[0].get_ydata(orig=False), dtype=float) for item in series if item.lines[0] is not None]
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
@@ -391,7 +391,7 @@ def _chance(ax: Axes, done: pd.DataFrame) -> None:
 
 
 def _indicator_axis(ax: Axes) -> None:
-    ax.set_ylabel("correlation indicator $R_p$")
+    ax.set_ylabel("correlation indicator Rₚ")
     ax.set_ylim(bottom=0)
 
 

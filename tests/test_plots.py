@@ -209,10 +209,10 @@ def test_axes_say_what_and_in_which_unit(draw, make, ax):
         "accuracy_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "test accuracy (%)"),
         "accuracy_by_lr": ("learning rate", "test accuracy (%)"),
         "difference_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "LT − RR (percentage points)"),
-        "correlation_by_lr": ("learning rate", "correlation indicator $R_p$"),
+        "correlation_by_lr": ("learning rate", "correlation indicator Rₚ"),
         "correlation_by_sparsity": (
             "prunable weights remaining (%)\nand pruning level",
-            "correlation indicator $R_p$",
+            "correlation indicator Rₚ",
         ),
     }
     assert (ax.get_xlabel(), ax.get_ylabel()) == units[draw.__name__]
