@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import derive, lab, masks, nets, parts, runs, sizes
+from lthlab.engine import digest
 from lthlab.forms import parse
 from lthlab.parts import Data, InputError, Level, Net, pruned_count
 from lthlab.store import Store
@@ -238,7 +239,7 @@ def test_narrow_networks_train_in_one_group(net, widths, tmp_path):
         provenance = json.loads(store.read(value.key, "provenance.json"))
         assert provenance["replicas"] == 4
         alone = helpers.run([helpers.job(value)], helpers.load(thin=1))
-        assert part.record["digest"] == lab.digest(alone.group.state(0))
+        assert part.record["digest"] == digest(alone.group.state(0))
         assert runs.Run(value, store).metrics() == alone.progress[0].metrics
         assert helpers.equal(initial[number], nets.fresh(value.net, "digits", value.init.replicate))
         assert parse(store.description(value.key), store.description) == value
