@@ -272,6 +272,27 @@ def test_one_replicate_has_a_point_and_no_interval(ax):
     assert plots.sample_size(frame) == "n = 1 replicate"
 
 
+@pytest.mark.parametrize("draw", [plots.accuracy_by_sparsity, plots.accuracy_by_lr])
+def test_one_wide_interval_does_not_flatten_the_rest(draw, ax):
+    frame = DRAWINGS[draw.__name__][1]().assign(value=lambda rows: 0.9 + rows["value"] / 50)
+    draw(frame, ax=ax)
+    assert not plots.cut(ax)
+    low, high = ax.get_ylim()
+    ends = [
+        value
+        for _, _, (bars,) in (c.lines for c in series(ax).values())
+        for s in bars.get_segments()
+        for value in s[:, 1]
+    ]
+    assert low < min(ends) and max(ends) < high < 100.5
+    wild = frame[(frame["ticket"] == "SDT")].index[:1]
+    odd = draw(frame.assign(value=frame["value"].where(~frame.index.isin(wild), 0.3)), ax=Figure().subplots())
+    means = [value for c in series(odd).values() for value in c.lines[0].get_ydata(orig=False)]
+    low, high = odd.get_ylim()
+    assert plots.cut(odd) and low < min(means) and max(means) < high < 101
+    assert low > min(means) - 0.6 * (max(means) - min(means))
+
+
 @each
 def test_nothing_done_is_refused(draw, make, ax):
     frame = make().assign(status="missing")
