@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import results, verdicts
-from lthlab.reports import Html, download, found_out, level_of
+from lthlab.reports import Html, download, found_out, level_of, signed
 from lthlab.spec import Config
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
@@ -302,7 +302,7 @@ def _states(found: Verdict) -> tuple[str, ...]:
 
 
 def _interval(estimate: float, low: float, high: float, decimals: int = 2) -> str:
-    mean, *ends = (f"{value:+.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    mean, *ends = (signed(value, decimals) for value in (estimate, low, high))
     return mean if math.isnan(low) else f"{mean} [{', '.join(ends)}]"
 
 
