@@ -174,14 +174,14 @@ def _plan(options: argparse.Namespace) -> int:
         _print_json({"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows})
         return 0
     print(f"{config.name}, on {forecast.device}:")
-    print(f"{'':17}notebooks trainings shared    done      epochs     time     disk")
+    print(f"{'':17}notebooks trainings shared    done     epochs     time     disk")
     for row in [*rows, whole]:
         print(
             f"{row['stage']:17}{row['notebooks']:9,} {row['trainings']:9,} {row['shared']:6,} {row['done']:7,} "
-            f"{row['epochs']:11,} {_time(row['hours']):>8} {_size(row['bytes']):>8}"
+            f"{row['epochs']:10,} {_time(row['hours']):>8} {_size(row['bytes']):>8}"
         )
     if forecast.whole.guessed:
-        print("the time is partly guessed: this machine has not trained all of these networks in this store yet")
+        print("the time is partly guessed: some of these networks were not trained here yet")
     if forecast.whole.blocked:
         print(f"blocked: {forecast.whole.blocked} trainings, since what they need diverged, failed or is stale")
     return 0

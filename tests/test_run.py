@@ -284,7 +284,8 @@ def test_time_that_is_up_is_no_failure(folder, command):
     assert 4 < time.monotonic() - began < 15
     found = json.loads(out)
     assert found["stopped"] == "time"
-    assert (found["left"]["trainings"], found["left"]["epochs"] > 1_000_000 - 100_000) == (10, True)
+    assert (found["left"]["trainings"], 500_000 < found["left"]["epochs"] <= 600_000) == (6, True)
+    assert found["left"]["hours"] > 0
 
 
 def test_two_runs_side_by_side(folder, computed):
@@ -313,8 +314,8 @@ def test_two_runs_side_by_side(folder, computed):
         (["run", "tiny.yaml", "--set", "reports=cuonts"], "notebook 'cuonts' is not in notebooks; allowed: counts, "),
         (["run", "tiny.yaml", "--set", "find.precision=bf16"], "this version does not compute precision bf16"),
         (["run", "tiny.yaml", "--cluster", "tcp://127.0.0.1:1"], "--cluster tcp://127.0.0.1:1: "),
-        (["publish", "tiny.yaml"], "reports not executed: counts; this executes them: lthlab run tiny.yaml"),
-        (["publish", "tiny.yaml", "--set", "reports=[]"], "study 'tiny' has no reports"),
+        (["publish", "tiny.yaml"], "counts.ipynb: is not there; to make it: lthlab run tiny.yaml\n"),
+        (["publish", "tiny.yaml", "--set", "reports=[]"], "study tiny has no reports"),
         (["plan", "tiny"], "study 'tiny' is not in params"),
     ],
 )
