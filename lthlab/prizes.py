@@ -102,9 +102,14 @@ def _sentence(judged: Judged) -> str:
 def _award(method: str, found: Sequence[Verdict]) -> str:
     counts = {verdict: sum(v.verdict == verdict for v in found) for verdict in dict.fromkeys(v.verdict for v in found)}
     prize = next((name for name in ("jackpot", "secondary prize") if name in counts), None)
-    others = ", ".join(f"{name} at {count} of {len(found)} levels" for name, count in counts.items() if name != prize)
+    others = ", ".join(f"{name} at {count}" for name, count in counts.items() if name != prize)
+    others += f" of {len(found)} levels" if others else ""
     if prize is None:
-        return f"no prize on {method} masks" + ("" if set(counts) == {"none"} else f" that is certain ({others})")
+        return (
+            f"no prize on {method} masks"
+            if set(counts) == {"none"}
+            else f"no certain prize on {method} masks ({others})"
+        )
     last = max((v for v in found if v.verdict == prize), key=lambda verdict: verdict.sparsity)
     gap = last["③"]
     text = f"{prize} on {method} masks at {counts[prize]} of {len(found)} levels, the sparsest {level_of(vars(last))}"
