@@ -13,6 +13,8 @@ _HUES |= {"eval_lr": ("eval_lr",), "find_lr": ("find_lr",)}
 _FILTERS = {"ticket": "Tickets", "method": "Masks", "sparsity": "Levels", "eval_lr": "Learning rate"}
 _FILTERS |= {"find_lr": "Mask found at"}
 
+_APART = "border-collapse:separate;border-spacing:0.9em 0"  # widgets have no cell padding
+
 
 def show(frame: pd.DataFrame) -> "Explorer":
     """Look around in a tidy frame with widgets.
@@ -134,7 +136,9 @@ class Explorer:
     def _label(self, name: str, value: Any) -> str:
         if name != "sparsity":
             return f"{value:g}" if isinstance(value, float) else str(value)
-        return reports.level_of(self._of[self._of["sparsity"] == value].iloc[0].to_dict())
+        level = self._of.loc[self._of["sparsity"] == value, "level"].iloc[0]
+        left = f"{100 * (1 - value):.3g} % left"
+        return left if pd.isna(level) else f"level {level:g} ({left})"
 
     def _show(self) -> None:
         from matplotlib.figure import Figure
@@ -153,7 +157,8 @@ class Explorer:
         ax.set_title(self.choices["panel"].value, fontsize=10)
         plots.legend(ax)
         self.figure.value = reports.drawing(ax) + f"<p>{html.escape(plots.caption(self.rows))}</p>"
-        self.table.value = reports.numbers(self.rows, "Means and intervals")
+        table = reports.numbers(self.rows, "Means and intervals")
+        self.table.value = table.replace("<table ", f'<table style="{_APART}" ')
 
 
 def _rank(value: Any) -> tuple[int, Any]:

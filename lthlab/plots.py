@@ -61,7 +61,7 @@ def accuracy_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     _level(ax, done[dense])
     _series(ax, done[~dense], "sparsity", _remaining)
     _sparsity_axis(ax, done[~dense])
-    ax.set_ylabel("test accuracy (%)")
+    _accuracy_axis(ax)
     return legend(ax) if alone else ax
 
 
@@ -89,7 +89,7 @@ def accuracy_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     done = _percent(_done(frame, ["eval_lr"]))
     _series(ax, done, "eval_lr", lambda lr: lr)
     _lr_axis(ax, done)
-    ax.set_ylabel("test accuracy (%)")
+    _accuracy_axis(ax)
     return legend(ax) if alone else ax
 
 
@@ -207,7 +207,9 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, alone = _axes(ax)
     rewound = frame["rewind"].notna() & frame["rewind"].ne("0ep")
-    names = frame["method"].where(~rewound, frame["method"] + ", rewound to " + frame["rewind"].astype(str) + ",")
+    names = (frame["method"] + " masks").where(
+        ~rewound, frame["method"] + " masks rewound to " + frame["rewind"].map(str)
+    )
     done = _percent(_done(frame.assign(method=names, rewind=None), ["layer", "level"]))
     common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
     levels = sorted(common or set(done["level"]))
@@ -216,8 +218,8 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     cells = results.summarise(done[done["level"].isin(chosen)], by)
     for (method, level), own in cells.groupby(["method", "level"]):
         colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
-        label = f"{method} masks, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
-        style = _DASHED if method == "OMP" else "-" if method == "IMP" else _DOTTED
+        label = f"{method}, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
+        style = {"OMP masks": _DASHED, "IMP masks": "-"}.get(str(method), _DOTTED)
         _line(ax, own["number"], own, label, colour, marker, style)
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
@@ -274,7 +276,10 @@ def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes
     else:
         ax.set_xlabel(_NAMES.get(x, x.replace("_", " ")))
         _plain(ax)
-    ax.set_ylabel("test accuracy (%)" if metric == "test_accuracy" else str(metric).replace("_", " "))
+    if metric == "test_accuracy":
+        _accuracy_axis(ax)
+    else:
+        ax.set_ylabel(str(metric).replace("_", " "))
     return legend(ax) if alone else ax
 
 
@@ -310,6 +315,13 @@ def sample_size(frame: pd.DataFrame) -> str:
     return f"n = {_span(sorted(set(counts)))} replicate" + ("" if max(counts) == 1 else "s")
 
 
+def cut(ax: Axes) -> bool:
+    """Tell whether an interval leaves the frame of an Axes."""
+    low, high = ax.get_ylim()
+    ends = [value for item in _drawn(ax) for value in _ends(item)]
+    return bool(ends) and (min(ends) < low or max(ends) > high)
+
+
 def describe(ax: Axes) -> str:
     """Put into words what an Axes shows: what against what, the range, and the trend of each series.
 
@@ -323,9 +335,9 @@ def describe(ax: Axes) -> str:
     str
         An alternative text for readers who do not see the figure.
     """
-    x, y = (label.replace("$R_p$", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
-    series = [item for item in ax.containers if isinstance(item, ErrorbarContainer)]
-    ys = [np.asarray(item.lines[0].get_ydata(orig=False), dtype=float) for item in series if item.lines[0] is not None]
+    x, y = (label.replace("Rₚ", "R_p").partition("\n")[0] for label in (ax.get_xlabel(), ax.get_ylabel()))
+    series = _drawn(ax)
+    ys = [_means(item) for item in series]
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
     title = f"{ax.get_title()}. " if ax.get_title() else ""
     lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
@@ -390,8 +402,35 @@ def _chance(ax: Axes, done: pd.DataFrame) -> None:
     ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
 
 
+def _accuracy_axis(ax: Axes) -> None:
+    """Frame the means, so that an interval much wider than they lie apart does not flatten all others."""
+    ax.set_ylabel("test accuracy (%)")
+    means = np.concatenate([_means(item) for item in _drawn(ax)])
+    ends = [value for item in _drawn(ax) for value in _ends(item)] or list(means)
+    low, high = means.min(), means.max()
+    around = max(0.4 * (high - low), 2.0)
+    bottom, top = max(min(ends), low - around, 0.0), min(max(ends), high + around, 100.0)
+    margin = 0.04 * (top - bottom) + 0.05
+    ax.set_ylim(bottom - margin, top + margin)
+
+
+def _drawn(ax: Axes) -> list[ErrorbarContainer]:
+    return [item for item in ax.containers if isinstance(item, ErrorbarContainer)]
+
+
+def _means(item: ErrorbarContainer) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    line = item.lines[0]
+    return np.asarray([] if line is None else line.get_ydata(orig=False), dtype=float)
+
+
+def _ends(item: ErrorbarContainer) -> list[float]:
+    """Where the intervals of a series end."""
+    values = [value for bars in item.lines[2] for segment in bars.get_segments() for _, value in segment]
+    return [float(value) for value in values if np.isfinite(value)]
+
+
 def _indicator_axis(ax: Axes) -> None:
-    ax.set_ylabel("correlation indicator $R_p$")
+    ax.set_ylabel("correlation indicator Rₚ")
     ax.set_ylim(bottom=0)
 
 

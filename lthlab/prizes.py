@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import results, verdicts
-from lthlab.reports import Html, download, found_out, level_of
+from lthlab.reports import Html, download, found_out, level_of, signed
 from lthlab.spec import Config
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
@@ -102,9 +102,14 @@ def _sentence(judged: Judged) -> str:
 def _award(method: str, found: Sequence[Verdict]) -> str:
     counts = {verdict: sum(v.verdict == verdict for v in found) for verdict in dict.fromkeys(v.verdict for v in found)}
     prize = next((name for name in ("jackpot", "secondary prize") if name in counts), None)
-    others = ", ".join(f"{name} at {count} of {len(found)} levels" for name, count in counts.items() if name != prize)
+    others = ", ".join(f"{name} at {count}" for name, count in counts.items() if name != prize)
+    others += f" of {len(found)} levels" if others else ""
     if prize is None:
-        return f"no prize on {method} masks" + ("" if set(counts) == {"none"} else f" that is certain ({others})")
+        return (
+            f"no prize on {method} masks"
+            if set(counts) == {"none"}
+            else f"no certain prize on {method} masks ({others})"
+        )
     last = max((v for v in found if v.verdict == prize), key=lambda verdict: verdict.sparsity)
     gap = last["③"]
     text = f"{prize} on {method} masks at {counts[prize]} of {len(found)} levels, the sparsest {level_of(vars(last))}"
@@ -117,6 +122,12 @@ def _tolerance(rules: verdicts.Rules) -> str:
     return f"{rules.tolerance:g} points ({rules.source})"
 
 
+def _epochs(rules: verdicts.Rules) -> str:
+    known = verdicts.CRITERIA.get(rules.data)
+    source = known.source if known and known.epochs == rules.epochs else "set"
+    return f"{rules.epochs} epochs ({source})" if rules.epochs else "an unknown number of epochs"
+
+
 def rules(judged: Sequence[Judged]) -> Html:
     """Say by which thresholds the panels are judged, and where these are from."""
     items = []
@@ -127,8 +138,8 @@ def rules(judged: Sequence[Judged]) -> Html:
         own = panel.verdicts[0].rules
         items.append(
             f"{panel.panel}: similar accuracy is within {_tolerance(own)}; a clear gap exceeds {own.gap:g} points "
-            f"to RR, {own.sdt_gap:g} to SDT; sparsity of at least {own.min_sparsity:g} and {own.epochs or 'unknown'} "
-            f"epochs suffice; {100 * own.confidence:g} % intervals of {own.draws} draws; reading '{own.reading}'."
+            f"to RR, {own.sdt_gap:g} to SDT; sparsity of at least {own.min_sparsity:g} and {_epochs(own)} suffice; "
+            f"{100 * own.confidence:g} % intervals of {own.draws} draws; reading '{own.reading}'."
         )
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")
 
@@ -302,7 +313,7 @@ def _states(found: Verdict) -> tuple[str, ...]:
 
 
 def _interval(estimate: float, low: float, high: float, decimals: int = 2) -> str:
-    mean, *ends = (f"{value:+.{decimals}f}".replace("-", "−") for value in (estimate, low, high))
+    mean, *ends = (signed(value, decimals) for value in (estimate, low, high))
     return mean if math.isnan(low) else f"{mean} [{', '.join(ends)}]"
 
 

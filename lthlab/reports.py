@@ -84,12 +84,13 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
     for ax in drawn:
         ax.set_ylim(low, high)
         names |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
     images = "".join(_image(_svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
     entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in names.items())
     # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
-    words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), lacking)))
+    words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
     rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
@@ -437,8 +438,13 @@ def _table(frame: pd.DataFrame, label: str) -> str:
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>'
 
 
+def signed(value: float, decimals: int) -> str:
+    """Write a difference with its sign; what rounds to zero is not negative."""
+    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
+
+
 def _points(row: dict[Any, Any]) -> str:
-    mean, low, high = (f"{100 * row[name]:+.1f}".replace("-", "−") for name in ("mean", "low", "high"))
+    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
     return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
 
 

@@ -20,7 +20,7 @@ TOLERANCE = 0.02
 
 _Widths = Sequence[Any] | NDArray[Any]
 _RESNETS = frozenset(name for name in NETS if name.startswith("resnet"))
-_AROUND = 24  # channels; up to widths of 2,000, what is further off is less even than rounding down
+_AROUND = {2: 171, 3: 24}  # by number of stages; up to 2,000 channels, what is further off is less even than rounding
 _LEFT_OUT: dict[str, frozenset[str]] = {
     "all": frozenset(),
     "all_but_head": frozenset({"head"}),
@@ -154,7 +154,7 @@ def narrow(
     other way round, and at most as many parameters as the ticket keeps. Of those that lack at most 2 % of them, it
     is the one nearest to the original's proportions, where the largest of w_i / W_i exceeds the smallest by the
     least factor; those with a stage of one channel come last, for they say little about the network. Where none
-    comes that near, it is the one with the most parameters. Ties go to more parameters, then to wider first stages.
+    comes that near, it is the one with the most parameters. Ties go to more parameters.
 
     Parameters
     ----------
@@ -272,12 +272,13 @@ def _narrow(
         has = f"{text([1] * len(own))} has {least} parameters already"
         raise InputError(f"'{net.name}' has no narrow form of the {target} parameters at {_named(level)}; {has}")
     even = [int(width) for width in _even(net, own, shape, classes, target)]
-    axes = [np.arange(max(1, w - _AROUND), min(most, w + _AROUND) + 1) for w, most in zip(even, own, strict=True)]
+    near = _AROUND[len(own)]
+    axes = [np.arange(max(1, w - near), min(most, w + near) + 1) for w, most in zip(even, own, strict=True)]
     widths = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
     widths = widths[:, (np.diff(widths, axis=0) * np.sign(np.diff(own))[:, None] >= 0).all(0)]
     parameters = _total(net, widths, shape, classes)
-    near = (parameters <= target) & (target - parameters <= TOLERANCE * target)
-    chosen = near if near.any() else parameters == parameters[parameters <= target].max()
+    fits = (parameters <= target) & (target - parameters <= TOLERANCE * target)
+    chosen = fits if fits.any() else parameters == parameters[parameters <= target].max()
     best = _nearest(widths[:, chosen], parameters[chosen], own)
     found = _count(net, shape, classes, tuple(best.tolist()), policy)
     return replace(found, target=target, gap=(target - found.parameters) / target)
@@ -298,4 +299,4 @@ def _nearest(widths: NDArray[np.int64], parameters: NDArray[np.int64], own: Sequ
     share = widths / np.array(own)[:, None]
     factor = np.round(share.max(0) / share.min(0), 12)  # factors that are equal may differ in the last bit
     single = ((widths == 1) & (np.array(own) > 1)[:, None]).any(0)
-    return widths[:, np.lexsort([*-widths[::-1], -parameters, factor, single])[0]]
+    return widths[:, np.lexsort([-parameters, factor, single])[0]]

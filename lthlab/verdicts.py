@@ -80,7 +80,7 @@ class Rules(Bootstrap):
     epochs : int or None
         Epochs that suffice, if known.
     source : str
-        Where tolerance and epochs are from: Ma, 'ours' or 'set'.
+        Where the tolerance is from: Ma, 'ours' or 'set'.
     decent, confidence, draws, seed
         As in `lthlab.contrasts.Bootstrap`.
     """
@@ -388,7 +388,7 @@ def _criterion(
     known = CRITERIA.get(data)
     if known is None and tolerance is None:
         raise ValueError(f"data: no tolerance is known for '{data}'; give tolerance, or {nearest(data, CRITERIA)}")
-    source = known.source if known and tolerance is None and epochs is None else "set"
+    source = known.source if known and tolerance is None else "set"
     if known:
         tolerance = known.tolerance if tolerance is None else tolerance
         epochs = known.epochs if epochs is None else epochs

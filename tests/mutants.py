@@ -151,9 +151,9 @@ MUTANTS = [
     ),
     Mutant(
         "shortcuts left out of ma_resnet20",
-        "nets",
-        '"ma_resnet20": {"first", "head"},',
-        '"ma_resnet20": {"first", "head", "shortcut"},',
+        "sizes",
+        '"ma_resnet20": frozenset({"first", "head"}),',
+        '"ma_resnet20": frozenset({"first", "head", "shortcut"}),',
         "tests/test_nets.py::test_prunable_weights",
     ),
     Mutant(
@@ -236,9 +236,30 @@ MUTANTS = [
     Mutant(
         "defaults in the key",
         "values",
-        'if field.name != "key" and value != field.default:',
-        'if field.name != "key":',
+        "if value is not default and value != default:",
+        "if True:",
         "tests/test_values.py::test_pinned_key",
+    ),
+    Mutant(
+        "stacked products begin off 16 bytes",
+        "nets",
+        "if spare := -self.shape[1] % 4:",
+        "if spare := 0:",
+        "tests/test_replicas.py::test_a_layer_gives_every_replica_the_bits_of_a_pair",
+    ),
+    Mutant(
+        "stacked convolutions of few channels not padded",
+        "nets",
+        "self.shape[1] in (2, 3)",
+        "self.shape[1] in ()",
+        "tests/test_replicas.py::test_a_layer_gives_every_replica_the_bits_of_a_pair",
+    ),
+    Mutant(
+        "a small dense network of the size of what is prunable",
+        "sizes",
+        "return whole.parameters - pruned",
+        "return whole.prunable - pruned",
+        "tests/test_sizes.py::test_a_ticket_keeps_as_many_as_its_mask",
     ),
 ]
 

@@ -79,7 +79,7 @@ def test_filters_choose_rows_and_what_has_no_mask_stays(shown):
     }
     assert "LT on OMP masks" in drawn(shown) and "RR" not in drawn(shown)
     labels = [label for label, _ in shown.filters["sparsity"].options]
-    assert labels == ["level 1 (80 % of the prunable weights left)", "level 2 (64 % of the prunable weights left)"]
+    assert labels == ["level 1 (80 % left)", "level 2 (64 % left)"]
 
 
 def test_another_study_offers_its_own(shown):

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import papermill
 import pytest
 import test_pages
 from matplotlib import pyplot
+from ruamel.yaml import YAML
 
 from lthlab import lab, pages, results, spec, store
 
@@ -31,7 +33,6 @@ data: digits
 replicates: 2
 find: {epochs: 2, batch_size: 128, lr: [0.05, 0.2]}
 prune: {levels: [1, 2]}
-protocol: {rewound_masks: initial}
 tickets:
   LT: {methods: [IMP, OMP]}
   RR: {methods: [IMP, OMP]}
@@ -121,6 +122,26 @@ def test_what_is_wrong_with_a_notebook_is_found(old, new, problem, tmp_path):
     path = tmp_path / "wrong.ipynb"
     path.write_text(text.replace(old, new))
     assert any(problem in found for found in problems(path))
+
+
+@each
+def test_the_hook_brings_a_notebook_that_jupyterlab_saved_back_to_what_is_committed(path, tmp_path):
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["metadata"]["language_info"] |= {
+        "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
+        "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7",
+    }  # fmt: skip
+    content["metadata"]["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    for number, cell in enumerate(cell for cell in content["cells"] if cell["cell_type"] == "code"):
+        output = {"output_type": "stream", "name": "stdout", "text": ["7\n"]}
+        cell |= {"execution_count": number, "outputs": [output]}
+    saved = tmp_path / path.name
+    saved.write_text(json.dumps(content))
+    hooks = YAML(typ="safe").load(ROOT / ".pre-commit-config.yaml")["repos"][0]["hooks"]
+    (entry,) = [hook["entry"] for hook in hooks if hook["id"] == "nbstripout"]
+    program, *arguments = shlex.split(entry)
+    subprocess.run([Path(sys.executable).with_name(Path(program).name), *arguments, saved], check=True)
+    assert saved.read_bytes() == path.read_bytes()
 
 
 def copied(folder: Path) -> Path:

@@ -14,7 +14,7 @@ import pytest
 from lthlab import spec
 from lthlab.files import Files
 from lthlab.machine import leaks
-from lthlab.pages import PageError, gallery, publish, publish_study
+from lthlab.pages import PageError, _Facts, gallery, publish, publish_study
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -411,3 +411,8 @@ def test_pages_are_replaced_whole_and_the_index_last(name, study, tmp_path, monk
     new = ["It was not so" in path.read_text() for path in made]
     assert new == [path.name != name and made.index(path) < [m.name for m in made].index(name) for path in made]
     assert sorted(os.listdir(folder)) == sorted(path.name for path in made)
+
+
+def test_lines_of_a_finding_stay_apart_in_the_index(tmp_path):
+    (tmp_path / "page.html").write_text('<p class="finding">One.<br>Two.</p>')
+    assert _Facts.of(tmp_path / "page.html").finding == "One. Two."

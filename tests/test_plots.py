@@ -54,6 +54,7 @@ def pairs(replicates=4) -> pd.DataFrame:
 def ratios(replicates=4) -> pd.DataFrame:
     """Rows of layers at one learning rate."""
     masks = at_rate(tidy(what="mask", replicates=replicates, tickets=[("search", "IMP"), ("search", "OMP")]))
+    masks["rewind"] = masks["method"].map({"IMP": "0ep", "OMP": None})
     random = np.random.default_rng(1)
     layers = [masks.assign(layer=f"fc{n}.weight", number=n, metric="pruned share") for n in (1, 2, 3)]
     return pd.concat(layers, ignore_index=True).assign(value=lambda rows: random.uniform(size=len(rows)))
@@ -209,10 +210,10 @@ def test_axes_say_what_and_in_which_unit(draw, make, ax):
         "accuracy_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "test accuracy (%)"),
         "accuracy_by_lr": ("learning rate", "test accuracy (%)"),
         "difference_by_sparsity": ("prunable weights remaining (%)\nand pruning level", "LT − RR (percentage points)"),
-        "correlation_by_lr": ("learning rate", "correlation indicator $R_p$"),
+        "correlation_by_lr": ("learning rate", "correlation indicator Rₚ"),
         "correlation_by_sparsity": (
             "prunable weights remaining (%)\nand pruning level",
-            "correlation indicator $R_p$",
+            "correlation indicator Rₚ",
         ),
     }
     assert (ax.get_xlabel(), ax.get_ylabel()) == units[draw.__name__]
@@ -269,6 +270,27 @@ def test_one_replicate_has_a_point_and_no_interval(ax):
     assert not any(np.isfinite(segment).any() for segment in bars.get_segments())
     assert "one replicate gives no interval" in plots.caption(frame)
     assert plots.sample_size(frame) == "n = 1 replicate"
+
+
+@pytest.mark.parametrize("draw", [plots.accuracy_by_sparsity, plots.accuracy_by_lr])
+def test_one_wide_interval_does_not_flatten_the_rest(draw, ax):
+    frame = DRAWINGS[draw.__name__][1]().assign(value=lambda rows: 0.9 + rows["value"] / 50)
+    draw(frame, ax=ax)
+    assert not plots.cut(ax)
+    low, high = ax.get_ylim()
+    ends = [
+        value
+        for _, _, (bars,) in (c.lines for c in series(ax).values())
+        for s in bars.get_segments()
+        for value in s[:, 1]
+    ]
+    assert low < min(ends) and max(ends) < high < 100.5
+    wild = frame[(frame["ticket"] == "SDT")].index[:1]
+    odd = draw(frame.assign(value=frame["value"].where(~frame.index.isin(wild), 0.3)), ax=Figure().subplots())
+    means = [value for c in series(odd).values() for value in c.lines[0].get_ydata(orig=False)]
+    low, high = odd.get_ylim()
+    assert plots.cut(odd) and low < min(means) and max(means) < high < 101
+    assert low > min(means) - 0.6 * (max(means) - min(means))
 
 
 @each
@@ -345,6 +367,17 @@ def test_layers_are_drawn_in_network_order_with_their_shares(ax):
     lines = [container.lines[0] for container in found.values()]
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines)
     assert ax.get_ylim() == (0, 100)
+
+
+def test_masks_of_a_chain_that_rewinds_are_lines_of_their_own(ax):
+    frame = ratios()
+    late = frame[frame["method"] == "IMP"].assign(rewind="1ep", value=lambda rows: rows["value"] / 2)
+    plots.layer_ratios(pd.concat([frame, late]), ax=ax)
+    lines = {label: container.lines[0] for label, container in series(ax).items()}
+    looks = {(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines.values()}
+    assert len(lines) == len(looks) == 9
+    first, second = (lines[f"IMP masks{words}, level 8 (16.8 % left)"] for words in ("", " rewound to 1ep"))
+    np.testing.assert_allclose(second.get_ydata(orig=False), np.asarray(first.get_ydata(orig=False)) / 2)
 
 
 def test_of_many_levels_those_are_drawn_that_all_methods_have_the_sparsest_among_them(ax):

@@ -56,6 +56,20 @@ def downloaded(link: dict) -> list[dict]:
     return list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
 
 
+def test_the_caption_says_where_intervals_are_cut():
+    frame = test_plots.tidy().assign(value=lambda rows: 0.9 + rows["value"] / 50)
+    assert "are cut" not in reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
+    frame.loc[frame.index[frame["ticket"] == "SDT"][0], "value"] = 0.3
+    assert "Intervals that leave the frame are cut." in reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
+
+
+@pytest.mark.parametrize(
+    "value, text", [(-0.04, "+0.0"), (0.0, "+0.0"), (-0.06, "−0.1"), (1.25, "+1.2"), (9.96, "+10.0")]
+)
+def test_differences_have_a_sign_and_zero_none_below(value, text):
+    assert reports.signed(value, 1) == text
+
+
 def test_every_panel_has_a_figure_that_names_it():
     frame = helpers.frame_of(STUDY)
     trained = frame[(frame["what"] == "train") & (frame["ticket"] != "search")]

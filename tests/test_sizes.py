@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import derive, lab, masks, nets, parts, runs, sizes
+from lthlab.engine import digest
 from lthlab.forms import parse
 from lthlab.parts import Data, InputError, Level, Net, pruned_count
 from lthlab.store import Store
@@ -124,7 +125,7 @@ def best(net, facts, target):
     def rank(widths):
         shares = [width / whole for width, whole in zip(widths, own, strict=True)]
         single = 1 in widths
-        return single, round(max(shares) / min(shares), 12), -int(totals(net, facts, widths)), [-w for w in widths]
+        return single, round(max(shares) / min(shares), 12), -int(totals(net, facts, widths))
 
     return min((tuple(column) for column in every[:, chosen].T.tolist()), key=rank)
 
@@ -136,6 +137,7 @@ CASES = [
     (helpers.narrow(4), "digits"),
     (helpers.narrow(8), "digits"),
     (LENET, "digits"),
+    (LENET, "cifar"),
 ]
 
 
@@ -237,7 +239,7 @@ def test_narrow_networks_train_in_one_group(net, widths, tmp_path):
         provenance = json.loads(store.read(value.key, "provenance.json"))
         assert provenance["replicas"] == 4
         alone = helpers.run([helpers.job(value)], helpers.load(thin=1))
-        assert part.record["digest"] == lab.digest(alone.group.state(0))
+        assert part.record["digest"] == digest(alone.group.state(0))
         assert runs.Run(value, store).metrics() == alone.progress[0].metrics
         assert helpers.equal(initial[number], nets.fresh(value.net, "digits", value.init.replicate))
         assert parse(store.description(value.key), store.description) == value
@@ -257,7 +259,10 @@ def test_masks_and_measures_of_narrow_networks(tmp_path):
 
 def test_a_network_that_cannot_be_so_narrow_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(parts.DATASETS, "digits", helpers.CIFAR)
-    value = Train(Narrow(LENET, Level(35)), Data(name="digits"), helpers.recipe(), Fresh(0), 0)
-    with pytest.raises(InputError, match=f"{value.net.key}.*has no narrow form of the 1796"):
-        lab.compute([value], Store(tmp_path / "runs"), "cpu")
+    narrow = Narrow(LENET, Level(27), "all"), Narrow(LENET, Level(35))
+    values = [Train(net, Data(name="digits"), helpers.recipe(), Fresh(0), 0) for net in narrow]
+    with pytest.raises(InputError) as error:
+        lab.compute(values, Store(tmp_path / "runs"), "cpu")
+    for net, parameters, line in zip(narrow, (2713, 1796), str(error.value).splitlines(), strict=True):
+        assert net.key in line and f"has no narrow form of the {parameters} parameters" in line
     assert not (tmp_path / "runs").exists()

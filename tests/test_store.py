@@ -945,6 +945,16 @@ def test_timings(tmp_path, monkeypatch):
     lines = store.timings()
     assert sorted(lines) == sorted(f"{number} {count} {'x' * 400}" for number in range(4) for count in range(100))
     path = store.root / "timings.jsonl"
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b"half of what another process ")
+        writer = start(TIMES, store.root, "4")
+        with pytest.raises(subprocess.TimeoutExpired):
+            writer.wait(1)
+        file.write(b"writes\n")
+    assert writer.wait() == 0
+    lines = store.timings()
+    assert lines[400] == "half of what another process writes" and len(lines) == 501
     with path.open("ab") as file:
         file.write(b"half a line of a process that was killed")
     assert store.timings() == lines
