@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         text = "stop in time with everything saved, as 30s, 9min or 2h"
         made.add_argument("--for", type=_seconds, dest="limit", metavar="TIME", help=text)
     compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
-    text = "only this configuration or report; may be repeated"
+    text = "only this configuration, stage or report; may be repeated"
     run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
     run.add_argument("--slots", type=_count, metavar="N", help="notebooks at a time (default: 1; of a cluster: all)")
     ahead.add_argument("--slots", type=_count, default=1, metavar="N", help="notebooks at a time (default: 1)")
@@ -250,7 +250,8 @@ def _run(options: argparse.Namespace) -> int:
         _print_left(ran.stopped, left)
     if ran.stopped in SIGNALS:
         return 128 + SIGNALS[ran.stopped]
-    return 1 if ran.failed or ran.values["stale"] or ran.values["failed"] else 0
+    wrong = ran.failed or ran.values["stale"] or ran.values["failed"]
+    return 1 if wrong or (not ran.stopped and len(ran.outcomes) > counts["done"]) else 0
 
 
 def _command(options: argparse.Namespace, *more: str) -> str:

@@ -41,7 +41,7 @@ class Settings:
     deadline : float or None
         Time of `time.monotonic` at which all is stopped.
     only : tuple of str
-        Names of the configurations and reports to execute; all if empty.
+        Names of the configurations, stages and reports to execute; all if empty.
     """
 
     notebooks: Path = Path("notebooks")
@@ -170,7 +170,7 @@ def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, setti
     made: dict[str, Job] = {}
 
     def add(name: str, notebook: str, configuration: str | None, before: Iterable[str]) -> None:
-        if not settings.only or name in settings.only:
+        if not settings.only or {name, notebook}.intersection(settings.only):
             made[name] = Job(
                 name=name,
                 notebook=settings.notebooks / f"{notebook}.ipynb",
@@ -208,7 +208,7 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
     for name in [*config.stages, *config.reports]:
         if name not in there:
             problems.append(f"notebook '{name}' is not in {settings.notebooks}; {nearest(name, there)}")
-    names = [*(piece.name for piece in pieces), *config.reports]
+    names = [*config.stages, *(piece.name for piece in pieces), *config.reports]
     problems += [
         f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names
     ]

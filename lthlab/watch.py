@@ -197,7 +197,7 @@ class Lines:
         for row in self.board.rows:
             names = ("epoch", "loss", "accuracy", "left")
             words = [f"{name} {word}" for name, word in zip(names, row.words(), strict=True) if word]
-            self._say(f"{row.name} " + (", ".join(words) or "begins"))
+            self._say(f"{row.name} " + (", ".join(words) or "between trainings"))
 
     def _say(self, text: str) -> None:
         print(f"{clock(self.board.now() - self.board.began)} {text}", file=self.stream, flush=True)

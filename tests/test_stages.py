@@ -88,6 +88,8 @@ def test_a_configuration_waits_for_all_that_it_is_made_from(folder):
 def test_only_some(folder):
     *_, found = planned(folder, only=(NAMES[3], "counts"))
     assert [(job.name, job.depends_on) for job in found] == [(NAMES[3], ()), ("counts", (NAMES[3],))]
+    *_, found = planned(folder, only=("evaluate_tickets",))
+    assert [(job.name, job.depends_on) for job in found] == [(name, ()) for name in NAMES[2:]]
     with pytest.raises(InputError, match=r"--only count: not in the study; allowed: .*; did you mean 'counts'\?"):
         planned(folder, only=("count",))
 
