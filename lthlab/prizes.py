@@ -122,6 +122,12 @@ def _tolerance(rules: verdicts.Rules) -> str:
     return f"{rules.tolerance:g} points ({rules.source})"
 
 
+def _epochs(rules: verdicts.Rules) -> str:
+    known = verdicts.CRITERIA.get(rules.data)
+    source = known.source if known and known.epochs == rules.epochs else "set"
+    return f"{rules.epochs} epochs ({source})" if rules.epochs else "an unknown number of epochs"
+
+
 def rules(judged: Sequence[Judged]) -> Html:
     """Say by which thresholds the panels are judged, and where these are from."""
     items = []
@@ -132,8 +138,8 @@ def rules(judged: Sequence[Judged]) -> Html:
         own = panel.verdicts[0].rules
         items.append(
             f"{panel.panel}: similar accuracy is within {_tolerance(own)}; a clear gap exceeds {own.gap:g} points "
-            f"to RR, {own.sdt_gap:g} to SDT; sparsity of at least {own.min_sparsity:g} and {own.epochs or 'unknown'} "
-            f"epochs suffice; {100 * own.confidence:g} % intervals of {own.draws} draws; reading '{own.reading}'."
+            f"to RR, {own.sdt_gap:g} to SDT; sparsity of at least {own.min_sparsity:g} and {_epochs(own)} suffice; "
+            f"{100 * own.confidence:g} % intervals of {own.draws} draws; reading '{own.reading}'."
         )
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>")
 

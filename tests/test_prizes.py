@@ -135,7 +135,7 @@ def test_panels_are_judged_apart_and_with_their_tolerance():
     assert [(panel.panel, panel.problem) for panel in judged] == [("a on cifar10", ""), ("b on digits", "")]
     text = prizes.rules(judged)
     assert "a on cifar10: similar accuracy is within 0.5 points (Ma 2.2, E.1)" in text
-    assert "b on digits: similar accuracy is within 0.5 points (ours)" in text and "20 epochs suffice" in text
+    assert "b on digits: similar accuracy is within 0.5 points (ours)" in text and "20 epochs (ours) suffice" in text
     assert prizes.table(judged).count("<h3>") == 2
     assert prizes.finding(judged).count("<br>") == 1
 
@@ -144,7 +144,10 @@ def test_settings_of_the_study_are_those_of_the_verdicts():
     rules = "{tolerance: 1.5, gap: 0.1, sdt_gap: 0.2, min_sparsity: 0.9, epochs: 7}"
     own = prizes.judge(config(rules), frame())[0].verdicts[0].rules
     assert (own.tolerance, own.gap, own.sdt_gap, own.min_sparsity, own.epochs) == (1.5, 0.1, 0.2, 0.9, 7)
-    assert "1.5 points (set)" in prizes.rules(prizes.judge(config(rules), frame()))
+    text = prizes.rules(prizes.judge(config(rules), frame()))
+    assert "within 1.5 points (set)" in text and "7 epochs (set) suffice" in text
+    text = prizes.rules(prizes.judge(config("{epochs: 7}"), frame()))
+    assert "within 0.5 points (Ma 2.2, E.1)" in text and "7 epochs (set) suffice" in text
 
 
 def test_rewinding_tickets_are_judged_as_well():

@@ -469,6 +469,15 @@ def test_panels_are_networks_on_data_sets_under_one_recipe(described):
     assert sum(len(rows[rows.index.isin(tickets.index)]) for rows in found.values()) == len(tickets)
 
 
+def test_dense_networks_of_another_recipe_than_the_tickets_are_no_panel():
+    frame = helpers.frame_of(spec.parse(PANELS.replace("[2, 3]", "3")))
+    found = results.panels(frame)
+    assert [name for name, _ in found] == [f"{n} on digits" for n in ("lenet_300_100", *SMALL)]
+    for _, rows in found:
+        dense = rows[rows["ticket"] == "dense"]
+        assert set(dense["eval_epochs"]) == {3} and set(rows.loc[rows["ticket"] == "search", "eval_epochs"]) == {2}
+
+
 def test_panels_of_one_network_and_data_set_are_told_apart():
     text = PANELS.replace("{name: resnet8, width: 8}", "{name: resnet8, width: 4, shortcut: A}")
     names = [name for name, _ in results.panels(helpers.frame_of(spec.parse(text.replace("[2, 3]", "2"))))]
