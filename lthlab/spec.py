@@ -559,7 +559,9 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterato
     lacking = [name for name, methods in asked.items() if "IMP" in methods or not study.prune.sparsities]
     if lacking and not study.prune.levels:
         yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
-    if study.tickets.SDT is not None:
+    sparse = list(_too_sparse(study)) if asked else []
+    yield from sparse
+    if study.tickets.SDT is not None and not sparse:
         yield from ((("tickets", "SDT"), problem) for problem in _too_narrow(study))
     measure = study.measures.correlation_indicator
     for number, ticket in enumerate(measure.of if measure and "of" in measure.model_fields_set else ()):
@@ -573,6 +575,21 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterato
             ("protocol", "prunable"),
             f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
         )
+
+
+def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:
+    """Say which sparsities prune more than is prunable."""
+    rules = study.protocol
+    if rules.denominator == "prunable":
+        return
+    levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
+    others = [parts.decimal_text(s) for s in study.prune.sparsities]
+    for field, sparsities in (("levels", levels), ("sparsities", others)):
+        for number, sparsity in enumerate(sparsities):
+            try:
+                sizes.ticket_parameters(study.net, study.data, sparsity, rules.prunable, "all", rules.scope)
+            except parts.InputError as error:
+                yield ("prune", field, number), str(error)
 
 
 def _too_narrow(study: Study) -> Iterator[str]:

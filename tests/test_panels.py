@@ -166,6 +166,14 @@ def test_the_presets_of_the_repository_are_read():
         assert spec.parse(text, str(folder / "x.yaml")).panels
 
 
+def test_sparsities_of_more_than_is_prunable_are_located():
+    rules = "protocol: {denominator: all, prunable: first_last_dense}\n"
+    found = problems(STUDY.replace("[2, 4]", "[2, 60], sparsities: [0.5, 0.9999]").replace("IMP", "OMP") + rules)
+    assert {(line, field) for line, _, field, _ in found} == {(7, "prune.levels.1"), (7, "prune.sparsities.1")}
+    assert len(found) == 4  # two networks
+    assert all("prunable weights; allowed: 0 to " in message for *_, message in found)
+
+
 # --- settings of the command line -----------------------------------------------------------------------------
 
 
@@ -202,6 +210,7 @@ def test_a_network_is_set_as_a_whole_or_by_field():
         ("find.lr", "", "allowed: field=value[,value…]"),
         ("=3", "", "allowed: field=value[,value…]"),
         ("find.lr=[", "find.lr", "not valid YAML"),
+        ("find.lr=a]: 1\nb: [2", "find.lr", "not understood; allowed: a value"),
         ("find.lr=*x", "find.lr", "alias *x: not allowed"),
         ("find.lr=!!python/name:os.system", "find.lr", "not allowed; write plain values"),
         ("panels=1", "panels", "cannot be set"),
