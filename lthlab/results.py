@@ -19,6 +19,9 @@ STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 """What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
+_OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "chance", "status", "note", "key")
+"""Columns that follow from the others."""
+
 
 def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     """Load the tidy frame: one row per role and value, missing and failed ones too.
@@ -47,7 +50,8 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
     store = runs if isinstance(runs, Store) else Store(runs)
     names = store.studies() if study is None else [study]
     if study is not None and study not in store.studies():
-        raise LookupError(f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}")
+        first = f"run it first: lthlab run {study}"
+        raise LookupError(f"study '{study}' is not in {store.root}; {first}; {nearest(study, store.studies())}")
     reader = _Reader(store)
     rows = [row for name in names for row in reader.rows(name)]
     return pd.DataFrame(rows)
@@ -215,7 +219,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     Parameters
     ----------
     frame : DataFrame
-        Tidy frame; only rows that are done count.
+        Tidy frame; only rows that are done count, and a value that has several roles in a cell counts once there.
     by : sequence of str
         Columns that tell cells apart.
     confidence : float, optional
@@ -225,13 +229,37 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     -------
     DataFrame
         `by`, n, mean, sd, low and high: Student's t interval of the mean; NaN for n = 1.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate, which would count as replicates.
     """
     from scipy.stats import t
 
-    groups = frame[frame["status"] == "done"].groupby(list(by), dropna=False)["value"]
+    done = frame[frame["status"] == "done"]
+    if "replicate" in done:
+        place = list(dict.fromkeys([*by, "replicate"]))
+        done = done.drop_duplicates([*place, "key", "value"]) if "key" in done else done
+        if (several := done.duplicated(place, keep=False)).any():
+            raise ValueError(_mixed(done[several], place))
+    groups = done.groupby(list(by), dropna=False)["value"]
     out = groups.agg(n="count", mean="mean", sd="std").reset_index()
     half = t.ppf((1 + confidence) / 2, (out["n"] - 1).where(out["n"] > 1)) * out["sd"] / out["n"] ** 0.5
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def _mixed(rows: pd.DataFrame, place: Sequence[str]) -> str:
+    """Say by which columns cells would have one value per replicate."""
+    one = rows.iloc[0]
+    texts = rows.map(str)
+    texts = texts.drop(columns=[name for name in _OUTCOMES if name in texts])
+    counts = texts.groupby([texts[name] for name in place]).nunique()
+    differ = ", ".join(str(name) for name in counts if (counts[name] > 1).any())
+    where = ", ".join(f"{name} {one[name]}" for name in place)
+    return f"several values of one replicate in a cell ({where}); they differ in: {differ or 'nothing'}; " + (
+        "add these to by, or select rows" if differ else "select rows"
+    )
 
 
 def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] | None = None) -> pd.DataFrame:
