@@ -345,8 +345,8 @@ class _Facts(HTMLParser):
             self._field = "title"
         elif tag == "p" and "finding" in given.get("class", "").split() and not self.finding:
             self._field = "finding"
-        elif tag == "br" and self._field:
-            self.handle_data(" ")
+        elif tag in ("br", "sub") and self._field:
+            self.handle_data({"br": " ", "sub": "_"}[tag])
         self.trainings = self.trainings or given.get("data-trainings", "")
 
     def handle_data(self, data: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import results, verdicts
-from lthlab.reports import Html, download, found_out, level_of, signed
+from lthlab.reports import Html, download, found_out, level_of, signed, slug
 from lthlab.spec import Config
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
@@ -162,7 +162,9 @@ def _table(judged: Judged, ticket: str, reading: str) -> str:
     text = f"{ticket}: verdicts and conditions with the differences in points and their intervals. "
     text += f"The reading '{_other(reading)}' {note}."
     everything = verdicts.table([*first, *others])
-    csv = download(everything, f"verdicts_{ticket}.csv", f"All numbers of these {len(first)} verdicts (CSV)")
+    csv = download(
+        everything, f"verdicts_{ticket}_{slug(judged.panel)}.csv", f"All numbers of these {len(first)} verdicts (CSV)"
+    )
     return _grid(heads, rows, text, f"Verdicts on {ticket}, {judged.panel}") + csv
 
 
