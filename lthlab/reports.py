@@ -94,11 +94,12 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
     rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
+    file = f"{draw.__name__}_{slug(panel)}.csv"
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
         f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
         f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
-        f"{download(rows, f'{draw.__name__}_{slug(panel)}.csv', f'All {len(rows)} values, one row per replicate (CSV)')}"
+        f"{download(rows, file, f'All {len(rows)} values, one row per replicate (CSV)')}"
         "</details></figure>"
     )
 

@@ -69,6 +69,11 @@ def problems(path: Path) -> list[str]:
         found.append(f"{len(text)} cells of text")
     if not any("$" in cell["source"] for cell in text):
         found.append("no formula")
+    inline = re.sub(r"\$\$.*?\$\$", "", "\n".join(cell["source"] for cell in text), flags=re.DOTALL)
+    for formula in re.findall(r"\$(.+?)\$", inline):
+        signs = re.sub(r"[\\{}_^\s]", "", re.sub(r"\\(?!max)[A-Za-z]+", "x", formula))
+        if len(signs) > 24:  # wider than a column on a telephone, and a formula in a line is never broken
+            found.append(f"formula too long for its line: {formula}")
     parameters = [cell["source"] for cell in code if "parameters" in tags(cell)]
     if parameters != [PARAMETERS]:
         found.append(f"parameters are {parameters}")
@@ -108,6 +113,7 @@ def test_notebooks_are_committed_without_outputs_and_short(path):
         ('\\"auto\\"', '\\"cpu\\"', "parameters are ["),
         ('"checks"', '"check"', "checks are not the last cell"),
         ('"name": "python3"', '"name": "mine"', "kernel"),
+        ("$X$", "$" + " + ".join(["a_{XY}"] * 8) + "$", "formula too long for its line: a_{XY} + a"),
         ('"kernelspec": {', '"widgets": {}, "kernelspec": {', "metadata widgets"),
         ("$", "", "no formula"),
         ("prizes.finding(judged)", "import torch", "imports more"),
