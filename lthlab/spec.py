@@ -218,6 +218,12 @@ class Verdicts(_Model):
     epochs: Count | None = None
 
 
+def _report(name: str) -> str:
+    if name == "index":
+        raise ValueError("'index' is the page that lists the others; allowed: any other name")
+    return name
+
+
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 _Names = Annotated[list[_Name], BeforeValidator(_as_list)]
 
@@ -230,7 +236,7 @@ class Study(_Model):
     presets: _Names = []
     stages: Annotated[list[_Stage], BeforeValidator(_as_list), Field(min_length=1)] = list(STAGES)
     panel_by: Annotated[list[Annotated[str, AfterValidator(_axis)]], BeforeValidator(_as_list)] = []
-    reports: _Names = []
+    reports: Annotated[list[Annotated[_Name, AfterValidator(_report)]], BeforeValidator(_as_list)] = []
     verdicts: Verdicts = Verdicts()
     net: Annotated[Net, BeforeValidator(_named)]
     data: Annotated[Data, BeforeValidator(_named)]

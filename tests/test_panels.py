@@ -96,6 +96,7 @@ def test_a_panel_may_go_without_a_ticket_of_the_study():
         ("panel_by: [eval.rl]\n", (9, 12, "panel_by.0", "'eval.rl' is no axis; …did you mean 'eval.lr'?")),
         ("reports: [../x]\n", (9, 11, "reports.0", "'../x' is not allowed; allowed: up to 64 letters, digits")),
         ("reports: ['a b']\n", (9, 11, "reports.0", "'a b' is not allowed")),
+        ("reports: [a, index]\n", (9, 14, "reports.1", "'index' is the page that lists the others")),
         ("verdicts: {readng: literal}\n", (9, 12, "verdicts.readng", "did you mean 'reading'?")),
         ("verdicts: {reading: litteral}\n", (9, 12, "verdicts.reading", "did you mean 'literal'?")),
         ("verdicts: {tolerance: -1}\n", (9, 12, "verdicts.tolerance", "-1 is not allowed; allowed: 0 or more")),
