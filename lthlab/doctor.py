@@ -214,7 +214,7 @@ def _results(store: Store) -> Iterator[Finding]:
             wrong.append(damage)
     if wrong:
         text = "; ".join(map(str, wrong[:SHOWN])) + f"; and {len(wrong) - SHOWN} more" * (len(wrong) > SHOWN)
-        remedy = "the command that computed it computes what is damaged again"
+        remedy = "the command that computed it computes what is damaged again; remove what is no part of a result"
         yield Finding("results", "problem", f"damaged: {text}", remedy)
     elif keys:
         yield Finding("results", "ok", f"{len(keys)} in {len(store.studies())} studies, all checksums right")

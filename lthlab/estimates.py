@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import DATASETS, Count, Data, Net, Positive
+from lthlab.parts import DATASETS, DEVICES, Count, Data, InputError, Net, Positive, nearest
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -84,11 +85,14 @@ class Forecast:
         All configurations together; `hours` until the last of them is done.
     configurations : tuple of Work
         In the order in which they run.
+    blocked : frozenset of Train
+        Trainings that cannot be had.
     """
 
     device: str
     whole: Work
     configurations: tuple[Work, ...]
+    blocked: frozenset[Train] = frozenset()
 
     def facts(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -145,7 +149,9 @@ def forecast(study: Config | Iterable[Labelled], store: Store, device: str = "au
     )
     counts = _counts([item.value for item in labelled], look.values, look, left)
     size, guessed = sum(piece.bytes for piece in pieces), any(piece.guessed for piece in pieces)
-    return Forecast(rates.device, Work("", *counts, len(left), epochs(left), hours, size, guessed), tuple(pieces))
+    whole = Work("", *counts, len(left), epochs(left), hours, size, guessed)
+    blocked = frozenset(value for value in look.dead if isinstance(value, Train))
+    return Forecast(rates.device, whole, tuple(pieces), blocked)
 
 
 def record(store: Store, train: Train, replicas: int, steps: int, seconds: float, run: Mapping[str, Any]) -> None:
@@ -178,18 +184,25 @@ def record(store: Store, train: Train, replicas: int, steps: int, seconds: float
 
 
 def device_name(device: str) -> str:
-    """Name the GPU that a device stands for, as far as the system tells without torch; else 'cpu' or the device."""
+    """Name the GPU that a device stands for, as far as the system tells without torch; else 'cpu' or the device.
+
+    Raises
+    ------
+    InputError
+        If no device has such a name.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device, re.ASCII)
+    if match is None:
+        raise InputError(f"device '{device}' is not known; {nearest(device, DEVICES)}")
     models = []
     if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         for path in sorted(_GPUS.glob("*/information")):
             fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
             models.append(fields.get("Model", "").strip())
-    number = device.partition(":")[2]
     if device == "auto":
         return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
-    if device.startswith("cuda") and int(number or 0) < len(models):
-        return models[int(number or 0)]
-    return device
+    number = int(match[1] or 0)
+    return models[number] if device != "cpu" and number < len(models) else device
 
 
 # --- a configuration ------------------------------------------------------------------------------------------
@@ -235,7 +248,7 @@ def _work(
 
 def _makespan(hours: Sequence[float], slots: int) -> float:
     """Time until all is done if each begins on the slot that is free first."""
-    busy = [0.0] * slots
+    busy = [0.0] * max(1, min(slots, len(hours)))
     for duration in hours:
         first = busy.index(min(busy))
         busy[first] += duration

@@ -85,8 +85,8 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path, com
     Raises
     ------
     PageError
-        With all that is wrong: what `publish` refuses, executed notebooks that are missing, and files that would be
-        replaced and are not pages of this study.
+        With all that is wrong: what `publish` refuses, executed notebooks that are missing or failed the last time,
+        and files that would be replaced and are not pages of this study.
     OSError
         If a file cannot be read or written.
     """
@@ -100,7 +100,10 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path, com
     for report in config.reports:
         target = folder / f"{report}.html"
         problems += _foreign(target, config.name)
+        failure = notebooks / f"{report}.failed.ipynb"
         try:
+            if failure.exists():
+                raise PageError(f"{failure}: its last execution failed")
             made[target] = _page(notebooks / f"{report}.ipynb", config)
         except FileNotFoundError as error:
             problems.append(f"{error.filename}: is not there; to make it: {command}")

@@ -57,6 +57,8 @@ NETS: dict[str, frozenset[str]] = {
     **{f"resnet{depth}": frozenset({"width", "shortcut"}) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
 }
 """Known networks, each with the fields of `Net` that it has."""
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
+"""Names of devices, as far as messages list them."""
 POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet32")
 """Prunable sets by name; `lthlab.nets.prunable` says what each means."""
 

@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, results, sizes
-from lthlab.parts import NETS, Net, Recipe
+from lthlab import plots, results, sizes, tickets
+from lthlab.parts import NETS, InputError, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
 
@@ -273,7 +273,15 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         Where its results are.
     frame : DataFrame
         Its tidy frame.
+
+    Raises
+    ------
+    InputError
+        If the frame is of another version of the study, which was computed meanwhile.
     """
+    if not set(frame["key"]) <= {item.value.key for item in tickets.expand(config)}:
+        other = f"the results are of another version of study '{config.name}', with other settings"
+        raise InputError(f"{other}; run this one again")
     trainings = frame[frame["what"] == "train"]
     keys = trainings["key"].unique()
     parts = [(key, part) for key in keys if store.has(key) for part in store.parts(key)]

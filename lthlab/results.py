@@ -120,9 +120,13 @@ class _Reader:
                 if top not in self._statuses:
                     self._statuses[top] = self._status(top)
             except Damaged as damage:
-                self._statuses[top] = "missing", str(damage)
+                self._statuses[top] = "missing", self._note(damage)
             waiting.pop()
         return self._statuses[key]
+
+    def _note(self, damage: Damaged) -> str:
+        """Name what is damaged by its place in the store, since notes are read on other machines too."""
+        return f"{damage.path.relative_to(self.store.root)}: {damage.reason}"
 
     def _status(self, key: str) -> tuple[str, str | None]:
         form = self.form(key)
@@ -159,7 +163,7 @@ class _Reader:
                 self._outcomes[key, report] = self._read(key, report)
             except Damaged as damage:
                 nothing = dict.fromkeys(("kept", "epoch", "metric", "value", "chance"))
-                self._outcomes[key, report] = nothing | {"status": "missing", "note": str(damage)}
+                self._outcomes[key, report] = nothing | {"status": "missing", "note": self._note(damage)}
         return self._outcomes[key, report]
 
     def _read(self, key: str, report: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -336,16 +337,23 @@ def in_training(store: Store) -> list[InTraining]:
     """
     found = []
     for group, lines in store.progress().items():
-        silent = store.claim_age(group)
-        if silent is None or not lines:
+        silent, told = store.claim_age(group), list(_told(lines))
+        if silent is None or not told:
             continue
-        last = json.loads(lines[-1])
-        began = [line for line in map(json.loads, lines) if line["pid"] == last["pid"]][0]
+        last = told[-1]
+        began = next(line for line in told if line["pid"] == last["pid"])
         steps, seconds = last["iteration"] - began["iteration"], last["time"] - began["time"]
         left = (last["end"] - last["iteration"]) * seconds / steps if steps > 0 else None
         fields = {name: last[name] for name in ("pid", "iteration", "end", "epoch", "epochs", "runs")}
         found.append(InTraining(group, seconds_left=left, silent=silent, **fields))
     return found
+
+
+def _told(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Read lines of progress; what a power cut has spoilt is passed over."""
+    for line in lines:
+        with suppress(ValueError):
+            yield json.loads(line)
 
 
 def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str, Any]]:

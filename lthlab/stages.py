@@ -13,15 +13,13 @@ from lthlab import jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import SPIN
-from lthlab.parts import InputError, nearest
+from lthlab.parts import DEVICES, InputError, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Damaged, Store, StoreError
 from lthlab.studies import Configuration
 from lthlab.tickets import Labelled
 from lthlab.values import Train, Value, ancestors
-
-DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
 
 
 @dataclass(frozen=True)
@@ -241,7 +239,7 @@ def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -
             "notebooks": len(pieces),
             "trainings": len(own),
             "shared": len(uses) - len(set(uses) - used),
-            "done": len(own) - sum(works[piece.name].left for piece in pieces),
+            "done": len(own - forecast.blocked) - sum(works[piece.name].left for piece in pieces),
         }
         sums = {
             name: sum(getattr(works[piece.name], name) for piece in pieces) for name in ("epochs", "hours", "bytes")

@@ -272,6 +272,9 @@ def settings(sets: Sequence[str]) -> list[tuple[tuple[str, ...], Tree]]:
         except StudyError as error:
             problems += [Problem(option, 0, 0, match[1], problem.message) for problem in error.problems]
             continue
+        if not isinstance(tree.plain, list):
+            problems.append(Problem(option, 0, 0, match[1], "not understood; allowed: a value, or several with commas"))
+            continue
         problems += doubled
         tree = tree if len(tree.plain) != 1 else tree.at(0)
         spot = Spot(option, 0, 0, match[1])

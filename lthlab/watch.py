@@ -125,8 +125,9 @@ class Board:
         training = {key for group in groups for key in group.runs}
         for name, keys in self._open.items():
             keys -= {key for key, status in results.statuses(self.store, keys).items() if status != "missing"}
-            failed = (folder / f"{name}.failed.ipynb").exists()
-            self.states[name] = "done" if not keys else "running" if keys & training else "failed" if failed else "left"
+            failed = _changed(folder / f"{name}.failed.ipynb") > _changed(folder / f"{name}.ipynb")
+            state: State = "left" if keys else "done"
+            self.states[name] = "running" if keys & training else "failed" if failed else state
         newest = max((_changed(folder / f"{name}.ipynb") for name in self._open), default=0.0)
         whole = all(self.states[name] == "done" for name in self._open)
         for name in self.states.keys() - self._open.keys():

@@ -76,6 +76,12 @@ def test_damaged_results_are_named(store, tmp_path, monkeypatch, capsys):
     assert [each["what"] for each in listed["findings"] if each["state"] == "problem"] == ["results"]
 
 
+def test_what_is_no_part_of_a_result_is_to_be_removed(store):
+    (store.root / store.keys()[0] / "notes.txt").write_text("")
+    finding = found(store)["results"]
+    assert "notes.txt: is no part of a result" in finding.text and "remove what is no part" in finding.remedy
+
+
 def test_many_damaged_results_are_counted(store):
     for number in range(5):
         store.commit(store.describe(f'{{"kind":"{number}"}}'), 0, {"metrics.jsonl": b"{}"}, {"kind": "train"})

@@ -10,9 +10,9 @@ from pathlib import Path
 import helpers
 import pytest
 
-from lthlab import estimates, lab, parts, provenance, replicas, sizes, spec, tickets
+from lthlab import estimates, lab, parts, provenance, replicas, sizes, spec, stages, tickets
 from lthlab.estimates import Work, device_name, forecast
-from lthlab.parts import Data, Level, Net
+from lthlab.parts import Data, InputError, Level, Net
 from lthlab.runs import epochs
 from lthlab.store import Store
 from lthlab.values import Narrow, ancestors
@@ -94,6 +94,9 @@ def test_what_cannot_be_had_is_not_left(store):
     blocked = [value for value in summary.blocked if isinstance(value, lab.Train)]
     assert summary.diverged and found.left == 0 and found.blocked == len(blocked) > 0
     assert found.done == found.trainings - found.blocked and found.bytes == 0
+    labelled = tickets.expand(config)
+    rows = stages.by_stage(config, labelled, forecast(labelled, store))
+    assert sum(row["done"] for row in rows) == found.done
 
 
 def test_what_is_damaged_is_left(store):
@@ -253,6 +256,7 @@ def test_slots():
     assert estimates._makespan([3.0, 1.0, 1.0, 1.0], 2) == 3.0
     assert estimates._makespan([1.0, 1.0, 3.0], 2) == 4.0
     assert estimates._makespan([], 3) == 0.0
+    assert estimates._makespan([1.0, 2.0], 10**12) == 2.0
 
 
 def test_stages_run_one_after_the_other(store):
@@ -300,6 +304,12 @@ def test_names_of_devices(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.11.0"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device_name("auto") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cuda1", "cpu:0", ""])
+def test_devices_of_no_known_name_are_refused(name, store):
+    with pytest.raises(InputError, match="is not known; allowed: auto, cpu"):
+        forecast(spec.parse(STUDY), store, name)
 
 
 # --- speed ----------------------------------------------------------------------------------------------------

@@ -519,6 +519,8 @@ def test_what_a_dead_process_left_is_not_in_training(store):
         store.append_progress("f" * 32, json.dumps(line | {"pid": 2, "time": 100, "iteration": 4}))
         store.append_progress("f" * 32, json.dumps(line | {"pid": 2, "time": 106, "iteration": 6}))
         assert [group.seconds_left for group in in_training(store)] == [6.0], "only lines of its own process count"
+        store.append_progress("f" * 32, "\0\0")
+        assert [group.iteration for group in in_training(store)] == [6], "what a power cut spoilt is passed over"
 
 
 # --- divergence -----------------------------------------------------------------------------------------------

@@ -317,6 +317,10 @@ def test_a_page_by_itself_names_no_index(notebook):
         (lambda path: path.unlink(), "weight_correlation.ipynb: is not there; to make it: lthlab run small"),
         (lambda path: path.write_text("{"), "weight_correlation.ipynb: not a notebook of format 4"),
         (
+            lambda path: path.with_suffix(".failed.ipynb").write_text(""),
+            "weight_correlation.failed.ipynb: its last execution failed; to make it again: lthlab run small",
+        ),
+        (
             lambda path: path.write_text(path.read_text().replace("lenet_300_100", "resnet20")),
             "n.ipynb: was executed for another version of study small; to make it again: lthlab run small",
         ),

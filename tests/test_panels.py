@@ -94,13 +94,14 @@ def test_a_panel_may_go_without_a_ticket_of_the_study():
         ("panels: [{}, {}]\nstages: []\n", (10, 1, "stages", "one value or more")),
         ("stages: [find_ticket]\n", (9, 10, "stages.0", "did you mean 'find_tickets'?")),
         ("panel_by: [eval.rl]\n", (9, 12, "panel_by.0", "'eval.rl' is no axis; …did you mean 'eval.lr'?")),
-        ("reports: [../x]\n", (9, 11, "reports.0", "'../x' is not allowed")),
+        ("reports: [../x]\n", (9, 11, "reports.0", "'../x' is not allowed; allowed: up to 64 letters, digits")),
         ("reports: ['a b']\n", (9, 11, "reports.0", "'a b' is not allowed")),
+        ("reports: [a, index]\n", (9, 14, "reports.1", "'index' is the page that lists the others")),
         ("verdicts: {readng: literal}\n", (9, 12, "verdicts.readng", "did you mean 'reading'?")),
         ("verdicts: {reading: litteral}\n", (9, 12, "verdicts.reading", "did you mean 'literal'?")),
         ("verdicts: {tolerance: -1}\n", (9, 12, "verdicts.tolerance", "-1 is not allowed; allowed: 0 or more")),
-        ("presets: [none]\n", (9, 11, "presets.0", "preset 'none' is not in presets; allowed: ")),
-        ("presets: {a: 1}\n", (9, 1, "presets", "preset {'a': 1} is not in presets")),
+        ("presets: [none]\n", (9, 11, "presets.0", "preset 'none' is not known; allowed: ma_cifar, ")),
+        ("presets: {a: 1}\n", (9, 1, "presets", "preset {'a': 1} is not known")),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_at_its_place(more, expected):
@@ -159,11 +160,46 @@ def test_what_is_wrong_in_a_preset_is_said_there(tmp_path):
     }  # fmt: skip
 
 
+def test_presets_beside_the_study_come_before_those_of_the_project(tmp_path, monkeypatch):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "params", one="replicates: 3", two="replicates: 4")
+    write(tmp_path / "mine", two="replicates: 5")
+    monkeypatch.chdir(tmp_path / "params")
+    for name, count in (("one", 3), ("two", 5)):
+        text = STUDY.replace("replicates: 2\n", "") + f"presets: {name}\n"
+        assert spec.parse(text, str(tmp_path / "mine" / "s.yaml")).panels[0].replicates == count
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(StudyError, match="preset 'ma' is not known; allowed: one, two"):
+        spec.parse(STUDY + "presets: ma\n", "s.yaml")
+
+
+def test_where_there_is_no_preset_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="there are none beside the study nor in params/presets"):
+        spec.parse(STUDY + "presets: ma\n", "s.yaml")
+
+
+def test_a_wrong_network_hides_nothing_else():
+    text = STUDY.replace("[lenet_300_100, {name: resnet8, width: 4}]", "lenet_300_10").replace("[2, 4]", "[]")
+    assert [field for _, _, field, _ in problems(text)] == ["net.name", "prune.levels"]
+    text = text.replace("lenet_300_10", "resnet21") + "protocol: {prunable: ma_resnet20}\n"
+    assert [field for _, _, field, _ in problems(text)] == ["net.name", "prune.levels"]
+
+
 def test_the_presets_of_the_repository_are_read():
     folder = studies.find("demo").parent
     for path in folder.glob("presets/*.yaml"):
         text = STUDY.replace("epochs: 3", "epochs: 200") + f"presets: {path.stem}\n"
         assert spec.parse(text, str(folder / "x.yaml")).panels
+
+
+def test_sparsities_of_more_than_is_prunable_are_located():
+    rules = "protocol: {denominator: all, prunable: first_last_dense}\n"
+    found = problems(STUDY.replace("[2, 4]", "[2, 60], sparsities: [0.5, 0.9999]").replace("IMP", "OMP") + rules)
+    assert {(line, field) for line, _, field, _ in found} == {(7, "prune.levels.1"), (7, "prune.sparsities.1")}
+    assert len(found) == 4  # two networks
+    assert all("prunable weights; allowed: 0 to " in message for *_, message in found)
 
 
 # --- settings of the command line -----------------------------------------------------------------------------
@@ -202,6 +238,7 @@ def test_a_network_is_set_as_a_whole_or_by_field():
         ("find.lr", "", "allowed: field=value[,value…]"),
         ("=3", "", "allowed: field=value[,value…]"),
         ("find.lr=[", "find.lr", "not valid YAML"),
+        ("find.lr=a]: 1\nb: [2", "find.lr", "not understood; allowed: a value"),
         ("find.lr=*x", "find.lr", "alias *x: not allowed"),
         ("find.lr=!!python/name:os.system", "find.lr", "not allowed; write plain values"),
         ("panels=1", "panels", "cannot be set"),

@@ -14,6 +14,7 @@ import test_plots
 from test_pages import Elements
 
 from lthlab import lab, plots, reports, results, spec
+from lthlab.parts import InputError
 from lthlab.store import Store
 
 TEXT = """
@@ -232,6 +233,13 @@ def test_provenance_says_how_to_make_it_again(small):
         assert words in text, words
     assert "gamma" not in text and "betas" not in text
     assert Elements(text).of("table") == [{"class": "facts", "data-trainings": "2"}]
+
+
+def test_provenance_refuses_results_of_another_version_of_the_study(small):
+    config, store, frame = small
+    other = spec.resolved(config.document | {"find": config.document["find"] | {"lr": [0.3]}})
+    with pytest.raises(InputError, match="results are of another version of study 'small'"):
+        reports.provenance(other, store, frame)
 
 
 @pytest.mark.parametrize(
