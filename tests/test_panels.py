@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 
 import jsonschema
+import pydantic
 import pytest
 from ruamel.yaml import YAML
 
@@ -408,8 +410,11 @@ def valid(text):
 
 
 def test_the_schema_that_is_shipped_is_that_of_the_code():
-    assert json.loads(schema.SHIPPED.read_text(encoding="utf-8")) == schema.study()
     jsonschema.Draft202012Validator.check_schema(schema.study())
+    constraints = (Path(__file__).parent.parent / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if f"pydantic=={pydantic.VERSION}" not in constraints:
+        pytest.skip("another version of pydantic may word the same schema in another way")
+    assert schema.SHIPPED.read_text(encoding="utf-8") == schema.text()
 
 
 @pytest.mark.parametrize(
