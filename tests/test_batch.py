@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -27,6 +28,16 @@ ODD = {"text": "'\"\\ \n\t{} %s ${HOME} </script> \u202e é \x00", "list": [1, -
 HOLD_LOCK = "import re\nre.match('(a+)+$', 'a' * 60 + 'b')"  # never gives the interpreter's lock back
 DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + HOLD_LOCK
 WAIT = "import time\nwhile True:\n    time.sleep(0.05)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_temporary_folder(tmp_path_factory):
+    """Let what is left there be told from what other processes leave."""
+    tmp_path_factory.getbasetemp()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
 
 
 def note(name, value):
