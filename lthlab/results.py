@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lthlab import packing
+from lthlab import packing, tickets
 from lthlab.forms import input_keys
 from lthlab.parts import NETS, nearest
 from lthlab.runs import read_metrics, staleness
+from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
 from lthlab.values import KINDS
 
@@ -23,15 +24,16 @@ _OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "chance", "sta
 """Columns that follow from the others."""
 
 
-def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
+def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.DataFrame:
     """Load the tidy frame: one row per role and value, missing and failed ones too.
 
     Parameters
     ----------
     runs : str, Path or Store
         The store.
-    study : str, optional
-        Name of a study; all of them by default.
+    study : str or Config, optional
+        Name of a study, as it was run last; or a study as it is, whatever was run last under its name. All of them
+        by default.
 
     Returns
     -------
@@ -48,13 +50,17 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
         If there is no such study.
     """
     store = runs if isinstance(runs, Store) else Store(runs)
-    names = store.studies() if study is None else [study]
-    if study is not None and study not in store.studies():
-        first = f"run it first: lthlab run {study}"
-        raise LookupError(f"study '{study}' is not in {store.root}; {first}; {nearest(study, store.studies())}")
+    name = study.name if isinstance(study, Config) else study
+    names = store.studies() if name is None else [name]
+    if name is not None and name not in store.studies():
+        first = f"run it first: lthlab run {name}"
+        raise LookupError(f"study '{name}' is not in {store.root}; {first}; {nearest(name, store.studies())}")
+    if isinstance(study, Config):
+        tables = {study.name: [{"key": item.value.key, **item.role} for item in tickets.expand(study)]}
+    else:
+        tables = {name: store.study(name)["roles"] for name in names}
     reader = _Reader(store)
-    rows = [row for name in names for row in reader.rows(name)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for name, roles in tables.items() for row in reader.rows(name, roles)])
 
 
 def statuses(store: Store, keys: Iterable[str]) -> dict[str, str]:
@@ -96,9 +102,8 @@ class _Reader:
         self._statuses: dict[str, tuple[str, str | None]] = {}
         self._outcomes: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def rows(self, name: str) -> Iterable[dict[str, Any]]:
-        table = self.store.study(name)
-        for role in table["roles"]:
+    def rows(self, name: str, roles: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        for role in roles:
             key = role["key"]
             fields = {column: value for column, value in role.items() if column != "key"}
             yield {"study": name} | fields | self._outcome(key, role["report"]) | {"key": key}

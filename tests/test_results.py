@@ -144,6 +144,18 @@ def test_two_studies_in_one_store(tmp_path):
     assert Counter(results.load(store)["study"]) == {"one": 2, "other": len(expand(other))}
 
 
+def test_a_study_as_it_is_whatever_ran_last_under_its_name(tmp_path):
+    first, second = study(levels="[1]", measures="{}"), study(levels="[1]", measures="{}", lr=0.2)
+    store, _ = compute(first, tmp_path)
+    assert results.load(store, first).equals(results.load(store, "tiny"))
+    compute(second, tmp_path)
+    frame = results.load(store, first)
+    assert set(frame["find_lr"]) == {0.05} and set(frame["status"]) == {"done"}
+    assert set(results.load(store, "tiny")["find_lr"]) == {0.2}
+    third = results.load(store, study(levels="[2]"))
+    assert len(third) == len(expand(study(levels="[2]"))) and "missing" in set(third["status"])
+
+
 def test_before_computing_every_row_is_missing(tmp_path):
     config, store = study(), Store(tmp_path)
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
