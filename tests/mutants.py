@@ -261,6 +261,41 @@ MUTANTS = [
         "return whole.prunable - pruned",
         "tests/test_sizes.py::test_a_ticket_keeps_as_many_as_its_mask",
     ),
+    Mutant(
+        "settings of the command line below those of a panel",
+        "spec",
+        "branch = branch.merged(trees.nested(place, value))",
+        "branch = trees.nested(place, value).merged(branch)",
+        "tests/test_panels.py::test_settings_come_last_and_hold_for_all_panels",
+    ),
+    Mutant(
+        "presets above the study",
+        "spec",
+        'found = below.merged(tree.named("net", "data"))',
+        'found = tree.named("net", "data").merged(below)',
+        "tests/test_panels.py::test_presets_lie_below_the_study",
+    ),
+    Mutant(
+        "one permutation for all replicates",
+        "tickets",
+        "under = Permuted(mask, options.scope, self.protocol.replicate)",
+        "under = Permuted(mask, options.scope, 0)",
+        "tests/test_panels.py::test_random_tickets_permute_a_mask",
+    ),
+    Mutant(
+        "dense networks of another recipe left to the first stage",
+        "tickets",
+        'yield from self._trained(evaluating, value, "dense", self.evaluate, None, search_epochs=0)',
+        'yield from self._trained(finding, value, "dense", self.evaluate, None, search_epochs=0)',
+        "tests/test_panels.py::test_dense_networks_of_another_recipe_are_evaluated",
+    ),
+    Mutant(
+        "results of what ran last under a study's name",
+        "results",
+        "if isinstance(study, Config):",
+        "if False:",
+        "tests/test_results.py::test_a_study_as_it_is_whatever_ran_last_under_its_name",
+    ),
 ]
 
 

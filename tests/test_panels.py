@@ -306,6 +306,13 @@ def test_every_value_is_in_one_configuration_and_stages_choose():
     assert {item.role["ticket"] for item in only} == {"dense", "search"}
 
 
+def test_dense_networks_of_another_recipe_are_evaluated():
+    labelled = tickets.expand(parsed(STUDY + "eval: {epochs: 5}\n"))
+    dense = [item.role for item in labelled if item.role["ticket"] == "dense"]
+    stages = {(role["configuration"].partition(".")[0], role["eval_epochs"]) for role in dense}
+    assert stages == {("find_tickets", 3), ("evaluate_tickets", 5)}
+
+
 def test_long_names_are_cut_and_stay_apart():
     text = STUDY + "panel_by: [find.lr, find.milestones, find.warmup, find.momentum, find.weight_decay, find.gamma]\n"
     text = text.replace("lr: [0.1, 0.2]", "lr: [0.1, 0.2], lr_schedule: step, milestones: [[1ep], [2ep]]")
