@@ -181,13 +181,14 @@ def plain(net, facts):
 
 
 def frame_of(config, seed=0):
-    """Make the tidy frame of a study of which everything is done, with random outcomes."""
+    """Make the tidy frame of a study of which everything is done, with random outcomes, one per value."""
     random = np.random.default_rng(seed)
     rows = [{"study": config.name, **item.role, "key": item.value.key} for item in tickets.expand(config)]
     frame = pd.DataFrame(rows).assign(status="done", note=None)
-    kept = random.permutation(len(frame)) + 1000
+    number = frame["key"].factorize()[0]
+    kept = random.permutation(len(frame))[number] + 1000
     masks, trained = frame["what"] == "mask", frame["what"] == "train"
     frame["metric"] = frame["what"].replace({"train": "test_accuracy", "mask": "kept"})
     frame["epoch"], frame["chance"] = np.where(trained, 2, None), np.where(trained | masks, None, 0.1)
     frame = frame.astype({"epoch": float, "chance": float})
-    return frame.assign(kept=kept, value=np.where(masks, kept, random.uniform(0.5, 1, len(frame))))
+    return frame.assign(kept=kept, value=np.where(masks, kept, random.uniform(0.5, 1, len(frame))[number]))

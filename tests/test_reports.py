@@ -248,6 +248,18 @@ def test_titles_fit_into_their_drawings(draw, facets, monkeypatch):
     assert len(titles) > 4 and "\nmask found at 0.025" in titles[0]
 
 
+def test_a_study_of_several_recipes_on_masks_of_several_learning_rates_is_told():
+    several = TEXT.replace("epochs: 2,", "epochs: [2, 3],").replace(
+        "prune", "eval: {epochs: [2, 4], lr: [0.1, 0.3]}\nprune"
+    )
+    config = spec.parse(several + "measures: {correlation_indicator: {of: [dense, LT, RR]}}\n")
+    frame = helpers.frame_of(config)
+    panels = len(results.panels(frame[frame["what"] == "train"]))
+    assert panels == 8 and reports.finding(frame).count(" of 4 pairs of learning rates") == panels
+    assert reports.indicator(frame).count(" on masks found at ") == 4 * panels
+    assert "n = 2 replicates. They cover" in reports.limits(config, frame)
+
+
 def test_limits_name_what_is_missing():
     frame = helpers.frame_of(STUDY)
     text = reports.limits(STUDY, frame)
