@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -227,7 +228,7 @@ def _run(options: argparse.Namespace) -> int:
         only=tuple(options.only),
     )
     ran = stages.run(config, store, settings)
-    groups = group_failures(ran.outcomes, lambda name: _command(options, "--only", name))
+    groups = group_failures(ran.outcomes, lambda name: _command(options, "run", config.sets, "--only", name))
     counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
     counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
     left = _left(config, options) if ran.stopped else None
@@ -254,12 +255,13 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if wrong or (not ran.stopped and len(ran.outcomes) > counts["done"]) else 0
 
 
-def _command(options: argparse.Namespace, *more: str) -> str:
-    """The command that executes notebooks of a study as these options say."""
-    words = ["lthlab", "run", options.study, *more]
-    for text in options.sets:
+def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more: str) -> str:
+    """The command that executes or publishes notebooks of a study, with other options as they are."""
+    words = ["lthlab", verb, options.study, *more]
+    for text in sets:
         words += ["--set", text]
-    for field, usual in (("runs", "runs"), ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)):
+    own = {"run": (("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)), "publish": (("to", None),)}
+    for field, usual in (("runs", "runs"), *own.get(verb, ())):
         if getattr(options, field, usual) != usual:
             words += [f"--{field}", getattr(options, field)]
     return shlex.join(words)
@@ -349,7 +351,7 @@ def _publish(options: argparse.Namespace) -> int:
     config, store = _read(options), Store(options.runs)
     folder = Path(options.to or f"reports/{config.name}")
     try:
-        made = pages.publish_study(config, stages.folder(config.name, store), folder, _command(options))
+        made = pages.publish_study(config, stages.folder(config.name, store), folder, partial(_command, options))
     except pages.PageError as error:
         raise InputError(str(error)) from error
     if options.json:

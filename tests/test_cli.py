@@ -257,7 +257,7 @@ def test_publishing(folder, capsys, monkeypatch):
     asked = []
 
     def publish(config, notebooks, target, command):
-        asked.append((config.reports, notebooks, target, command))
+        asked.append((config.reports, notebooks, target, command("run", config.sets), command("publish", ["a=b c"])))
         if len(asked) == 3:
             raise pages.PageError("no good")
         return [target / "counts.html", target / "index.html"]
@@ -267,7 +267,8 @@ def test_publishing(folder, capsys, monkeypatch):
     code, out, _ = lthlab_command(capsys, *arguments)
     assert (code, out) == (0, "tiny: 1 pages and their index, reports/tiny/index.html\n")
     command = "lthlab run tiny.yaml --set reports=counts --runs elsewhere"
-    assert asked == [(("counts",), folder / "elsewhere" / "notebooks" / "tiny", Path("reports/tiny"), command)]
+    other = "lthlab publish tiny.yaml --set 'a=b c' --runs elsewhere"
+    assert asked == [(("counts",), folder / "elsewhere" / "notebooks" / "tiny", Path("reports/tiny"), command, other)]
     code, out, _ = lthlab_command(capsys, *arguments, "--to", "there", "--json")
     assert (code, json.loads(out)["pages"]) == (0, ["there/counts.html", "there/index.html"])
     assert lthlab_command(capsys, *arguments)[0::2] == (2, "{reports: counts}\nno good\n")
