@@ -48,7 +48,7 @@ def execute(
     alive: Callable[[Job], object] | None = None,
     on_event: Callable[[Event], None] | None = None,
     deadline: float | None = None,
-    grace_s: float = 14.0,
+    grace_s: float = kernels.GRACE_S,
     tick: Callable[[], None] | None = None,
 ) -> list[Outcome]:
     """Execute notebook jobs, and what does not depend on a job that failed in any case.

@@ -17,13 +17,15 @@ from typing import Any
 import lthlab
 from lthlab import plan, spec, studies, tickets, trees
 from lthlab.jobs import Outcome, clock, group_failures
-from lthlab.kernels import SPIN, cores
+from lthlab.kernels import GRACE_S, SPIN, cores
 from lthlab.parts import InputError, nearest
 from lthlab.store import Damaged, Store
 from lthlab.values import ancestors
 
 SCHEMA = 1
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+CLOSING_S = 1.5
+"""Cells are interrupted so many seconds before the time of `--for` is up."""
 SILENT_S = 300.0
 """After so many seconds without a sign of life, which comes about every second, a training seems to hang."""
 
@@ -211,10 +213,29 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
+def _deadline(options: argparse.Namespace, store: Store, command: str) -> float | None:
+    """When to stop, by `time.monotonic`, so that all has ended when the time of `--for` is up."""
+    from lthlab import estimates
+
+    return options.limit and options.began + options.limit - estimates.margin(store, command, options.limit)
+
+
+def _note_stop(store: Store, command: str, reason: str | None, deadline: float | None) -> None:
+    """Note how long it took to stop when the time was up."""
+    from lthlab import estimates
+
+    if reason == "time" and deadline is not None:
+        estimates.note_stop(store, command, time.monotonic() - deadline)
+
+
 def _run(options: argparse.Namespace) -> int:
     from lthlab import stages
 
     config, store = _read(options), Store(options.runs)
+    deadline = _deadline(options, store, "run")
+    grace = GRACE_S
+    if deadline is not None:
+        grace = min(grace, max(0.0, options.began + options.limit - deadline - CLOSING_S))
     shared = 1 if options.cluster else max(1, cores() // (options.slots or 1))
     settings = stages.Settings(
         notebooks=Path(options.notebooks),
@@ -222,16 +243,18 @@ def _run(options: argparse.Namespace) -> int:
         slots=options.slots,
         cluster=options.cluster,
         cores=options.cores or shared,
-        deadline=None if options.limit is None else options.began + options.limit,
+        deadline=deadline,
         cell_timeout_s=options.cell_timeout,
         stall_after_s=options.stall_after,
         only=tuple(options.only),
+        grace_s=grace,
     )
     ran = stages.run(config, store, settings)
     groups = group_failures(ran.outcomes, lambda name: _command(options, "run", config.sets, "--only", name))
     counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
     counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
     left = _left(config, options) if ran.stopped else None
+    _note_stop(store, "run", ran.stopped, deadline)
     seconds = time.monotonic() - options.began
     if options.json:
         facts: dict[str, Any] = {"study": config.name, "counts": counts, "values": ran.values, "stopped": ran.stopped}
@@ -274,13 +297,14 @@ def _compute(options: argparse.Namespace) -> int:
     from lthlab.progress import Bar, stopping
 
     store = Store(options.runs)
-    limit = None if options.limit is None else options.began + options.limit - time.monotonic()
-    with stopping(limit) as wish:
+    deadline = _deadline(options, store, "compute")
+    with stopping(None if deadline is None else deadline - time.monotonic()) as wish:
         try:
             summary = lab.compute_study(config, store, options.device, watcher=Bar(wish), configuration=options.only)
         except lab.Stopped as stop:
             summary = stop.summary
     left = _left(config, options) if wish.reason else None
+    _note_stop(store, "compute", wish.reason, deadline)
     lists = ("diverged", "failed", "blocked", "stale")
     facts = vars(summary) | {name: [value.key for value in getattr(summary, name)] for name in lists}
     if options.json:

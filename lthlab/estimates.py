@@ -32,6 +32,7 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 # Guesses. Operations per second: of a core; of a GPU. Seconds per step of a replica: in a stack; alone on a GPU.
 _CORE, _GPU, _STACKED, _ALONE = 2e10, 5e12, 2e-4, 5e-3
 _UNKNOWN = 10**7  # weights used per image by a network of one's own
+_STOP = {"run": 5.0, "compute": 1.0}  # seconds
 _STATE_BYTES, _VALUE_BYTES, _EPOCH_BYTES = 1500, 2500, 200
 
 
@@ -181,6 +182,36 @@ def record(store: Store, train: Train, replicas: int, steps: int, seconds: float
         "seconds": round(seconds, 4),
     }
     store.append_timing(json.dumps(line))
+
+
+def note_stop(store: Store, command: str, seconds: float) -> None:
+    """Note how long a command took from the wish to stop to its end."""
+    store.append_timing(json.dumps({"stop": command, **provenance.machine(), "seconds": round(seconds, 3)}))
+
+
+def margin(store: Store, command: str, limit: float) -> float:
+    """Say how long before the end of its time a command must begin to stop.
+
+    Parameters
+    ----------
+    store : Store
+        Where past stops are noted.
+    command : str
+        'run' or 'compute'.
+    limit : float
+        Seconds that it may take in all.
+
+    Returns
+    -------
+    float
+        Seconds: one for the process to begin and end; and one and a half times the longest of the latest stops on
+        this machine, since a stop that was cut short tells no more than the time it had; before the first, a
+        fiftieth of the limit, but at least 5 with notebooks or 1 without, at most 15. Never more than half of the
+        limit.
+    """
+    past = _past(store, _Stop, {"stop": command})[-LATEST:]
+    guess = min(max(_STOP[command], limit / 50), 15.0)
+    return min(1.0 + (1.5 * max(past) if past else guess), limit / 2)
 
 
 def device_name(device: str) -> str:
@@ -344,6 +375,27 @@ class _Line(BaseModel):
     replicas: Count
     steps: Count
     seconds: Positive
+
+
+class _Stop(BaseModel):
+    """A line of timings that tells how long stopping took."""
+
+    stop: str
+    processor: str
+    cores: Count
+    seconds: Positive
+
+
+def _past(store: Store, form: type[BaseModel], facts: Mapping[str, Any]) -> list[float]:
+    """Seconds of the lines of a form that have these facts and are of this machine."""
+    found = []
+    asked = {**provenance.machine(), **facts}.items()
+    for text in store.timings():
+        with suppress(ValidationError):  # half a line, or of another form
+            line = form.model_validate_json(text).model_dump()
+            if line.items() >= asked:
+                found.append(line["seconds"])
+    return found
 
 
 class _Rates:

@@ -12,7 +12,7 @@ from typing import Any
 from lthlab import jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
-from lthlab.kernels import SPIN
+from lthlab.kernels import GRACE_S, SPIN
 from lthlab.parts import DEVICES, InputError, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
@@ -38,6 +38,8 @@ class Settings:
         As of `lthlab.jobs.Job`.
     deadline : float or None
         Time of `time.monotonic` at which all is stopped.
+    grace_s : float
+        As of `lthlab.batch.execute`.
     only : tuple of str
         Names of the configurations, stages and reports to execute; all if empty.
     """
@@ -48,6 +50,7 @@ class Settings:
     cluster: str | None = None
     cores: int = 1
     deadline: float | None = None
+    grace_s: float = GRACE_S
     cell_timeout_s: float | None = None
     stall_after_s: float | None = None
     only: tuple[str, ...] = ()
@@ -123,6 +126,7 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
                 stall_after_s=settings.stall_after_s,
                 on_event=tell,
                 deadline=settings.deadline,
+                grace_s=settings.grace_s,
                 tick=view.tick,
             )
     except OSError as error:

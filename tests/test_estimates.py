@@ -340,3 +340,20 @@ def test_a_thousand_configurations_take_two_seconds_from_the_start_of_the_proces
         assert done.returncode == 0, done.stderr
         times.append(float(done.stdout))
     assert min(times) < 2, times
+
+
+# --- stops ----------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_of_a_stop_follows_from_past_ones(store, monkeypatch):
+    assert [estimates.margin(store, "run", limit) for limit in (6, 20, 500, 1e5)] == [3, 6, 11, 16]
+    assert [estimates.margin(store, "compute", limit) for limit in (2, 20)] == [1, 2]
+    for seconds in (4.0, 8.0, 2.0):
+        estimates.note_stop(store, "run", seconds)
+    store.append_timing('{"stop": "run", "processor": "none", "cores": 1, "seconds": 99}')
+    store.append_timing('{"stop": "run"')
+    assert [estimates.margin(store, "run", limit) for limit in (20, 500)] == [10, 13]
+    assert estimates.margin(store, "compute", 20) == 2
+    for _ in range(estimates.LATEST):
+        estimates.note_stop(store, "run", 1.0)
+    assert estimates.margin(store, "run", 500) == 2.5
