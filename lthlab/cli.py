@@ -322,32 +322,22 @@ def _compute(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lthlab import results
+    from lthlab import stages
     from lthlab.runs import in_training
 
     store = Store(options.runs)
-    names = store.studies()
-    if options.study is not None:
-        names = [_name(options.study, names, store)]
+    if options.runs != "runs" and not store.root.is_dir():
+        raise InputError(f"--runs {options.runs}: there is no store")
+    configs = {name: None for name in store.studies()} if options.study is None else _asked(options.study, store)
     if options.watch:
-        return _watch(names, store)
-    found: list[dict[str, Any]] = []
-    for name in names:
-        frame = results.load(store, name)
-        odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
-        columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
-        listed = json.loads(odd[columns].to_json(orient="records"))
-        found.append({"study": name, "counts": results.count_statuses(frame), "listed": listed})
+        return _watch([name for name in configs if name in store.studies()], store)
+    found = [stages.standing(name, store, config) for name, config in configs.items()]
     running = [vars(group) for group in in_training(store)]
     if options.json:
         _print_json({"studies": found, "running": running})
         return 0
     for study in found:
-        print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n))
-        for row in study["listed"]:
-            role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
-            words = [row["ticket"], row["method"] or "", *role]
-            print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
+        _print_standing(study, options)
     for group in running:
         text = f"in training: {len(group['runs'])} replicas, epoch {group['epoch']} of {group['epochs']}"
         silent = f"; no sign of life for {clock(group['silent'])}, process {group['pid']} may hang"
@@ -355,6 +345,43 @@ def _status(options: argparse.Namespace) -> int:
     if not found:
         print(f"no studies in {options.runs}")
     return 0
+
+
+def _asked(study: str, store: Store) -> dict[str, spec.Config | None]:
+    """The study that is asked for by name or file, as its file says now, with the settings that it was run with."""
+    config = name = None
+    try:
+        config = spec.read(studies.find(study))
+        name = config.name
+        if name in store.studies():
+            config = spec.read(studies.find(study), store.study(name)["sets"])
+    except InputError as error:
+        if study not in store.studies():
+            if study.endswith((".yaml", ".yml")) or not store.studies():
+                raise
+            inside = f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}"
+            raise InputError(f"{error}\n{inside}") from error
+    return {name or study: config}
+
+
+def _print_standing(study: Mapping[str, Any], options: argparse.Namespace) -> None:
+    never = "; never run" * study["never_run"]
+    print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n) + never)
+    for row in study["listed"]:
+        role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
+        words = [row["ticket"], row["method"] or "", *role]
+        print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
+    if study["more"] or study["fewer"]:
+        print(
+            f"  the study has changed since: {study['more']} values more, {study['fewer']} fewer; `lthlab run` notes it"
+        )
+    for each in study["failed"]:
+        named = argparse.Namespace(**vars(options) | {"study": options.study or study["study"]})
+        again = _command(named, "run", each["sets"], "--only", each["name"])
+        cell = f" in cell {each['cell']}" if each["cell"] else ""
+        print(f"  failed notebook: {each['name']}{cell}: {each['error']}; again: {again}")
+    for name in study["at_work"]:
+        print(f"  at work: {name}")
 
 
 def _watch(names: Sequence[str], store: Store) -> int:
@@ -423,11 +450,3 @@ def _print_odd(counts: Mapping[str, int], study: str) -> None:
     for name in ("diverged", "failed", "blocked", "stale"):
         if counts[name]:
             print(f"{name}: {counts[name]}; `lthlab status {shlex.quote(study)}` lists them")
-
-
-def _name(study: str, names: Sequence[str], store: Store) -> str:
-    """The name of a study in the store, for the name or the file of a study."""
-    name = spec.read(studies.find(study)).name if study.endswith((".yaml", ".yml")) else study
-    if name not in names:
-        raise InputError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
-    return name

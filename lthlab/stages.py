@@ -1,5 +1,6 @@
 """A study as notebook jobs: one for each configuration and each report, executed unless it is done already."""
 
+import json
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from lthlab.kernels import GRACE_S, SPIN
 from lthlab.parts import DEVICES, InputError, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
-from lthlab.store import Damaged, Store, StoreError
+from lthlab.store import Claim, Damaged, Store, StoreError
 from lthlab.studies import Configuration
 from lthlab.tickets import Labelled
 from lthlab.values import Train, Value, ancestors
@@ -111,10 +112,15 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     board = watch.Board(config.name, store, [job.name for job in planned], done)
     waiting = [_without(job, done) for job in planned if job.name not in done]
     stopped: list[str] = []
+    claims: dict[str, Claim] = {}
 
     def tell(event: jobs.Event) -> None:
         if event.what == "stopping":
             stopped.append(event.text)
+        elif event.what == "started" and (claim := store.claim(watch.mark(config.name, event.name))):
+            claims[event.name] = claim
+        elif event.what == "ended" and event.name in claims:
+            claims.pop(event.name).release()
         view.tell(event)
 
     try:
@@ -133,10 +139,58 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
         if settings.cluster is None or isinstance(error, StoreError):
             raise
         raise InputError(f"--cluster {settings.cluster}: {error}") from error
+    finally:
+        for claim in claims.values():
+            claim.release()
     reason = {"SIGINT": "Ctrl-C", "deadline": "time"}.get("".join(stopped), "".join(stopped))
     keys = {item.value.key for piece in pieces if piece.name in board.states for item in piece.labelled}
     counts = Counter(results.statuses(store, keys).values())
     return Ran(outcomes, sorted(done), reason, {status: counts[status] for status in results.STATUSES})
+
+
+def standing(name: str, store: Store, config: Config | None = None) -> dict[str, Any]:
+    """Say how far a study is.
+
+    Parameters
+    ----------
+    name : str
+        Name of the study.
+    store : Store
+        Where its results are.
+    config : Config, optional
+        The study as it is now, to be compared with its table of roles in the store.
+
+    Returns
+    -------
+    dict
+        study; counts of values by status; `listed`, those that are odd; `at_work`, names of the configurations and
+        reports that somebody computes or executes now; `failed`, notebooks whose last execution failed, with cell,
+        error and the settings that they had; `never_run`; `more` and `fewer`, values that the study has now and
+        those that it had and has no more.
+    """
+    from lthlab import results
+
+    known = name in store.studies()
+    now = None if config is None else {item.value.key for item in tickets.expand(config)}
+    facts: dict[str, Any] = {"study": name, "listed": [], "at_work": [], "failed": []}
+    if not known:
+        counts = dict.fromkeys(results.STATUSES, 0)
+        if config is not None:
+            counts["missing"] = len(tickets.expand(config))
+        return facts | {"counts": counts, "never_run": True, "more": 0, "fewer": 0}
+    frame = results.load(store, name)
+    odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
+    columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
+    then, sets = set(frame["key"]), list(store.study(name)["sets"])
+    failures = jobs.failures(folder(name, store)).items()
+    facts |= {
+        "counts": results.count_statuses(frame),
+        "listed": json.loads(odd[columns].to_json(orient="records")),
+        "at_work": watch.at_work(name, store),
+        "failed": [{"name": each, "cell": cell, "error": error, "sets": sets} for each, (cell, error) in failures],
+    }
+    more, fewer = (0, 0) if now is None else (len(now - then), len(then - now))
+    return facts | {"never_run": False, "more": more, "fewer": fewer}
 
 
 def folder(study: str, store: Store) -> Path:

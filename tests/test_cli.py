@@ -374,13 +374,59 @@ def test_a_store_that_cannot_be_written(folder, capsys):
     assert contents(".") == before
 
 
-@pytest.mark.parametrize("study", ["tyny", "other.yaml"])
-def test_status_of_an_unknown_study(folder, capsys, study):
+def test_status_of_an_unknown_study(folder, capsys):
     lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu")
-    Path("other.yaml").write_text(STUDY.replace("name: tiny", "name: tyny"))
-    code, out, err = lthlab_command(capsys, "status", study)
+    code, out, err = lthlab_command(capsys, "status", "tyny")
     assert (code, out) == (2, "")
-    assert err == f"study 'tyny' is not in {folder / 'runs'}; allowed: tiny; did you mean 'tiny'?\n"
+    assert err.splitlines()[0].startswith("study 'tyny' is not in params; ")
+    assert err.splitlines()[1] == f"study 'tyny' is not in {folder / 'runs'}; allowed: tiny; did you mean 'tiny'?"
+    code, out, err = lthlab_command(capsys, "status", "tiny", "--runs", "nowhere")
+    assert (code, out, err) == (2, "", "--runs nowhere: there is no store\n")
+
+
+def test_status_of_a_study_that_was_never_run(folder, capsys):
+    assert lthlab_command(capsys, "status", "tiny.yaml") == (0, "tiny: 5 missing; never run\n", "")
+    Path("params").mkdir()
+    Path("tiny.yaml").rename("params/tiny.yaml")
+    assert lthlab_command(capsys, "status", "tiny") == (0, "tiny: 5 missing; never run\n", "")
+    assert not Path("runs").exists()
+
+
+def test_status_of_a_study_that_has_changed_since(folder, capsys):
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--set", "find.epochs=2")
+    assert lthlab_command(capsys, "status", "tiny.yaml")[1] == "tiny: 5 done\n"
+    Path("tiny.yaml").write_text(STUDY.replace("levels: 1", "levels: [1, 2]").replace("lr: 0.05", "lr: [0.06]"))
+    _, out, _ = lthlab_command(capsys, "status", "tiny.yaml")
+    now, then = ({item.value.key for item in expand(spec.parse(text, sets=["find.epochs=2"]))}
+                 for text in (Path("tiny.yaml").read_text(), STUDY))  # fmt: skip
+    assert out.splitlines()[1] == (
+        f"  the study has changed since: {len(now - then)} values more, {len(then - now)} fewer; `lthlab run` notes it"
+    )
+    assert now - then and then - now
+
+
+def test_status_names_failed_notebooks_and_what_is_at_work(folder, capsys):
+    sets = ["--set", "find.epochs=2"]
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", *sets)
+    name, executed = "find_tickets.lenet_300_100.digits", Path("runs/notebooks/tiny")
+    executed.mkdir(parents=True)
+    injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "", "outputs": []}
+    error = {"output_type": "error", "ename": "KeyError", "evalue": "'lr'", "traceback": []}
+    bad = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [error]}
+    (executed / f"{name}.failed.ipynb").write_text(json.dumps({"cells": [{"cell_type": "markdown"}, injected, bad]}))
+    with Store("runs").claim(watch.mark("tiny", name)):
+        _, out, _ = lthlab_command(capsys, "status", "tiny.yaml")
+        [study] = json.loads(lthlab_command(capsys, "status", "--json")[1])["studies"]
+    again = f"lthlab run tiny.yaml --only {name} {' '.join(sets)}"
+    assert out.splitlines() == [
+        "tiny: 5 done",
+        f"  failed notebook: {name} in cell 2: KeyError: 'lr'; again: {again}",
+        f"  at work: {name}",
+    ]
+    assert (study["at_work"], [each["cell"] for each in study["failed"]]) == ([name], [2])
+    (executed / f"{name}.ipynb").write_text("")
+    os.utime(executed / f"{name}.failed.ipynb", (1, 1))
+    assert lthlab_command(capsys, "status", "tiny.yaml")[1] == "tiny: 5 done\n"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from lthlab import cli, spec
+from lthlab import cli, spec, watch
 from lthlab.kernels import cores
 from lthlab.runs import in_training
 from lthlab.store import Store
@@ -261,6 +261,7 @@ def test_a_signal_in_the_middle_then_the_same_command(folder, command, number):
     store = Store("runs")
     try:
         wait_for(lambda: [group for group in in_training(store) if group.epoch >= 2])
+        assert watch.at_work("tiny", store) == [NAMES[0]]
         children = psutil.Process(process.pid).children(recursive=True)
         began = time.monotonic()
         process.send_signal(number)
@@ -271,7 +272,8 @@ def test_a_signal_in_the_middle_then_the_same_command(folder, command, number):
     assert process.returncode == 128 + number
     assert "Traceback" not in err
     assert out.splitlines()[1].startswith(f"stopped ({'SIGTERM' if command == 'run' else 'Ctrl-C'}): ")
-    assert psutil.wait_procs(children, timeout=3)[1] == []  # the last ones end when they notice that this one has
+    assert psutil.wait_procs(children, timeout=20)[1] == []  # the last ones end when they notice that this one has
+    assert watch.at_work("tiny", store) == []
     assert list(Path("runs/.work").glob("*.checkpoint"))
     code, _, err = lthlab_command(command, *arguments)
     assert code == 0, err
