@@ -33,6 +33,7 @@ from lthlab.kernels import ASKED, HUNG, NOW, STOP, STOPPED, TICK_S, Kernel, Task
 
 ABANDON_S = 2.0
 CLOSE_S = 1.0
+CONNECT_S = 8.0
 FETCH_S = 30.0
 STUCK_S = 10.0
 STARTUP_S = 120
@@ -159,7 +160,7 @@ class _Undisturbed(WorkerPlugin):
 @contextmanager
 def _connected(cluster: str | None, slots: int, scratch: Path) -> Iterator[distributed.Client]:
     if cluster is not None:
-        with distributed.Client(cluster, set_as_default=False) as client:
+        with distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False) as client:
             yield client
         return
     earlier, environment = multiprocessing.active_children(), set(os.environ)

@@ -6,11 +6,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lthlab import jobs, plan, studies, tickets, watch
+from lthlab import estimates, jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
@@ -71,12 +71,15 @@ class Ran:
         'Ctrl-C', 'SIGTERM' or 'time', if one of these stopped them; else empty.
     values : dict of str to int
         Number of values by their statuses in `lthlab.results`.
+    rest : list of str
+        Names of the other configurations and reports of the study that are not executed as they are now.
     """
 
     outcomes: list[Outcome]
     finished: list[str]
     stopped: str
     values: dict[str, int]
+    rest: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Outcome]:
@@ -112,15 +115,23 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     board = watch.Board(config.name, store, [job.name for job in planned], done)
     waiting = [_without(job, done) for job in planned if job.name not in done]
     stopped: list[str] = []
-    claims: dict[str, Claim] = {}
+    claims: dict[str, Claim | None] = {}
+    alone: dict[str, int] = {}
+    notebooks = {job.name: job.notebook.stem for job in planned}
 
     def tell(event: jobs.Event) -> None:
         if event.what == "stopping":
             stopped.append(event.text)
-        elif event.what == "started" and (claim := store.claim(watch.mark(config.name, event.name))):
-            claims[event.name] = claim
-        elif event.what == "ended" and event.name in claims:
-            claims.pop(event.name).release()
+        elif event.what == "started":
+            alone.clear()
+            if not claims and settings.cluster is None:
+                alone[event.name] = len(store.timings())
+            claims[event.name] = store.claim(watch.mark(config.name, event.name))
+        elif event.outcome is not None and event.name in claims:
+            if claim := claims.pop(event.name):
+                claim.release()
+            if event.name in alone and event.outcome.status == "done":
+                estimates.note_notebook(store, notebooks[event.name], event.outcome.seconds, alone[event.name])
         view.tell(event)
 
     try:
@@ -140,12 +151,17 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
             raise
         raise InputError(f"--cluster {settings.cluster}: {error}") from error
     finally:
-        for claim in claims.values():
+        for claim in filter(None, claims.values()):
             claim.release()
     reason = {"SIGINT": "Ctrl-C", "deadline": "time"}.get("".join(stopped), "".join(stopped))
     keys = {item.value.key for piece in pieces if piece.name in board.states for item in piece.labelled}
     counts = Counter(results.statuses(store, keys).values())
-    return Ran(outcomes, sorted(done), reason, {status: counts[status] for status in results.STATUSES})
+    values = {status: counts[status] for status in results.STATUSES}
+    others = as_jobs(config, pieces, store, replace(settings, only=())) if settings.only else []
+    others = [job for job in others if job.name not in notebooks]
+    texts = jobs.check([replace(job, depends_on=()) for job in others])
+    rest = [job.name for job in others if not jobs.up_to_date(job, texts[job.name])]
+    return Ran(outcomes, sorted(done), reason, values, rest)
 
 
 def standing(name: str, store: Store, config: Config | None = None) -> dict[str, Any]:
@@ -274,6 +290,24 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
         raise InputError("\n".join(problems))
 
 
+def ahead(config: Config, labelled: Sequence[Labelled], store: Store, settings: Settings) -> Forecast:
+    """Say what executing the notebooks of a study will take; without a folder of notebooks, what its trainings take.
+
+    Raises
+    ------
+    InputError
+        As of `run`.
+    """
+    notebooks, executed = {}, set()
+    if settings.notebooks.is_dir():
+        planned = as_jobs(config, studies.configurations(labelled), store, settings)
+        texts = jobs.check(planned)
+        notebooks = {job.name: job.notebook.stem for job in planned}
+        executed = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
+    slots = settings.slots or 1
+    return estimates.forecast(labelled, store, settings.device, slots, notebooks, executed)
+
+
 def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -> list[dict[str, Any]]:
     """Say what each stage of a study takes, reports last.
 
@@ -307,7 +341,8 @@ def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -
         used |= set(uses)
     if config.reports:
         nothing = dict.fromkeys(("trainings", "shared", "done", "epochs", "hours", "bytes"), 0)
-        rows.append({"stage": watch.REPORTS, "notebooks": len(config.reports)} | nothing)
+        own_row = {"stage": watch.REPORTS, "notebooks": len(config.reports)}
+        rows.append(own_row | nothing | {"hours": forecast.reports})
     return rows
 
 

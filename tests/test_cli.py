@@ -14,6 +14,7 @@ import torch
 
 import lthlab
 from lthlab import cli, lab, pages, results, runs, spec, watch
+from lthlab.arguments import seconds as seconds_of
 from lthlab.runs import InTraining
 from lthlab.store import Store
 from lthlab.tickets import expand
@@ -286,13 +287,18 @@ def test_bash_completes_studies_and_options(folder, capsys):
     Path("completion.bash").write_text(lthlab_command(capsys, "completion", "bash")[1])
     Path("other.txt").touch()
     Path("folder").mkdir()
+    Path("params").mkdir()
+    Path("params/known.yaml").touch()
     ask = 'source completion.bash; COMP_WORDS=(lthlab {}); COMP_CWORD={}; _shtab_lthlab; echo "${{COMPREPLY[@]}}"'
     for words, found in {
-        "run t": "tiny.yaml", "plan ''": "folder/ tiny.yaml", "ru": "run", "compute tiny.yaml --dev": "--device"
+        "run t": "tiny.yaml", "plan ''": "known folder/ params/ tiny.yaml", "ru": "run", "plan kn": "known",
+        "compute tiny.yaml --dev": "--device", "plan tiny.yaml --device c": "cpu cuda",
+        "run tiny.yaml --only e": "evaluate_tickets", "run tiny.yaml --notebooks f": "folder",
+        "publish tiny.yaml --to f": "folder",
     }.items():  # fmt: skip
         command = ask.format(words, len(words.split()))
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-        assert done.stdout.split() == found.split(), done.stderr
+        assert sorted(done.stdout.split()) == sorted(found.split()), done.stderr
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
@@ -435,7 +441,9 @@ def test_status_names_failed_notebooks_and_what_is_at_work(folder, capsys):
         ("", "required: COMMAND"),
         ("compte tiny.yaml", "invalid choice: 'compte'"),
         ("compute", "required: study"),
-        ("compute tiny.yaml --jsn", "unrecognized arguments: --jsn"),
+        ("statsu", "(did you mean 'status'?)"),
+        ("compute tiny.yaml --jsn", "unrecognized arguments: --jsn (did you mean '--json'?)"),
+        ("plan tiny.yaml --repplicates=3", "--repplicates=3 (did you mean '--set replicates=…'?)"),
         ("run tiny.yaml --for 9", "--for: '9' is not a time; allowed: a number and s, min or h, as 30s or 9min"),
         ("compute tiny.yaml --for 0min", "--for: '0min' is not a time"),
         ("run tiny.yaml --stall-after 1d", "--stall-after: '1d' is not a time"),
@@ -457,7 +465,7 @@ def test_a_wrong_command_line(folder, capsys, arguments, says):
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("9min", 540), ("2h", 7200), ("0.5min", 30)])
 def test_durations(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "compute"])
@@ -496,6 +504,24 @@ def test_a_process_prints_results_on_stdout_and_all_else_on_stderr(folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("study tiny.yml: no such file; ")
     assert "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lthlab", "plan", "tiny.yaml"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_errors_of_the_operating_system_in_words(folder, capsys, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied", "tiny.yaml")
+
+    monkeypatch.setattr(spec, "read", fail)
+    assert lthlab_command(capsys, "plan", "tiny.yaml") == (2, "", "tiny.yaml: permission denied\n")
 
 
 def test_status_needs_no_torch(folder):
