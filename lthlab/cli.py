@@ -204,7 +204,7 @@ def _run(options: argparse.Namespace) -> int:
             print(group)
         _print_odd(ran.values, options.study)
         _print_left(ran.stopped, left)
-        if counts["done"]:
+        if counts["done"] and not ran.failed:
             print(f"executed notebooks: {os.path.relpath(stages.folder(config.name, store))}")
         if ran.rest:
             names = ", ".join(ran.rest[:3]) + ", …" * (len(ran.rest) > 3)
