@@ -225,7 +225,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _parameters(content: dict[str, Any]) -> dict[str, Any]:
     """Parameters that a notebook was executed with; empty if it was opened by hand."""
     for cell in content["cells"]:
-        if "injected-parameters" in cell["metadata"].get("tags", []):
+        if "injected-parameters" in _tags(cell):
             found = re.search(r"^parameters = (.*)$", "".join(cell["source"]), re.MULTILINE)
             return dict(json.loads(ast.literal_eval(found[1]))) if found else {}
     return {}
@@ -242,8 +242,32 @@ def _prepare(cell: dict[str, Any]) -> None:
             output["data"][kind] = formulas.to_html("".join(output["data"][kind]))
 
 
+def _folded(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put code in a row that shows nothing into one cell, below what a cell without code after it shows."""
+    left_out = {"hide"} | ({"parameters"} if any("injected-parameters" in _tags(cell) for cell in cells) else set())
+    found: list[dict[str, Any]] = []
+    bare: list[dict[str, Any]] = []
+    for cell in [*(cell for cell in cells if not _tags(cell) & left_out), None]:
+        tags = _tags(cell) if cell else set()
+        code = cell is not None and cell["cell_type"] == "code" and not tags & {"hide-input", "checks"}
+        if cell and code and ("hide-output" in tags or not cell["outputs"]):
+            bare.append(cell)
+            continue
+        last = [cell] if cell else []
+        source = "\n\n".join("".join(one["source"]).strip() for one in bare)
+        fold = [bare[0] | {"source": source, "outputs": [], "metadata": {}}] if bare else []
+        found += [*last, *fold] if "hide-input" in tags else [*fold, *last]
+        bare = []
+    return found
+
+
+def _tags(cell: dict[str, Any]) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
+
+
 def _render(content: dict[str, Any], notebook: Path, facts: Mapping[str, str]) -> str:
     cells = content["cells"]
+    content = content | {"cells": _folded(cells)}
     prose = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     heading = re.search(r"<h1\b[^>]*>(.*?)</h1>", prose, re.DOTALL)
     date = content["metadata"].get("papermill", {}).get("end_time")
@@ -251,7 +275,6 @@ def _render(content: dict[str, Any], notebook: Path, facts: Mapping[str, str]) -
     report = {
         "title": html.unescape(re.sub(r"<[^>]*>", "", heading[1])) if heading else notebook.name,
         "notebook": notebook.name,
-        "injected": any("injected-parameters" in cell["metadata"].get("tags", []) for cell in cells),
         "facts": {"date": date[:10]} | {f"lthlab:{name}": value for name, value in facts.items()},
         "up": _INDEX if facts else "",
     }
@@ -370,8 +393,8 @@ class _Facts(HTMLParser):
             self._field = "title"
         elif tag == "p" and "finding" in given.get("class", "").split() and not self.finding:
             self._field = "finding"
-        elif tag == "br" and self._field:
-            self.handle_data(" ")
+        elif tag in ("br", "sub") and self._field:
+            self.handle_data({"br": " ", "sub": "_"}[tag])
         self.trainings = self.trainings or given.get("data-trainings", "")
 
     def handle_data(self, data: str) -> None:

@@ -339,7 +339,7 @@ def describe(ax: Axes) -> str:
     series = _drawn(ax)
     ys = [_means(item) for item in series]
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
-    title = f"{ax.get_title()}. " if ax.get_title() else ""
+    title = f"{ax.get_title()}. ".replace("\n", " ") if ax.get_title() else ""
     lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
     text = f"{title}Line chart of {y} against {x}; means range from {lowest:.3g} to {highest:.3g}. "
     trends = [f"{item.get_label()} {_trend(values)}" for item, values in zip(series, ys, strict=True)]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import results, verdicts
-from lthlab.reports import Html, download, found_out, level_of, signed
+from lthlab.reports import Html, download, found_out, level_of, signed, slug
 from lthlab.spec import Config
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
@@ -21,6 +21,7 @@ WORDS = {
     "⑤": "dense, best lr",
 }
 """Ma's conditions in few words; the last two are about accuracy similar to that of dense networks."""
+_SHORT = 30
 _CLASSES = {"insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no"}
 _QUESTIONS = {
     "jackpot": "Is there a jackpot?",
@@ -106,7 +107,7 @@ def _award(method: str, found: Sequence[Verdict]) -> str:
     others += f" of {len(found)} levels" if others else ""
     if prize is None:
         return (
-            f"no prize on {method} masks"
+            f"no prize on {method} masks: {_failing(found)}"
             if set(counts) == {"none"}
             else f"no certain prize on {method} masks ({others})"
         )
@@ -116,6 +117,32 @@ def _award(method: str, found: Sequence[Verdict]) -> str:
     text += f", where the best {last.rules.ticket} minus the best RR is {_points(gap)} points"
     text += f" (n = {min(cell.n for cell in gap.cells)} replicates)"
     return text + (f"; {others}" if others else "")
+
+
+def _failing(found: Sequence[Verdict]) -> str:
+    """Name the conditions that fail at every level, or where there is none, at how many each fails."""
+    failed = {mark: [v for v in found if v[mark].state == "no"] for mark in MARKS[:4]}  # ⑤ may fail for some prize
+    always = [mark for mark, own in failed.items() if len(own) == len(found)]
+    if not always:
+        counts = ", ".join(f"{mark} at {len(own)}" for mark, own in failed.items() if own)
+        return f"{counts} of {len(found)} levels fail"
+    return " and ".join(f"{mark} fails at every level ({_shortfall(mark, found)})" for mark in always)
+
+
+def _shortfall(mark: str, found: Sequence[Verdict]) -> str:
+    """The range of what was found for a condition over levels, with the epochs where these are too few."""
+    values = [v[mark].estimate for v in found]
+    if mark != "①":
+        ends = dict.fromkeys(signed(value, 1) for value in (min(values), max(values)))
+        return f"{WORDS[mark]}: {' to '.join(ends)} points, needed {_needed(found[0][mark])}"
+    ends = dict.fromkeys(f"{value:.3g}" for value in (min(values), max(values)))
+    return ", ".join(filter(None, (f"{' to '.join(ends)} % pruned", _too_few(found[0]))))
+
+
+def _too_few(found: Verdict) -> str:
+    """The epochs of the tickets where they are fewer than suffice."""
+    epochs, wanted = found["①"].epochs, found.rules.epochs
+    return f"{epochs} of {wanted} epochs" if epochs and wanted and epochs < wanted else ""
 
 
 def _tolerance(rules: verdicts.Rules) -> str:
@@ -162,7 +189,9 @@ def _table(judged: Judged, ticket: str, reading: str) -> str:
     text = f"{ticket}: verdicts and conditions with the differences in points and their intervals. "
     text += f"The reading '{_other(reading)}' {note}."
     everything = verdicts.table([*first, *others])
-    csv = download(everything, f"verdicts_{ticket}.csv", f"All numbers of these {len(first)} verdicts (CSV)")
+    csv = download(
+        everything, f"verdicts_{ticket}_{slug(judged.panel)}.csv", f"All numbers of these {len(first)} verdicts (CSV)"
+    )
     return _grid(heads, rows, text, f"Verdicts on {ticket}, {judged.panel}") + csv
 
 
@@ -170,7 +199,7 @@ def _row(found: Verdict, note: str) -> list[tuple[str, str]]:
     level = f"{found.level}\n{_left(found)} left" if found.level is not None else f"{_left(found)} left"
     means = "" if found.by_means == found.verdict else f"\nby means: {found.by_means}"
     cells = [("", found.method), ("", level), (found.verdict, f"{found.verdict}{means}{note}")]
-    return cells + [(c.state, f"{c.state}\n{_difference(c, 1)}") for c in found.conditions]
+    return cells + [(c.state, f"{c.state}\n{_difference(found, c, 1)}{_lacking(c)}") for c in found.conditions]
 
 
 def reasons(judged: Sequence[Judged]) -> Html:
@@ -188,7 +217,7 @@ def _reasons(judged: Judged, ticket: str, reading: str) -> str:
                 ("", f"{_left(found)} left" if found.level is None else f"{found.level}"),
                 ("", f"{condition.mark} {WORDS[condition.mark]}"),
                 (condition.state, condition.state),
-                ("", _difference(condition, 2)),
+                ("", _difference(found, condition, 2)),
                 ("", _needed(condition)),
                 ("", "\n".join(("", *map(str, condition.cells)))),
                 ("", f"\n{condition.change}"),
@@ -322,8 +351,18 @@ def _points(condition: Condition, decimals: int = 1) -> str:
     return _interval(condition.estimate, condition.low, condition.high, decimals) if known else "not known"
 
 
-def _difference(condition: Condition, decimals: int) -> str:
-    return f"{condition.estimate:.3g} % pruned" if condition.mark == "①" else _points(condition, decimals)
+def _difference(found: Verdict, condition: Condition, decimals: int) -> str:
+    if condition.mark != "①":
+        return _points(condition, decimals)
+    return "\n".join(filter(None, (f"{condition.estimate:.3g} % pruned", _too_few(found))))
+
+
+def _lacking(condition: Condition) -> str:
+    """Name what a condition lacks where that is short; the tables below list all of it."""
+    if not condition.missing:
+        return ""
+    short = len(condition.missing) == 1 and len(condition.missing[0]) <= _SHORT
+    return "\n" + (condition.missing[0] if short else "what is lacking is listed\nunder “What decided”")
 
 
 def _needed(condition: Condition) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from lthlab.store import Store
 _SIZE = (3.5, 3.1)
 _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
 _BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
+_MOST_NAMED = 4
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
@@ -74,7 +76,7 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
             continue
         ax = Figure(figsize=_SIZE, layout="constrained").subplots()
         draw(rows, ax=ax)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title.replace(", ", ",\n"), fontsize=10)
         drawn.append(ax)
     lacking = f"Nothing is done yet{' at ' * any(undone)}{_listed(undone)}." if undone else ""
     if not drawn:
@@ -92,11 +94,12 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
     rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
+    file = f"{draw.__name__}_{slug(panel)}.csv"
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
         f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
         f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
-        f"{download(rows, f'{draw.__name__}.csv', f'All {len(rows)} values, one row per replicate (CSV)')}"
+        f"{download(rows, file, f'All {len(rows)} values, one row per replicate (CSV)')}"
         "</details></figure>"
     )
 
@@ -160,7 +163,7 @@ def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: 
 
 def found_out(sentences: Sequence[str]) -> Html:
     """Show sentences as what came out."""
-    text = "<br>".join(html.escape(sentence) for sentence in sentences)
+    text = "<br>".join(html.escape(sentence).replace("R_p", "R<sub>p</sub>") for sentence in sentences)
     return Html(f'<p class="finding"><strong>What came out.</strong> {text}</p>')
 
 
@@ -170,23 +173,46 @@ def _difference(rows: pd.DataFrame, panel: str, first: str, second: str, method:
     if pairs.empty:
         return f"{panel}: no pair of {first} and {second} on {method} masks is done."
     pairs = pairs[pairs["sparsity"] == pairs["sparsity"].max()]
-    cells = results.summarise(pairs, by).to_dict("records")
-    unseen = sum(cell["low"] <= 0 <= cell["high"] for cell in cells)
-    highest = max(range(len(cells)), key=lambda i: cells[i]["mean"])
-    shown = [cells[i] for i in sorted({0, highest, len(cells) - 1})]
-    several = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
-    values = [
-        f"{_points(cell)} at {cell['eval_lr']:g}" + (f" (mask found at {cell['find_lr']:g})" if several else "")
-        for cell in shown
-    ]
-    unit = "paired, 95 % t interval" if cells[0]["n"] > 1 else "paired"
-    text = (
-        f"{panel}, {level_of(cells[0])}: {first} minus {second} on {method} masks, in points by learning rate: "
-        f"{_listed(values)} ({unit}, {plots.sample_size(pairs.assign(method=method))})."
+    cells = results.summarise(pairs, by).sort_values(["eval_lr", "find_lr"]).to_dict("records")
+    unit = "in points, paired" + (", 95 % t interval" if any(cell["n"] > 1 for cell in cells) else "")
+    return (
+        f"{panel}, {level_of(cells[0])}: {first} minus {second} on {method} masks ({unit}, "
+        f"{plots.sample_size(pairs.assign(method=method))}): {_seen(cells)}."
     )
-    if unseen:
-        text += f" At {unseen} of {len(cells)} learning rates we did not see a difference."
-    return text
+
+
+def _seen(cells: Sequence[dict[Any, Any]]) -> str:
+    """Name the cells with a difference, and say how far the others reach."""
+    crossed = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
+    grid = f"{len(cells)} {'pairs of ' * crossed}learning rates"
+    places = [
+        f"{_points(cell)} at learning rate {cell['eval_lr']:g}"
+        + (f" (mask found at {cell['find_lr']:g})" if crossed else "")
+        for cell in cells
+    ]
+    seen = [i for i, cell in enumerate(cells) if cell["low"] > 0 or cell["high"] < 0]
+    others = [cell for i, cell in enumerate(cells) if i not in seen]
+    if all(cell["n"] == 1 for cell in cells):
+        text = places[0] if len(cells) == 1 else f"{_reach(cells)} at {grid}"
+        return f"{text}; one replicate gives no interval"
+    if len(cells) == 1:
+        return places[0] + ("" if seen else "; we did not see a difference")
+    if not seen:
+        return f"we did not see a difference at any of {grid}, where it is {_reach(others)}"
+    named = sorted(sorted(seen, key=lambda i: -abs(cells[i]["mean"]))[:_MOST_NAMED])
+    text = f"we saw a difference at {len(seen)} of {grid}, {_listed([places[i] for i in named])}"
+    if hidden := [cells[i] for i in seen if i not in named]:
+        text += f"; at {len(hidden)} of these it is smaller, {_reach(hidden)}"
+    return text + (f"; we did not see one at the other {len(others)}, where it is {_reach(others)}" if others else "")
+
+
+def _reach(cells: Sequence[dict[Any, Any]]) -> str:
+    """The range of the means of cells, and of their intervals."""
+    ends = {side: [100 * cell[side] for cell in cells if not pd.isna(cell[side])] for side in ("mean", "low", "high")}
+    means = " to ".join(dict.fromkeys(signed(value, 1) for value in (min(ends["mean"]), max(ends["mean"]))))
+    if not ends["low"]:
+        return means
+    return f"{means} (intervals within {signed(min(ends['low']), 1)} to {signed(max(ends['high']), 1)})"
 
 
 def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
@@ -204,18 +230,28 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
     found = []
     for name, own in results.panels(rows):
         last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
-        cells = results.summarise(last, ["ticket", "eval_lr"])
-        ends = sorted({cells["eval_lr"].min(), cells["eval_lr"].max()})
-        words = []
-        for ticket in sorted(cells["ticket"].unique(), key=plots.TICKETS.index):
-            chosen = cells[(cells["ticket"] == ticket) & cells["eval_lr"].isin(ends)]
-            words.append(f"{ticket} " + _listed([_interval(cell) for cell in chosen.to_dict("records")]))
+        ends = sorted({last["eval_lr"].min(), last["eval_lr"].max()})
+        words = [
+            f"{ticket} {_at(last[last['ticket'] == ticket], ends)}"
+            for ticket in sorted(last["ticket"].unique(), key=plots.TICKETS.index)
+        ]
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
         found.append(
             f"{name}, {place}, {method} masks: R_p at learning rate {_listed([f'{lr:g}' for lr in ends])} was "
             f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
         )
     return found_out(found or ["The correlation indicator is not done, or not asked for."])
+
+
+def _at(rows: pd.DataFrame, lrs: Sequence[float]) -> str:
+    """The indicator of a ticket at learning rates; by the masks' too, where several masks were trained at one."""
+    masks = sorted(rows["find_lr"].unique())
+    grid = rows.groupby("eval_lr")
+    if len(masks) > 1 and (grid["key"].nunique() > grid["replicate"].nunique()).any():
+        ends = (masks[0], masks[-1])
+        return ", ".join(f"{_at(rows[rows['find_lr'] == lr], lrs)} on masks found at {lr:g}" for lr in ends)
+    cells = {cell["eval_lr"]: _interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
+    return _listed([cells.get(lr, "not known") for lr in lrs])
 
 
 def work(summary: Any) -> Html:
@@ -433,6 +469,11 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     whole = [name for name in ("level", "kept", "parameters") if name in table]
     table = table.astype(dict.fromkeys(whole, "Int64"))
     return table.rename(columns={} if measured else {"mean": "mean (%)"})
+
+
+def slug(panel: str) -> str:
+    """Write the name of a panel so that it can be part of the name of a file."""
+    return re.sub(r"[^A-Za-z0-9.]+", "_", panel).strip("_")
 
 
 def download(frame: pd.DataFrame, name: str, words: str) -> Html:

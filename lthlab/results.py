@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lthlab import packing
+from lthlab import packing, tickets
 from lthlab.forms import input_keys
 from lthlab.parts import NETS, nearest
 from lthlab.runs import read_metrics, staleness
+from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
 from lthlab.values import KINDS
 
@@ -19,16 +20,20 @@ STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 """What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
+_OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "chance", "status", "note", "key")
+"""Columns that follow from the others."""
 
-def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
+
+def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.DataFrame:
     """Load the tidy frame: one row per role and value, missing and failed ones too.
 
     Parameters
     ----------
     runs : str, Path or Store
         The store.
-    study : str, optional
-        Name of a study; all of them by default.
+    study : str or Config, optional
+        Name of a study, as it was run last; or a study as it is, whatever was run last under its name. All of them
+        by default.
 
     Returns
     -------
@@ -45,12 +50,17 @@ def load(runs: str | Path | Store, study: str | None = None) -> pd.DataFrame:
         If there is no such study.
     """
     store = runs if isinstance(runs, Store) else Store(runs)
-    names = store.studies() if study is None else [study]
-    if study is not None and study not in store.studies():
-        raise LookupError(f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}")
+    name = study.name if isinstance(study, Config) else study
+    names = store.studies() if name is None else [name]
+    if name is not None and name not in store.studies():
+        first = f"run it first: lthlab run {name}"
+        raise LookupError(f"study '{name}' is not in {store.root}; {first}; {nearest(name, store.studies())}")
+    if isinstance(study, Config):
+        tables = {study.name: [{"key": item.value.key, **item.role} for item in tickets.expand(study)]}
+    else:
+        tables = {name: store.study(name)["roles"] for name in names}
     reader = _Reader(store)
-    rows = [row for name in names for row in reader.rows(name)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame([row for name, roles in tables.items() for row in reader.rows(name, roles)])
 
 
 def statuses(store: Store, keys: Iterable[str]) -> dict[str, str]:
@@ -92,9 +102,8 @@ class _Reader:
         self._statuses: dict[str, tuple[str, str | None]] = {}
         self._outcomes: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def rows(self, name: str) -> Iterable[dict[str, Any]]:
-        table = self.store.study(name)
-        for role in table["roles"]:
+    def rows(self, name: str, roles: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+        for role in roles:
             key = role["key"]
             fields = {column: value for column, value in role.items() if column != "key"}
             yield {"study": name} | fields | self._outcome(key, role["report"]) | {"key": key}
@@ -215,7 +224,7 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     Parameters
     ----------
     frame : DataFrame
-        Tidy frame; only rows that are done count.
+        Tidy frame; only rows that are done count, and a value that has several roles in a cell counts once there.
     by : sequence of str
         Columns that tell cells apart.
     confidence : float, optional
@@ -225,13 +234,37 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     -------
     DataFrame
         `by`, n, mean, sd, low and high: Student's t interval of the mean; NaN for n = 1.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate, which would count as replicates.
     """
     from scipy.stats import t
 
-    groups = frame[frame["status"] == "done"].groupby(list(by), dropna=False)["value"]
+    done = frame[frame["status"] == "done"]
+    if "replicate" in done:
+        place = list(dict.fromkeys([*by, "replicate"]))
+        done = done.drop_duplicates([*place, "key", "value"]) if "key" in done else done
+        if (several := done.duplicated(place, keep=False)).any():
+            raise ValueError(_mixed(done[several], place))
+    groups = done.groupby(list(by), dropna=False)["value"]
     out = groups.agg(n="count", mean="mean", sd="std").reset_index()
     half = t.ppf((1 + confidence) / 2, (out["n"] - 1).where(out["n"] > 1)) * out["sd"] / out["n"] ** 0.5
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
+
+
+def _mixed(rows: pd.DataFrame, place: Sequence[str]) -> str:
+    """Say by which columns cells would have one value per replicate."""
+    one = rows.iloc[0]
+    texts = rows.map(str)
+    texts = texts.drop(columns=[name for name in _OUTCOMES if name in texts])
+    counts = texts.groupby([texts[name] for name in place]).nunique()
+    differ = ", ".join(str(name) for name in counts if (counts[name] > 1).any())
+    where = ", ".join(f"{name} {one[name]}" for name in place)
+    return f"several values of one replicate in a cell ({where}); they differ in: {differ or 'nothing'}; " + (
+        "add these to by, or select rows" if differ else "select rows"
+    )
 
 
 def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] | None = None) -> pd.DataFrame:

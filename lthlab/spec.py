@@ -218,6 +218,12 @@ class Verdicts(_Model):
     epochs: Count | None = None
 
 
+def _report(name: str) -> str:
+    if name == "index":
+        raise ValueError("'index' is the page that lists the others; allowed: any other name")
+    return name
+
+
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 _Names = Annotated[list[_Name], BeforeValidator(_as_list)]
 
@@ -230,7 +236,7 @@ class Study(_Model):
     presets: _Names = []
     stages: Annotated[list[_Stage], BeforeValidator(_as_list), Field(min_length=1)] = list(STAGES)
     panel_by: Annotated[list[Annotated[str, AfterValidator(_axis)]], BeforeValidator(_as_list)] = []
-    reports: _Names = []
+    reports: Annotated[list[Annotated[_Name, AfterValidator(_report)]], BeforeValidator(_as_list)] = []
     verdicts: Verdicts = Verdicts()
     net: Annotated[Net, BeforeValidator(_named)]
     data: Annotated[Data, BeforeValidator(_named)]
@@ -320,7 +326,7 @@ def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
     Parameters
     ----------
     path : str or Path
-        YAML 1.2 file; presets are in the folder `presets` beside it.
+        YAML 1.2 file; presets are in the folder `presets` beside it, or in `params/presets` here or in a folder above.
     sets : sequence of str, optional
         Fields set in place of the file's, such as 'find.lr=0.1,0.3'.
 
@@ -339,15 +345,19 @@ def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
 def parse(text: str, name: str = "<study>", sets: Sequence[str] = ()) -> Config:
     """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
     tree, problems = trees.load(text, name)
-    return _config(tree, problems, Path(name).parent / "presets", sets)
+    here = Path.cwd()
+    shipped = next((up / "params/presets" for up in (here, *here.parents) if (up / "params/presets").is_dir()), None)
+    beside = Path(name).parent / "presets"
+    presets = {path.stem: path for folder in (shipped, beside) if folder for path in sorted(folder.glob("*.yaml"))}
+    return _config(tree, problems, presets, sets)
 
 
 def resolved(document: Mapping[str, Any], sets: Sequence[str] = ()) -> Config:
     """Make a configuration of the document of another one; `sets` is noted, not applied. Raises as `read` does."""
-    return replace(_config(Tree(dict(document)), [], None, ()), sets=tuple(sets))
+    return replace(_config(Tree(dict(document)), [], {}, ()), sets=tuple(sets))
 
 
-def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Sequence[str]) -> Config:
+def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], sets: Sequence[str]) -> Config:
     branches = _branches(tree, presets, trees.settings(sets), problems)
     studies: list[Study] = []
     panels: list[Panel] = []
@@ -356,7 +366,11 @@ def _config(tree: Tree, problems: list[Problem], presets: Path | None, sets: Seq
         recipes: list[tuple[Recipe, Recipe]] = []
         if study is not None:
             recipes, unfit = _recipes(study)
-            wrong += [item for item in (*unfit, *_cross_checks(study, recipes)) if item[0][0] not in doubtful]
+            wrong += [
+                item
+                for item in (*unfit, *_cross_checks(study, recipes, "net" not in doubtful))
+                if item[0][0] not in doubtful
+            ]
             studies.append(study)
             panels.append(_panel(study, recipes))
         problems += [branch.problem(place, message) for place, message in wrong]
@@ -393,7 +407,7 @@ def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Panel:
 
 
 def _branches(
-    tree: Tree, presets: Path | None, sets: Sequence[tuple[tuple[str, ...], Tree]], problems: list[Problem]
+    tree: Tree, presets: Mapping[str, Path], sets: Sequence[tuple[tuple[str, ...], Tree]], problems: list[Problem]
 ) -> list[Tree]:
     """Make one tree per panel: presets, the study, the panel and settings laid over each other."""
     if not isinstance(tree.plain, dict):
@@ -449,17 +463,17 @@ def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
             problems.append(tree.problem(("panels", number), message))
 
 
-def _preset(tree: Tree, folder: Path | None, problems: list[Problem]) -> Tree:
+def _preset(tree: Tree, presets: Mapping[str, Path], problems: list[Problem]) -> Tree:
     """Lay a study over the presets that it names."""
     names = tree.plain.get("presets", [])
-    known = sorted(path.stem for path in folder.glob("*.yaml")) if folder else []
     below = Tree({})
     for number, name in enumerate(names if isinstance(names, list) else [names]):
-        if folder is None or name not in known:
-            message = f"preset {shown(name)} is not in {folder}; {nearest(name, known)}"
+        if not isinstance(name, str) or name not in presets:
+            allowed = nearest(name, presets) if presets else "there are none beside the study nor in params/presets"
+            message = f"preset {shown(name)} is not known; {allowed}"
             problems.append(tree.problem(("presets", number), message))
             continue
-        path = folder / f"{name}.yaml"
+        path = presets[name]
         preset, doubled = trees.load(trees.read(path), str(path))
         problems += doubled
         if isinstance(preset.plain, dict):
@@ -502,7 +516,7 @@ def _checked(tree: Any) -> tuple[Study | None, list[tuple[Place, str]], set[str 
     if "tickets" in doubtful:
         doubtful |= {"measures"}
     try:
-        return Study.model_validate({"name": "unnamed"} | rest), wrong, doubtful
+        return Study.model_validate({"name": "unnamed", "net": "lenet_300_100"} | rest), wrong, doubtful
     except ValidationError:
         return None, wrong, doubtful
 
@@ -542,7 +556,8 @@ def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, choice, strict=True)) for choice in itertools.product(*axes.values()))
 
 
-def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool) -> Iterator[tuple[Place, str]]:
+    """Compare sections; those that go by the network only if it is known."""
     images = study.data.images
     for section in ("find", "eval"):
         for size in getattr(getattr(study, section), "batch_size", None) or ():
@@ -570,7 +585,7 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterato
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
     if study.protocol.report == "best_val" and not study.data.val_size:
         yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
-    if study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
+    if net and study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
         yield (
             ("protocol", "prunable"),
             f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",

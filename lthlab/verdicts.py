@@ -119,6 +119,8 @@ class Condition:
         What is lacking where the state is 'insufficient evidence'.
     change : str
         What would change the state.
+    epochs : int or None
+        For ① the epochs that the tickets were trained for, where known.
     """
 
     mark: str
@@ -131,6 +133,7 @@ class Condition:
     cells: tuple[Cell, ...] = ()
     missing: tuple[str, ...] = ()
     change: str = ""
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,7 @@ def _nontrivial(sparsity: float, epochs: int | None, rules: Rules) -> Condition:
     state = "no" if changes else "insufficient evidence" if missing else "yes"
     means = None if state == "insufficient evidence" else state
     change = "; ".join(changes + missing)
-    return Condition("①", state, means, percent, percent, percent, threshold, (), tuple(missing), change)
+    return Condition("①", state, means, percent, percent, percent, threshold, (), tuple(missing), change, epochs)
 
 
 def _condition(mark: str, first: Grid, second: Grid, contrast: Contrast | None, at: int, threshold: float) -> Condition:

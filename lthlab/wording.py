@@ -16,6 +16,7 @@ _WORDS = {
     "float_parsing": "a number",
     "finite_number": "a finite number",
     "string_type": "text",
+    "string_pattern_mismatch": "up to 64 letters, digits, '_' and '-', the first a letter or digit",
     "list_type": "a list",
     "tuple_type": "a list",
     "too_short": "one value or more",

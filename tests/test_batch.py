@@ -30,6 +30,16 @@ DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + HOLD_LO
 WAIT = "import time\nwhile True:\n    time.sleep(0.05)"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_temporary_folder(tmp_path_factory):
+    """Let what is left there be told from what other processes leave."""
+    tmp_path_factory.getbasetemp()
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield
+
+
 def note(name, value):
     """Code that writes a value to a file in the notebook's folder."""
     return f"from pathlib import Path\nPath({name!r}).write_text(str({value}))"

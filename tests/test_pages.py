@@ -130,6 +130,25 @@ def test_of_two_parameter_cells_the_injected_one_is_shown(notebook):
     assert "'a'" in Elements(published(notebook(code("runs = 'a'", tags=["parameters"])))).text
 
 
+def test_code_that_shows_nothing_is_one_fold_below_the_finding(notebook):
+    page = published(notebook(
+        markdown("# Title"), code("first = 1", tags=["parameters"]), code("injected = 2", tags=["injected-parameters"]),
+        code("setup = 3", stream("stdout", "noise"), tags=["hide-output"]),
+        code("said()", shows("text/html", "<p>outcome</p>"), tags=["hide-input"]), markdown("between"),
+        code("alone = 4"), code("drawn()", shows("text/html", "<p>picture</p>")), code("last = 5"),
+        code("checked = 6", tags=["checks"]),
+    ))  # fmt: skip
+    text = Elements(page.partition("<main")[2]).text
+    words = ["outcome", "injected", "setup", "between", "alone", "drawn", "picture", "last", "checked"]
+    assert sorted(words, key=text.index) == words and "first" not in text and "noise" not in text
+    assert page.count("<summary>Code</summary>") == 4 and page.count("<summary>Checks, all passed</summary>") == 1
+
+
+def test_paper_has_no_links_to_files(notebook):
+    style = re.search(r"@media print \{(.*)</style>", published(notebook(markdown("# Title"))), re.DOTALL)[1]
+    assert re.search(r"a\[download\] \{ display: none; \}", style)
+
+
 def test_standard_error_is_not_shown(notebook):
     page = published(notebook(code("f()", stream("stderr", "a warning"), stream("stdout", "1 < 2"))))
     assert "a warning" not in page and "1 &lt; 2" in page
@@ -430,6 +449,11 @@ def test_pages_are_replaced_whole_and_the_index_last(name, study, tmp_path, monk
     new = ["It was not so" in path.read_text() for path in made]
     assert new == [path.name != name and made.index(path) < [m.name for m in made].index(name) for path in made]
     assert sorted(os.listdir(folder)) == sorted(path.name for path in made)
+
+
+def test_a_symbol_keeps_its_index_in_the_index(tmp_path):
+    (tmp_path / "page.html").write_text('<p class="finding">R<sub>p</sub> was 0.9</p>')
+    assert _Facts.of(tmp_path / "page.html").finding == "R_p was 0.9"
 
 
 def test_lines_of_a_finding_stay_apart_in_the_index(tmp_path):

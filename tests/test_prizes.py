@@ -55,9 +55,35 @@ def test_the_finding_says_what_is_won_and_how_far():
     assert re.search(r"minus the best RR is \+1\.0 \[\+0\.\d, \+1\.\d\] points \(n = 3 replicates\)", text)
     assert "none at 1 of 3 levels" in text and "tolerance 0.5 points (Ma 2.2, E.1)" in text
     lost = prizes.finding(prizes.judge(config(), frame().query("level != 8 and level != 11")))
-    assert "no prize on IMP masks (tolerance" in lost
+    assert "no prize on IMP masks: ③ fails at every level (beats RR: −2.0 points, needed more than +0.5) (tol" in lost
     unknown = prizes.finding(prizes.judge(config(), frame().query("ticket != 'SDT'")))
     assert "no certain prize on IMP masks (insufficient evidence at 2, none at 1 of 3 levels)" in unknown
+
+
+def test_why_there_is_no_prize_is_said():
+    short = pd.concat([frame("b", "digits", eval_epochs=2)])
+    text = prizes.finding(prizes.judge(config(), short))
+    assert "no prize on IMP masks: ① fails at every level (83.2 to 95.6 % pruned, 2 of 20 epochs) (tolerance" in text
+    rows = cells(prizes.table(prizes.judge(config(), short)))
+    assert all("83.2 % pruned 2 of 20 epochs" in " ".join(row[3][1].split()) for row in rows[:1])
+    assert "2 of 20 epochs" in prizes.reasons(prizes.judge(config(), short))
+    enough = prizes.finding(prizes.judge(config("{min_sparsity: 0.99}"), frame("b", "digits", eval_epochs=20)))
+    assert "① fails at every level (83.2 to 95.6 % pruned) (tolerance" in enough
+    both = frame("b", "digits", eval_epochs=20)
+    either = prizes.finding(prizes.judge(config("{min_sparsity: 0.93}"), both[both["level"] != 8]))
+    assert "no prize on IMP masks: ① at 1, ③ at 1 of 2 levels fail (tolerance" in either
+
+
+def test_what_a_condition_lacks_is_named_or_where_it_is_listed():
+    rows = cells(prizes.table(prizes.judge(config(), frame().query("ticket != 'RR'"))))
+    assert all("not known no runs of RR" in " ".join(row[5][1].split()) for row in rows)
+    some = frame().query("ticket != 'RR' or eval_lr > 0.01 or replicate > 0")
+    judged = prizes.judge(config(), some)
+    texts = [" ".join(row[5][1].split()) for row in cells(prizes.table(judged))]
+    assert all(text.endswith("what is lacking is listed under “What decided”") for text in texts)
+    assert "What decided for LT on IMP masks" in prizes.reasons(judged) and "(not in the frame)" in prizes.reasons(
+        judged
+    )
 
 
 def test_the_table_shows_what_judge_finds():

@@ -42,7 +42,7 @@ def test_a_figure_has_facets_words_numbers_and_data():
     assert all(image["role"] == "presentation" for image in swatches) and len(swatches) == 8
     assert "n on d. What it is. Points are means over n = 4 replicates" in elements.text
     (link,) = [link for link in elements.of("a") if "download" in link]
-    assert link["download"] == "accuracy_by_sparsity.csv"
+    assert link["download"] == "accuracy_by_sparsity_n_on_d.csv"
     rows = downloaded(link)
     assert [float(row["value"]) for row in rows] == list(frame["value"])
     table = _table(shown)
@@ -83,6 +83,9 @@ def test_every_panel_has_a_figure_that_names_it():
     links = [link for link in elements.of("a") if "download" in link]
     for link, name in zip(links, ("lenet_300_100", "resnet8"), strict=True):
         assert {row["network"] for row in downloaded(link)} == {name}
+    assert [link["download"] for link in links] == [
+        "accuracy_by_sparsity_lenet_300_100_on_digits.csv", "accuracy_by_sparsity_resnet8_width_4_on_digits.csv",
+    ]  # fmt: skip
     alternatives = [image["alt"] for image in elements.of("img") if image["alt"]]
     assert [text.split(",")[0] for text in alternatives] == [
         *["lenet_300_100 on digits"] * 2, *["resnet8 (width 4) on digits"] * 2,
@@ -141,28 +144,63 @@ def test_equal_rows_give_equal_figures():
 
 
 @pytest.mark.parametrize(
-    "shift, said", [(0.1, "+10.0 [+7.1, +12.9]"), (-0.1, "−10.0 [−12.9, −7.1]"), (0.0, "we did not see a difference")]
+    "shift, said",
+    [
+        (0.1, "we saw a difference at 2 of 2 learning rates, +10.0 [+7.1, +12.9] at learning rate 0.01 and +10.0 ["),
+        (-0.1, "we saw a difference at 2 of 2 learning rates, −10.0 [−12.9, −7.1] at learning rate 0.01 and −10.0 ["),
+        (
+            0.0,
+            "we did not see a difference at any of 2 learning rates, where it is +0.0 (intervals within −2.9 to +2.9)",
+        ),
+    ],
 )
 def test_the_finding_is_what_came_out(shift, said):
     frame = test_plots.tidy()
     noise = dict(zip(range(4), [0.01, -0.01, 0.02, -0.02], strict=True))
     values = [0.8 + (shift + noise[r]) * (t == "LT") for t, r in zip(frame["ticket"], frame["replicate"], strict=True)]
-    text = reports.finding(frame.assign(value=values))
-    assert "n on d, level 12 (6.87 % of the prunable weights left): LT minus RR on IMP masks, in points" in text
+    frame["value"] = values
+    text = reports.finding(frame)
+    assert "n on d, level 12 (6.87 % of the prunable weights left): LT minus RR on IMP masks (in points, paired" in text
     assert said in text and "n = 4 replicates" in text and ("did not see" in text) == (shift == 0)
+    one = reports.finding(frame[frame["eval_lr"] == 0.2])
+    assert f"replicates): {signed(shift)} [" in one and ("; we did not see a difference." in one) == (shift == 0)
+    alone = reports.finding(frame[frame["replicate"] == 0])
+    assert f"n = 1 replicate): {signed(shift + 0.01)} at 2 learning rates; one replicate gives no interval" in alone
     assert "n on d: no pair of LT and RR on IMP masks is done" in reports.finding(frame.assign(status="missing"))
     assert "No pair of LT and RR on IMP masks is done" in reports.finding(frame[frame["ticket"] != "RR"][:0])
 
 
-def test_the_finding_has_a_sentence_per_panel_and_few_learning_rates():
-    frame = test_plots.tidy(seed=2)
-    more = pd.concat([frame.assign(eval_lr=lr, find_lr=lr) for lr in (0.01, 0.02, 0.05, 0.1, 0.2, 0.3)])
-    two = pd.concat([more, more.assign(network="m", value=more["value"] / 2)])
-    text = reports.finding(two)
+def signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def crossed(means: dict) -> pd.DataFrame:
+    """LT and RR on masks found at one learning rate and trained at another, by the mean of their difference."""
+    rows = [
+        test_plots.at_rate(test_plots.tidy()).assign(
+            find_lr=find, eval_lr=lr, value=lambda r, m=mean: 0.5 + (m + r["replicate"] / 100) * (r["ticket"] == "LT")
+        )
+        for (find, lr), mean in means.items()
+    ]
+    return pd.concat(rows, ignore_index=True).assign(key=lambda rows: [f"{i:032x}" for i in rows.index])
+
+
+def test_the_finding_names_the_cells_with_a_difference_and_the_range_of_the_others():
+    grid = (0.01, 0.1, 0.2)
+    means = {(find, lr): -0.015 for find in grid for lr in grid}
+    frame = crossed(means | {(0.2, 0.1): -0.2})
+    text = reports.finding(pd.concat([frame, frame.assign(network="m")]))
     assert text.count('<p class="finding">') == 1 and text.count("<br>") == 1
     for sentence, name in zip(re.split("<br>", text), ("n on d", "m on d"), strict=True):
-        assert f"{name}, level 12" in sentence and 2 <= len(re.findall(r"\] at 0", sentence)) <= 3
-        assert "at 0.01" in sentence and "at 0.3 (paired" in sentence
+        assert f"{name}, level 12" in sentence and sentence.count("mask found") == 1
+        assert "we saw a difference at 1 of 9 pairs of learning rates, −18.5 [" in sentence
+        assert (
+            "at learning rate 0.1 (mask found at 0.2); we did not see one at the other 8, where it is +0.0" in sentence
+        )
+    many = reports.finding(crossed({place: 0.1 + number / 100 for number, place in enumerate(means)}))
+    assert "we saw a difference at 9 of 9 pairs" in many and many.count("mask found") == 4
+    assert "; at 5 of these it is smaller, +11.5 to +15.5 (intervals within" in many and "did not see" not in many
+    assert many.index("0.01 (mask found at 0.2)") < many.index("0.2 (mask found at 0.2)")
 
 
 def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
@@ -172,9 +210,42 @@ def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
     for ticket in ("dense", "LT", "RR"):
         for cell in results.summarise(last[last["ticket"] == ticket], ["eval_lr"]).to_dict("records"):
             assert f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" in text
-    assert "R_p at learning rate 0.01 and 0.2 was dense 0." in text
+    assert "R<sub>p</sub> at learning rate 0.01 and 0.2 was dense 0." in text and "masks found" not in text
     assert f"(chance {last['chance'].mean():.2f};" in text and "n on d, level 12" in text and "n = 4 replicates" in text
     assert "not done, or not asked for" in reports.indicator(frame.assign(status="missing"))
+
+
+def test_the_indicator_keeps_masks_of_several_learning_rates_apart():
+    frame = test_plots.tidy("correlation_indicator", tickets=[("LT", "IMP"), ("dense", None)])
+    dense = frame["ticket"] == "dense"
+    other = frame.assign(find_lr=0.05, value=frame["value"].where(dense, frame["value"] / 2))
+    other["key"] = frame["key"].where(dense, "f" + frame["key"].str[1:])
+    frame["find_lr"] = 0.3
+    text = reports.indicator(pd.concat([other, frame], ignore_index=True))
+    for rows, lr in ((other, 0.05), (frame, 0.3)):
+        cells = results.summarise(rows[rows["level"] == 12], ["eval_lr"]).to_dict("records")
+        first, last = (f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells)
+        assert f"{first} and {last} on masks found at {lr:g}" in text
+    cells = results.summarise(frame[dense], ["eval_lr"]).to_dict("records")
+    said = " and ".join(f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells)
+    assert f"was dense {said}; LT " in text and text.count("masks found") == 2 and "n = 4 replicates" in text
+
+
+@pytest.mark.parametrize("draw, facets", [(plots.accuracy_by_sparsity, "eval_lr"), (plots.accuracy_by_lr, "level")])
+def test_titles_fit_into_their_drawings(draw, facets, monkeypatch):
+    def measured(drawing):
+        drawing.draw_without_rendering()
+        box = drawing.axes[0].title.get_window_extent()
+        titles.append(drawing.axes[0].get_title())
+        assert box.x0 >= 0 and box.x1 <= drawing.bbox.x1 and box.y1 <= drawing.bbox.y1, titles[-1]
+        return b""
+
+    titles: list[str] = []
+    monkeypatch.setattr(reports, "_svg", lambda drawing: measured(drawing) if drawing.axes else b"")
+    frame = crossed({(find, lr): 0.01 for find in (0.025, 0.125) for lr in (0.0125, 0.125)})
+    reports.figure(draw, frame[frame["ticket"] != "dense"], facets)
+    reports.figure(plots.layer_ratios, test_plots.ratios().assign(find_lr=0.0125), "find_lr")
+    assert len(titles) > 4 and "\nmask found at 0.025" in titles[0]
 
 
 def test_limits_name_what_is_missing():

@@ -144,6 +144,18 @@ def test_two_studies_in_one_store(tmp_path):
     assert Counter(results.load(store)["study"]) == {"one": 2, "other": len(expand(other))}
 
 
+def test_a_study_as_it_is_whatever_ran_last_under_its_name(tmp_path):
+    first, second = study(levels="[1]", measures="{}"), study(levels="[1]", measures="{}", lr=0.2)
+    store, _ = compute(first, tmp_path)
+    assert results.load(store, first).equals(results.load(store, "tiny"))
+    compute(second, tmp_path)
+    frame = results.load(store, first)
+    assert set(frame["find_lr"]) == {0.05} and set(frame["status"]) == {"done"}
+    assert set(results.load(store, "tiny")["find_lr"]) == {0.2}
+    third = results.load(store, study(levels="[2]"))
+    assert len(third) == len(expand(study(levels="[2]"))) and "missing" in set(third["status"])
+
+
 def test_before_computing_every_row_is_missing(tmp_path):
     config, store = study(), Store(tmp_path)
     roles = [{"key": item.value.key, **item.role} for item in expand(config)]
@@ -192,7 +204,7 @@ def test_an_empty_store_gives_an_empty_frame(tmp_path):
 
 
 def test_an_unknown_study_gives_the_nearest(computed):
-    with pytest.raises(LookupError, match="study 'tyny' is not in .*allowed: tiny; did you mean 'tiny'"):
+    with pytest.raises(LookupError, match="'tyny' is not in .*; run it first: lthlab run tyny; allowed: tiny; did"):
         results.load(computed[1], "tyny")
 
 
@@ -387,6 +399,35 @@ def test_only_what_is_done_counts_and_missing_cells_stay_apart():
     out = results.summarise(frame, ["method"])
     assert [(row["n"], row["mean"]) for row in out.to_dict("records")] == [(1, 1.0), (2, 3.0)]
     pd.testing.assert_frame_equal(frame, before)
+
+
+def test_a_value_in_several_roles_counts_once():
+    frame = frame_of(
+        find_lr=[0.1, 0.2] * 2, eval_lr=0.1, replicate=[0, 0, 1, 1], value=[1.0, 1.0, 3.0, 3.0], key=[*"aabb"]
+    )
+    [row] = results.summarise(frame, ["eval_lr"]).to_dict("records")
+    assert (row["n"], row["mean"], row["sd"]) == (2, 2.0, pytest.approx(2**0.5))
+    assert list(results.summarise(frame, ["find_lr", "eval_lr"])["n"]) == [2, 2]
+    layers = frame.assign(layer=[*"xyxy"], value=[0.1, 0.2, 0.3, 0.4])
+    with pytest.raises(ValueError, match="differ in: find_lr, layer; add these to by"):
+        results.summarise(layers, ["eval_lr"])
+
+
+def test_several_values_of_one_replicate_are_no_replicates():
+    frame = frame_of(
+        find_lr=[0.1, 0.2] * 2, eval_lr=0.1, milestones=[[1], [1, 2]] * 2, replicate=[0, 0, 1, 1],
+        value=[1.0, 2.0, 3.0, 4.0], key=[*"abcd"], kept=[5, 6, 7, 8],
+    )  # fmt: skip
+    message = (
+        r"several values of one replicate in a cell \(eval_lr 0.1, replicate 0\); they differ in: find_lr, milestones; "
+    )
+    with pytest.raises(ValueError, match=message + "add these to by, or select rows"):
+        results.summarise(frame, ["eval_lr"])
+    with pytest.raises(ValueError, match="differ in: nothing; select rows"):
+        results.summarise(pd.concat([frame, frame.assign(key=[*"efgh"])]), ["eval_lr", "find_lr"])
+    assert list(results.summarise(frame, ["eval_lr", "find_lr"])["n"]) == [2, 2]
+    frame.loc[frame["find_lr"] == 0.2, "status"] = "missing"
+    assert list(results.summarise(frame, ["eval_lr"])["n"]) == [2]
 
 
 def test_differences_pair_replicates():

@@ -280,7 +280,7 @@ def wait_for(condition, seconds=60):
 
 @pytest.mark.parametrize(("command", "number"), [("run", signal.SIGTERM), ("compute", signal.SIGINT)])
 def test_a_signal_in_the_middle_then_the_same_command(folder, command, number):
-    (folder / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 40"))
+    (folder / "tiny.yaml").write_text(STUDY.replace("epochs: 2", "epochs: 300"))
     arguments = ("tiny.yaml", "--device", "cpu", "--only", NAMES[0])
     process = start(command, *arguments)
     store = Store("runs")
