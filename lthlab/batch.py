@@ -33,6 +33,7 @@ from lthlab.kernels import ASKED, HUNG, NOW, STOP, STOPPED, TICK_S, Kernel, Task
 
 ABANDON_S = 2.0
 CLOSE_S = 1.0
+CONNECT_S = 8.0
 FETCH_S = 30.0
 STUCK_S = 10.0
 STARTUP_S = 120
@@ -48,7 +49,7 @@ def execute(
     alive: Callable[[Job], object] | None = None,
     on_event: Callable[[Event], None] | None = None,
     deadline: float | None = None,
-    grace_s: float = 14.0,
+    grace_s: float = kernels.GRACE_S,
     tick: Callable[[], None] | None = None,
 ) -> list[Outcome]:
     """Execute notebook jobs, and what does not depend on a job that failed in any case.
@@ -159,7 +160,7 @@ class _Undisturbed(WorkerPlugin):
 @contextmanager
 def _connected(cluster: str | None, slots: int, scratch: Path) -> Iterator[distributed.Client]:
     if cluster is not None:
-        with distributed.Client(cluster, set_as_default=False) as client:
+        with distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False) as client:
             yield client
         return
     earlier, environment = multiprocessing.active_children(), set(os.environ)

@@ -3,32 +3,30 @@
 import argparse
 import json
 import os
-import re
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import lthlab
 from lthlab import plan, spec, studies, tickets, trees
+from lthlab.arguments import PREAMBLE, parser
 from lthlab.jobs import Outcome, clock, group_failures
-from lthlab.kernels import SPIN, cores
+from lthlab.kernels import GRACE_S, SPIN, cores
 from lthlab.parts import InputError, nearest
 from lthlab.store import Damaged, Store
 from lthlab.values import ancestors
 
 SCHEMA = 1
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+CLOSING_S = 1.5
+"""Cells are interrupted so many seconds before the time of `--for` is up."""
 SILENT_S = 300.0
 """After so many seconds without a sign of life, which comes about every second, a training seems to hang."""
-
-_STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
-_PREAMBLE = {"bash": "_lthlab_studies() { compgen -d -S / -- $1; compgen -f -X '!*.yaml' -- $1; }"}
-_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 class _Terminated(BaseException):
@@ -42,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0, also if the time of `--for` was up; 1 if notebooks failed, results came out stale or failed, or `doctor`
-        found a problem; 2 for bad input; 130 after Ctrl-C and 143 after SIGTERM. A training that diverged is a
-        result.
+        found a problem; 2 for bad input; 130 after Ctrl-C, 143 after SIGTERM and 141 if nobody reads the output. A
+        training that diverged is a result.
     """
-    options = _parser().parse_args(arguments)
+    options = parser(RUNS).parse(arguments)
     options.began = time.monotonic()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -57,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before = None
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
         return code
+    except BrokenPipeError:  # nobody reads any more; what is left must not be written at the end either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (InputError, OSError, Damaged) as error:
-        print(error, file=sys.stderr)
+        print(_in_words(error), file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lthlab"):
@@ -74,82 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, before)
 
 
-# --- arguments ------------------------------------------------------------------------------------------------
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lthlab", description="A laboratory for the lottery ticket hypothesis.")
-    parser.add_argument("--version", action="version", version=f"lthlab {lthlab.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        made.set_defaults(run=run)
-        return made
-
-    ahead = command("plan", _plan, "say what a study takes: notebooks, trainings, epochs, hours, disk")
-    run = command("run", _run, "execute the notebooks of a study, as far as they are not done")
-    compute = command("compute", _compute, "compute the values of a study, without notebooks")
-    status = command("status", _status, "say what is done, in training, missing, diverged or stale")
-    publish = command("publish", _publish, "make pages of the executed reports of a study")
-    doctor = command("doctor", _doctor, "look for what stands in the way of computing, and say what to do about it")
-    for made in (ahead, run, compute, status, publish):
-        may: dict[str, Any] = {"nargs": "?"} if made is status else {}
-        text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
-        study = made.add_argument("study", help=text, **may)
-        study.complete = _STUDY_FILES  # type: ignore[attr-defined]
-    for made in (ahead, run, compute, publish):
-        text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
-        made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
-    for made in (ahead, run, compute, status, publish, doctor):
-        folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        folder.complete = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}  # type: ignore[attr-defined]
-    for made in (ahead, run, compute):
-        made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
-    for made in (run, compute):
-        text = "stop in time with everything saved, as 30s, 9min or 2h"
-        made.add_argument("--for", type=_seconds, dest="limit", metavar="TIME", help=text)
-    compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
-    text = "only this configuration, stage or report; may be repeated"
-    run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
-    run.add_argument("--slots", type=_count, metavar="N", help="notebooks at a time (default: 1; of a cluster: all)")
-    ahead.add_argument("--slots", type=_count, default=1, metavar="N", help="notebooks at a time (default: 1)")
-    run.add_argument("--cores", type=_count, metavar="N", help="cores of a slot (default: those here, shared by slots)")
-    run.add_argument("--cluster", type=_address, metavar="tcp://…", help="address of a running Dask scheduler")
-    run.add_argument("--cell-timeout", type=_seconds, metavar="TIME", help="most time of a cell (default: none)")
-    text = "try a notebook once more that gave no sign of life for so long (default: 1h)"
-    run.add_argument("--stall-after", type=_seconds, default=3600.0, metavar="TIME", help=text)
-    run.add_argument("--notebooks", default="notebooks", metavar="FOLDER", help="their folder (default: notebooks)")
-    publish.add_argument("--to", metavar="FOLDER", help="folder of the pages (default: reports/NAME OF THE STUDY)")
-    for made in (ahead, run, compute, publish, doctor):
-        made.add_argument("--json", action="store_true", help="print JSON")
-    forms = status.add_mutually_exclusive_group()
-    forms.add_argument("--json", action="store_true", help="print JSON")
-    forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
-    completion = command("completion", _completion, "print the completion of a shell")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
-    return parser
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text)
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time; allowed: a number and s, min or h, as 30s or 9min")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: 1 and more")
-    return int(text)
-
-
-def _address(text: str) -> str:
-    if not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: as tcp://127.0.0.1:8786")
-    return text
-
-
 def _read(options: argparse.Namespace) -> spec.Config:
     """Read the study that is asked for; what the command line sets is shown as YAML."""
     config = spec.read(studies.find(options.study), options.sets)
@@ -162,12 +88,16 @@ def _read(options: argparse.Namespace) -> spec.Config:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from lthlab import estimates, stages
+    from lthlab import stages
 
     config = _read(options)
     labelled = tickets.expand(config)
     plan.refuse_unsupported(ancestors(item.value for item in labelled))
-    forecast = estimates.forecast(labelled, Store(options.runs), options.device, options.slots)
+    notebooks = Path(options.notebooks)
+    if options.notebooks != "notebooks" and not notebooks.is_dir():
+        raise InputError(f"--notebooks {notebooks}: no such folder")
+    settings = stages.Settings(notebooks=notebooks, device=options.device, slots=options.slots)
+    forecast = stages.ahead(config, labelled, Store(options.runs), settings)
     rows = stages.by_stage(config, labelled, forecast)
     whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
     if options.json:
@@ -188,10 +118,14 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _left(config: spec.Config, options: argparse.Namespace) -> dict[str, Any]:
-    """What is left of a study that was stopped."""
-    from lthlab import estimates
+    """What is left of a study that was stopped, with its notebooks if they are to be executed."""
+    from lthlab import estimates, stages
 
-    work = estimates.forecast(config, Store(options.runs), options.device).whole
+    if hasattr(options, "notebooks"):
+        settings = stages.Settings(notebooks=Path(options.notebooks), device=options.device, slots=options.slots)
+        work = stages.ahead(config, tickets.expand(config), Store(options.runs), settings).whole
+    else:
+        work = estimates.forecast(config, Store(options.runs), options.device).whole
     return {"trainings": work.left, "epochs": work.epochs, "hours": work.hours, "guessed": work.guessed}
 
 
@@ -210,10 +144,29 @@ def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
+def _deadline(options: argparse.Namespace, store: Store, command: str) -> float | None:
+    """When to stop, by `time.monotonic`, so that all has ended when the time of `--for` is up."""
+    from lthlab import estimates
+
+    return options.limit and options.began + options.limit - estimates.margin(store, command, options.limit)
+
+
+def _note_stop(store: Store, command: str, reason: str | None, deadline: float | None) -> None:
+    """Note how long it took to stop when the time was up."""
+    from lthlab import estimates
+
+    if reason == "time" and deadline is not None:
+        estimates.note_stop(store, command, time.monotonic() - deadline)
+
+
 def _run(options: argparse.Namespace) -> int:
     from lthlab import stages
 
     config, store = _read(options), Store(options.runs)
+    deadline = _deadline(options, store, "run")
+    grace = GRACE_S
+    if deadline is not None:
+        grace = min(grace, max(0.0, options.began + options.limit - deadline - CLOSING_S))
     shared = 1 if options.cluster else max(1, cores() // (options.slots or 1))
     settings = stages.Settings(
         notebooks=Path(options.notebooks),
@@ -221,19 +174,22 @@ def _run(options: argparse.Namespace) -> int:
         slots=options.slots,
         cluster=options.cluster,
         cores=options.cores or shared,
-        deadline=None if options.limit is None else options.began + options.limit,
+        deadline=deadline,
         cell_timeout_s=options.cell_timeout,
         stall_after_s=options.stall_after,
         only=tuple(options.only),
+        grace_s=grace,
     )
     ran = stages.run(config, store, settings)
-    groups = group_failures(ran.outcomes, lambda name: _command(options, "--only", name))
+    groups = group_failures(ran.outcomes, lambda name: _command(options, "run", config.sets, "--only", name))
     counts = {name: sum(outcome.status == name for outcome in ran.outcomes) for name in ("done", "skipped", "stopped")}
     counts |= {"failed": len(ran.failed), "before": len(ran.finished)}
     left = _left(config, options) if ran.stopped else None
+    _note_stop(store, "run", ran.stopped, deadline)
     seconds = time.monotonic() - options.began
     if options.json:
         facts: dict[str, Any] = {"study": config.name, "counts": counts, "values": ran.values, "stopped": ran.stopped}
+        facts["rest"] = ran.rest
         facts |= {"notebooks": [_plain(outcome) for outcome in ran.outcomes], "before": ran.finished, "left": left}
         facts["failures"] = [
             {"cause": group.cause, "notebooks": [outcome.name for outcome in group.outcomes], "again": group.commands}
@@ -248,18 +204,27 @@ def _run(options: argparse.Namespace) -> int:
             print(group)
         _print_odd(ran.values, options.study)
         _print_left(ran.stopped, left)
+        if counts["done"] and not ran.failed:
+            print(f"executed notebooks: {os.path.relpath(stages.folder(config.name, store))}")
+        if ran.rest:
+            names = ", ".join(ran.rest[:3]) + ", …" * (len(ran.rest) > 3)
+            whole = _command(options, "run", config.sets)
+            print(f"left of the study: {len(ran.rest)} notebooks ({names}); to execute them: {whole}")
+        elif config.reports and len(ran.outcomes) == counts["done"]:
+            print(f"pages of the reports: {_command(options, 'publish', config.sets)}")
     if ran.stopped in SIGNALS:
         return 128 + SIGNALS[ran.stopped]
     wrong = ran.failed or ran.values["stale"] or ran.values["failed"]
     return 1 if wrong or (not ran.stopped and len(ran.outcomes) > counts["done"]) else 0
 
 
-def _command(options: argparse.Namespace, *more: str) -> str:
-    """The command that executes notebooks of a study as these options say."""
-    words = ["lthlab", "run", options.study, *more]
-    for text in options.sets:
+def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more: str) -> str:
+    """The command that executes or publishes notebooks of a study, with other options as they are."""
+    words = ["lthlab", verb, options.study, *more]
+    for text in sets:
         words += ["--set", text]
-    for field, usual in (("runs", "runs"), ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)):
+    own = {"run": (("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)), "publish": (("to", None),)}
+    for field, usual in (("runs", "runs"), *own.get(verb, ())):
         if getattr(options, field, usual) != usual:
             words += [f"--{field}", getattr(options, field)]
     return shlex.join(words)
@@ -272,13 +237,14 @@ def _compute(options: argparse.Namespace) -> int:
     from lthlab.progress import Bar, stopping
 
     store = Store(options.runs)
-    limit = None if options.limit is None else options.began + options.limit - time.monotonic()
-    with stopping(limit) as wish:
+    deadline = _deadline(options, store, "compute")
+    with stopping(None if deadline is None else deadline - time.monotonic()) as wish:
         try:
             summary = lab.compute_study(config, store, options.device, watcher=Bar(wish), configuration=options.only)
         except lab.Stopped as stop:
             summary = stop.summary
     left = _left(config, options) if wish.reason else None
+    _note_stop(store, "compute", wish.reason, deadline)
     lists = ("diverged", "failed", "blocked", "stale")
     facts = vars(summary) | {name: [value.key for value in getattr(summary, name)] for name in lists}
     if options.json:
@@ -296,32 +262,22 @@ def _compute(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from lthlab import results
+    from lthlab import stages
     from lthlab.runs import in_training
 
     store = Store(options.runs)
-    names = store.studies()
-    if options.study is not None:
-        names = [_name(options.study, names, store)]
+    if options.runs != "runs" and not store.root.is_dir():
+        raise InputError(f"--runs {options.runs}: there is no store")
+    configs = {name: None for name in store.studies()} if options.study is None else _asked(options.study, store)
     if options.watch:
-        return _watch(names, store)
-    found: list[dict[str, Any]] = []
-    for name in names:
-        frame = results.load(store, name)
-        odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
-        columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
-        listed = json.loads(odd[columns].to_json(orient="records"))
-        found.append({"study": name, "counts": results.count_statuses(frame), "listed": listed})
+        return _watch([name for name in configs if name in store.studies()], store)
+    found = [stages.standing(name, store, config) for name, config in configs.items()]
     running = [vars(group) for group in in_training(store)]
     if options.json:
         _print_json({"studies": found, "running": running})
         return 0
     for study in found:
-        print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n))
-        for row in study["listed"]:
-            role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
-            words = [row["ticket"], row["method"] or "", *role]
-            print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
+        _print_standing(study, options)
     for group in running:
         text = f"in training: {len(group['runs'])} replicas, epoch {group['epoch']} of {group['epochs']}"
         silent = f"; no sign of life for {clock(group['silent'])}, process {group['pid']} may hang"
@@ -329,6 +285,43 @@ def _status(options: argparse.Namespace) -> int:
     if not found:
         print(f"no studies in {options.runs}")
     return 0
+
+
+def _asked(study: str, store: Store) -> dict[str, spec.Config | None]:
+    """The study that is asked for by name or file, as its file says now, with the settings that it was run with."""
+    config = name = None
+    try:
+        config = spec.read(studies.find(study))
+        name = config.name
+        if name in store.studies():
+            config = spec.read(studies.find(study), store.study(name)["sets"])
+    except InputError as error:
+        if study not in store.studies():
+            if study.endswith((".yaml", ".yml")) or not store.studies():
+                raise
+            inside = f"study '{study}' is not in {store.root}; {nearest(study, store.studies())}"
+            raise InputError(f"{error}\n{inside}") from error
+    return {name or study: config}
+
+
+def _print_standing(study: Mapping[str, Any], options: argparse.Namespace) -> None:
+    never = "; never run" * study["never_run"]
+    print(f"{study['study']}: " + ", ".join(f"{n} {status}" for status, n in study["counts"].items() if n) + never)
+    for row in study["listed"]:
+        role = [f"{name} {row[name]}" for name in ("level", "replicate", "eval_lr") if row[name] is not None]
+        words = [row["ticket"], row["method"] or "", *role]
+        print(f"  {row['status']}: {row['what']} {' '.join(filter(None, words))}: {row['note']} ({row['key']})")
+    if study["more"] or study["fewer"]:
+        print(
+            f"  the study has changed since: {study['more']} values more, {study['fewer']} fewer; `lthlab run` notes it"
+        )
+    for each in study["failed"]:
+        named = argparse.Namespace(**vars(options) | {"study": options.study or study["study"]})
+        again = _command(named, "run", each["sets"], "--only", each["name"])
+        cell = f" in cell {each['cell']}" if each["cell"] else ""
+        print(f"  failed notebook: {each['name']}{cell}: {each['error']}; again: {again}")
+    for name in study["at_work"]:
+        print(f"  at work: {name}")
 
 
 def _watch(names: Sequence[str], store: Store) -> int:
@@ -349,7 +342,7 @@ def _publish(options: argparse.Namespace) -> int:
     config, store = _read(options), Store(options.runs)
     folder = Path(options.to or f"reports/{config.name}")
     try:
-        made = pages.publish_study(config, stages.folder(config.name, store), folder, _command(options))
+        made = pages.publish_study(config, stages.folder(config.name, store), folder, partial(_command, options))
     except pages.PageError as error:
         raise InputError(str(error)) from error
     if options.json:
@@ -377,8 +370,15 @@ def _doctor(options: argparse.Namespace) -> int:
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_parser(), shell=options.shell, preamble=_PREAMBLE.get(options.shell, "")))
+    print(shtab.complete(parser(RUNS), shell=options.shell, preamble=PREAMBLE.get(options.shell, "")))
     return 0
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says, without the number that the operating system gives it."""
+    if isinstance(error, OSError) and error.strerror and str(error).startswith("[Errno"):
+        return ": ".join(str(text) for text in (error.filename, error.strerror.lower()) if text is not None)
+    return str(error)
 
 
 # --- what is printed ------------------------------------------------------------------------------------------
@@ -399,9 +399,13 @@ def _print_odd(counts: Mapping[str, int], study: str) -> None:
             print(f"{name}: {counts[name]}; `lthlab status {shlex.quote(study)}` lists them")
 
 
-def _name(study: str, names: Sequence[str], store: Store) -> str:
-    """The name of a study in the store, for the name or the file of a study."""
-    name = spec.read(studies.find(study)).name if study.endswith((".yaml", ".yml")) else study
-    if name not in names:
-        raise InputError(f"study '{name}' is not in {store.root}; {nearest(name, names)}")
-    return name
+RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": _plan,
+    "run": _run,
+    "compute": _compute,
+    "status": _status,
+    "publish": _publish,
+    "doctor": _doctor,
+    "completion": _completion,
+}
+"""What each command does."""

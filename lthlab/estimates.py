@@ -7,7 +7,7 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,6 +32,8 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 # Guesses. Operations per second: of a core; of a GPU. Seconds per step of a replica: in a stack; alone on a GPU.
 _CORE, _GPU, _STACKED, _ALONE = 2e10, 5e12, 2e-4, 5e-3
 _UNKNOWN = 10**7  # weights used per image by a network of one's own
+_NOTEBOOK, _COMMAND = 5.0, 2.0  # seconds of a notebook beyond its trainings; of the command that executes notebooks
+_STOP = {"run": 5.0, "compute": 1.0}  # seconds
 _STATE_BYTES, _VALUE_BYTES, _EPOCH_BYTES = 1500, 2500, 200
 
 
@@ -50,7 +52,7 @@ class Work:
     left, epochs : int
         Trainings that it will train, and their epochs. What an earlier configuration trains is left there only.
     hours : float
-        Time of these trainings.
+        Time of these trainings, and of all else that its notebook does, if that is executed.
     bytes : int
         Size of the results that it will write.
     guessed : bool
@@ -87,12 +89,15 @@ class Forecast:
         In the order in which they run.
     blocked : frozenset of Train
         Trainings that cannot be had.
+    reports : float
+        Hours of the report notebooks.
     """
 
     device: str
     whole: Work
     configurations: tuple[Work, ...]
     blocked: frozenset[Train] = frozenset()
+    reports: float = 0.0
 
     def facts(self) -> dict[str, Any]:
         """Return it as plain JSON."""
@@ -100,7 +105,14 @@ class Forecast:
         return {"device": self.device, **self.whole.facts(), "configurations": pieces}
 
 
-def forecast(study: Config | Iterable[Labelled], store: Store, device: str = "auto", slots: int = 1) -> Forecast:
+def forecast(
+    study: Config | Iterable[Labelled],
+    store: Store,
+    device: str = "auto",
+    slots: int = 1,
+    notebooks: Mapping[str, str] | None = None,
+    executed: Collection[str] = (),
+) -> Forecast:
     """Say what computing a study will take, without torch.
 
     Hours are those of groups, cut as `lthlab.lab` cuts them, configuration by configuration: a group of R replicas
@@ -123,6 +135,12 @@ def forecast(study: Config | Iterable[Labelled], store: Store, device: str = "au
         As of `lthlab.lab.compute`; for 'auto', the first GPU that the system lists.
     slots : int, optional
         Configurations of a stage that run at a time, each as fast as one alone.
+    notebooks : mapping of str to str, optional
+        From the names of configurations and reports to the notebooks that are executed for them. To the hours is
+        added what such a notebook took beyond its trainings, the median over the latest ones on this machine, of
+        any notebook if that one was not executed yet; before the first a guess of 5 seconds; and 2 for the command.
+    executed : collection of str, optional
+        Configurations whose notebooks are executed already, and are once more only if trainings are left.
 
     Returns
     -------
@@ -135,23 +153,33 @@ def forecast(study: Config | Iterable[Labelled], store: Store, device: str = "au
     depths = plan.depths(look.values)
     planned: set[Value] = set()
     pieces, stages = [], []
+    beyond = {name: _beyond(store, name) / 3600 for name in set((notebooks or {}).values())}
+    rest = {name: beyond[notebook] for name, notebook in (notebooks or {}).items()}
     for configuration in studies.configurations(labelled):
         asked = [item.value for item in configuration.labelled]
         values = ancestors(asked)
         counts = _counts(asked, values, look, left)
         new = [value for value in values if value not in planned]
         planned.update(new)
-        pieces.append(_work(configuration.name, counts, new, look, left, depths, rates))
+        piece = _work(configuration.name, counts, new, look, left, depths, rates)
+        if piece.name in rest and (piece.left or piece.name not in executed):
+            piece = dataclasses.replace(piece, hours=piece.hours + rest[piece.name])
+        pieces.append(piece)
         stages.append(configuration.stage)
     hours = sum(
         _makespan([piece.hours for piece, own in zip(pieces, stages, strict=True) if own == stage], slots)
         for stage in dict.fromkeys(stages)
     )
+    reports = [spent for name, spent in rest.items() if name not in {piece.name for piece in pieces}]
+    if reports:
+        hours += _makespan(reports, slots)
+    if rest:
+        hours += _COMMAND / 3600
     counts = _counts([item.value for item in labelled], look.values, look, left)
     size, guessed = sum(piece.bytes for piece in pieces), any(piece.guessed for piece in pieces)
     whole = Work("", *counts, len(left), epochs(left), hours, size, guessed)
     blocked = frozenset(value for value in look.dead if isinstance(value, Train))
-    return Forecast(rates.device, whole, tuple(pieces), blocked)
+    return Forecast(rates.device, whole, tuple(pieces), blocked, sum(reports))
 
 
 def record(store: Store, train: Train, replicas: int, steps: int, seconds: float, run: Mapping[str, Any]) -> None:
@@ -181,6 +209,59 @@ def record(store: Store, train: Train, replicas: int, steps: int, seconds: float
         "seconds": round(seconds, 4),
     }
     store.append_timing(json.dumps(line))
+
+
+def note_notebook(store: Store, notebook: str, seconds: float, before: int) -> None:
+    """Note how long a notebook took beyond the trainings whose timings were noted since.
+
+    Parameters
+    ----------
+    store : Store
+        Where timings are.
+    notebook : str
+        Its name.
+    seconds : float
+        Wall time of its execution.
+    before : int
+        Number of timings when it began.
+    """
+    trained = 0.0
+    for text in store.timings()[before:]:
+        with suppress(ValidationError):
+            trained += _Line.model_validate_json(text).seconds
+    if seconds > trained:
+        line = {"notebook": notebook, **provenance.machine(), "seconds": round(seconds - trained, 3)}
+        store.append_timing(json.dumps(line))
+
+
+def note_stop(store: Store, command: str, seconds: float) -> None:
+    """Note how long a command took from the wish to stop to its end."""
+    store.append_timing(json.dumps({"stop": command, **provenance.machine(), "seconds": round(seconds, 3)}))
+
+
+def margin(store: Store, command: str, limit: float) -> float:
+    """Say how long before the end of its time a command must begin to stop.
+
+    Parameters
+    ----------
+    store : Store
+        Where past stops are noted.
+    command : str
+        'run' or 'compute'.
+    limit : float
+        Seconds that it may take in all.
+
+    Returns
+    -------
+    float
+        Seconds: one for the process to begin and end; and one and a half times the longest of the latest stops on
+        this machine, since a stop that was cut short tells no more than the time it had; before the first, a
+        fiftieth of the limit, but at least 5 with notebooks or 1 without, at most 15. Never more than half of the
+        limit.
+    """
+    past = _past(store, _Stop, {"stop": command})[-LATEST:]
+    guess = min(max(_STOP[command], limit / 50), 15.0)
+    return min(1.0 + (1.5 * max(past) if past else guess), limit / 2)
 
 
 def device_name(device: str) -> str:
@@ -344,6 +425,42 @@ class _Line(BaseModel):
     replicas: Count
     steps: Count
     seconds: Positive
+
+
+class _Notebook(BaseModel):
+    """A line of timings that tells what a notebook took beyond its trainings."""
+
+    notebook: str
+    processor: str
+    cores: Count
+    seconds: Positive
+
+
+class _Stop(BaseModel):
+    """A line of timings that tells how long stopping took."""
+
+    stop: str
+    processor: str
+    cores: Count
+    seconds: Positive
+
+
+def _past(store: Store, form: type[BaseModel], facts: Mapping[str, Any]) -> list[float]:
+    """Seconds of the lines of a form that have these facts and are of this machine."""
+    found = []
+    asked = {**provenance.machine(), **facts}.items()
+    for text in store.timings():
+        with suppress(ValidationError):  # half a line, or of another form
+            line = form.model_validate_json(text).model_dump()
+            if line.items() >= asked:
+                found.append(line["seconds"])
+    return found
+
+
+def _beyond(store: Store, notebook: str) -> float:
+    """Seconds that a notebook takes beyond its trainings."""
+    past = _past(store, _Notebook, {"notebook": notebook}) or _past(store, _Notebook, {})
+    return statistics.median(past[-LATEST:]) if past else _NOTEBOOK
 
 
 class _Rates:

@@ -184,6 +184,42 @@ def group_failures(outcomes: Iterable[Outcome], command: Callable[[str], str]) -
     ]
 
 
+def failures(folder: Path) -> dict[str, tuple[int | None, str]]:
+    """Find the jobs whose last execution failed.
+
+    Parameters
+    ----------
+    folder : Path
+        Where their outputs are.
+
+    Returns
+    -------
+    dict
+        From the name of a job to the number of the cell that failed, from 1 as in the notebook before its execution
+        and None if no cell tells of an error, and type and last line of the error.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.failed.ipynb")):
+        name = path.name.removesuffix(".failed.ipynb")
+        done = path.with_name(f"{name}.ipynb")
+        if not done.exists() or done.stat().st_mtime < path.stat().st_mtime:
+            found[name] = _first_error(path)
+    return found
+
+
+def _first_error(notebook: Path) -> tuple[int | None, str]:
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        own = [cell for cell in cells if INJECTED not in cell.get("metadata", {}).get("tags", [])]
+        code = ((number, cell) for number, cell in enumerate(own, start=1) if cell["cell_type"] == "code")
+        for number, output in ((number, output) for number, cell in code for output in cell["outputs"]):
+            if output["output_type"] == "error" and output.get("ename"):
+                return number, f"{output['ename']}: {output['evalue']}".strip().splitlines()[-1]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass
+    return None, ""
+
+
 def clock(seconds: float) -> str:
     """Write a duration as 1:02:03."""
     whole = round(seconds)

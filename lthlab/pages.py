@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from itertools import groupby
@@ -31,6 +31,15 @@ _NO_WORDS = {"", "No description has been provided for this image"}  # the latte
 
 class PageError(ValueError):
     """A notebook that must not become a page; says which cell and why."""
+
+
+class _OtherSettings(PageError):
+    """A report that was executed with other settings of the command line."""
+
+    def __init__(self, notebook: Path, sets: Sequence[str], asked: Sequence[str]) -> None:
+        executed, words = (shlex.join(_options(given)) or "no --set" for given in (sets, asked))
+        super().__init__(f"{notebook}: was executed with {executed}, and is asked for with {words}")
+        self.sets = sets
 
 
 def publish(notebook: str | Path, target: str | Path) -> Path:
@@ -61,7 +70,12 @@ def publish(notebook: str | Path, target: str | Path) -> Path:
     return target
 
 
-def publish_study(config: Config, notebooks: str | Path, folder: str | Path, command: str | None = None) -> list[Path]:
+def publish_study(
+    config: Config,
+    notebooks: str | Path,
+    folder: str | Path,
+    command: Callable[[str, Sequence[str]], str] | None = None,
+) -> list[Path]:
     """Make a page of each report of a study, and the index of the folder.
 
     All pages are made and checked before the first one is replaced.
@@ -74,8 +88,9 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path, com
         Folder of the executed notebooks, `<report>.ipynb`.
     folder : str or Path
         Folder for the pages, `<report>.html`, and for `index.html`.
-    command : str, optional
-        What executes the reports, for errors; `lthlab run` with the study by default.
+    command : callable, optional
+        From 'run' or 'publish' and the settings of the command line to the command that does this for the study, for
+        errors; by default with the study's name and the settings alone.
 
     Returns
     -------
@@ -95,8 +110,8 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path, com
     problems = _foreign(folder / _INDEX)
     if not config.reports:
         problems.append(f"study {config.name} has no reports; name some under 'reports'")
-    sets = [word for setting in config.sets for word in ("--set", setting)]
-    command = command or shlex.join(["lthlab", "run", config.name, *sets])
+    command = command or (lambda verb, sets: shlex.join(["lthlab", verb, config.name, *_options(sets)]))
+    again = command("run", config.sets)
     for report in config.reports:
         target = folder / f"{report}.html"
         problems += _foreign(target, config.name)
@@ -105,10 +120,13 @@ def publish_study(config: Config, notebooks: str | Path, folder: str | Path, com
             if failure.exists():
                 raise PageError(f"{failure}: its last execution failed")
             made[target] = _page(notebooks / f"{report}.ipynb", config)
+        except _OtherSettings as error:
+            remedy = f"to publish it: {command('publish', error.sets)}; to make it as asked: {again}"
+            problems.append(f"{error}; {remedy}")
         except FileNotFoundError as error:
-            problems.append(f"{error.filename}: is not there; to make it: {command}")
+            problems.append(f"{error.filename}: is not there; to make it: {again}")
         except PageError as error:
-            problems.append(f"{error}; to make it again: {command}")
+            problems.append(f"{error}; to make it again: {again}")
     if problems:
         raise PageError("\n".join(problems))
     _write(made)
@@ -155,8 +173,11 @@ def _page(notebook: Path, config: Config | None = None) -> str:
     """Make the page of a notebook, checked; with `config`, as a report of its study."""
     content = _read(notebook)
     problems = []
-    asked = _parameters(content).get("study")
+    told = _parameters(content)
+    asked, sets = told.get("study"), told.get("sets", [])
     if config is not None and isinstance(asked, dict) and asked != config.document:
+        if sets != list(config.sets):
+            raise _OtherSettings(notebook, sets, config.sets)
         problems.append(f"was executed for another version of study {config.name}")
     for number, cell in enumerate(content["cells"], start=1):
         try:
@@ -176,6 +197,10 @@ def _page(notebook: Path, config: Config | None = None) -> str:
     if problems:
         raise PageError(f"{notebook}: " + "; ".join(problems))
     return page
+
+
+def _options(sets: Sequence[str]) -> list[str]:
+    return [word for setting in sets for word in ("--set", setting)]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,22 +1,23 @@
 """A study as notebook jobs: one for each configuration and each report, executed unless it is done already."""
 
+import json
 import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lthlab import jobs, plan, studies, tickets, watch
+from lthlab import estimates, jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
-from lthlab.kernels import SPIN
+from lthlab.kernels import GRACE_S, SPIN
 from lthlab.parts import DEVICES, InputError, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
-from lthlab.store import Damaged, Store, StoreError
+from lthlab.store import Claim, Damaged, Store, StoreError
 from lthlab.studies import Configuration
 from lthlab.tickets import Labelled
 from lthlab.values import Train, Value, ancestors
@@ -38,6 +39,8 @@ class Settings:
         As of `lthlab.jobs.Job`.
     deadline : float or None
         Time of `time.monotonic` at which all is stopped.
+    grace_s : float
+        As of `lthlab.batch.execute`.
     only : tuple of str
         Names of the configurations, stages and reports to execute; all if empty.
     """
@@ -48,6 +51,7 @@ class Settings:
     cluster: str | None = None
     cores: int = 1
     deadline: float | None = None
+    grace_s: float = GRACE_S
     cell_timeout_s: float | None = None
     stall_after_s: float | None = None
     only: tuple[str, ...] = ()
@@ -67,12 +71,15 @@ class Ran:
         'Ctrl-C', 'SIGTERM' or 'time', if one of these stopped them; else empty.
     values : dict of str to int
         Number of values by their statuses in `lthlab.results`.
+    rest : list of str
+        Names of the other configurations and reports of the study that are not executed as they are now.
     """
 
     outcomes: list[Outcome]
     finished: list[str]
     stopped: str
     values: dict[str, int]
+    rest: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[Outcome]:
@@ -108,10 +115,23 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     board = watch.Board(config.name, store, [job.name for job in planned], done)
     waiting = [_without(job, done) for job in planned if job.name not in done]
     stopped: list[str] = []
+    claims: dict[str, Claim | None] = {}
+    alone: dict[str, int] = {}
+    notebooks = {job.name: job.notebook.stem for job in planned}
 
     def tell(event: jobs.Event) -> None:
         if event.what == "stopping":
             stopped.append(event.text)
+        elif event.what == "started":
+            alone.clear()
+            if not claims and settings.cluster is None:
+                alone[event.name] = len(store.timings())
+            claims[event.name] = store.claim(watch.mark(config.name, event.name))
+        elif event.outcome is not None and event.name in claims:
+            if claim := claims.pop(event.name):
+                claim.release()
+            if event.name in alone and event.outcome.status == "done":
+                estimates.note_notebook(store, notebooks[event.name], event.outcome.seconds, alone[event.name])
         view.tell(event)
 
     try:
@@ -123,16 +143,70 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
                 stall_after_s=settings.stall_after_s,
                 on_event=tell,
                 deadline=settings.deadline,
+                grace_s=settings.grace_s,
                 tick=view.tick,
             )
     except OSError as error:
         if settings.cluster is None or isinstance(error, StoreError):
             raise
         raise InputError(f"--cluster {settings.cluster}: {error}") from error
+    finally:
+        for claim in filter(None, claims.values()):
+            claim.release()
     reason = {"SIGINT": "Ctrl-C", "deadline": "time"}.get("".join(stopped), "".join(stopped))
     keys = {item.value.key for piece in pieces if piece.name in board.states for item in piece.labelled}
     counts = Counter(results.statuses(store, keys).values())
-    return Ran(outcomes, sorted(done), reason, {status: counts[status] for status in results.STATUSES})
+    values = {status: counts[status] for status in results.STATUSES}
+    others = as_jobs(config, pieces, store, replace(settings, only=())) if settings.only else []
+    others = [job for job in others if job.name not in notebooks]
+    texts = jobs.check([replace(job, depends_on=()) for job in others])
+    rest = [job.name for job in others if not jobs.up_to_date(job, texts[job.name])]
+    return Ran(outcomes, sorted(done), reason, values, rest)
+
+
+def standing(name: str, store: Store, config: Config | None = None) -> dict[str, Any]:
+    """Say how far a study is.
+
+    Parameters
+    ----------
+    name : str
+        Name of the study.
+    store : Store
+        Where its results are.
+    config : Config, optional
+        The study as it is now, to be compared with its table of roles in the store.
+
+    Returns
+    -------
+    dict
+        study; counts of values by status; `listed`, those that are odd; `at_work`, names of the configurations and
+        reports that somebody computes or executes now; `failed`, notebooks whose last execution failed, with cell,
+        error and the settings that they had; `never_run`; `more` and `fewer`, values that the study has now and
+        those that it had and has no more.
+    """
+    from lthlab import results
+
+    known = name in store.studies()
+    now = None if config is None else {item.value.key for item in tickets.expand(config)}
+    facts: dict[str, Any] = {"study": name, "listed": [], "at_work": [], "failed": []}
+    if not known:
+        counts = dict.fromkeys(results.STATUSES, 0)
+        if config is not None:
+            counts["missing"] = len(tickets.expand(config))
+        return facts | {"counts": counts, "never_run": True, "more": 0, "fewer": 0}
+    frame = results.load(store, name)
+    odd = frame[frame["status"].isin(["failed", "diverged", "blocked", "stale"])]
+    columns = ["what", "ticket", "method", "level", "replicate", "find_lr", "eval_lr", "status", "note", "key"]
+    then, sets = set(frame["key"]), list(store.study(name)["sets"])
+    failures = jobs.failures(folder(name, store)).items()
+    facts |= {
+        "counts": results.count_statuses(frame),
+        "listed": json.loads(odd[columns].to_json(orient="records")),
+        "at_work": watch.at_work(name, store),
+        "failed": [{"name": each, "cell": cell, "error": error, "sets": sets} for each, (cell, error) in failures],
+    }
+    more, fewer = (0, 0) if now is None else (len(now - then), len(then - now))
+    return facts | {"never_run": False, "more": more, "fewer": fewer}
 
 
 def folder(study: str, store: Store) -> Path:
@@ -216,6 +290,24 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
         raise InputError("\n".join(problems))
 
 
+def ahead(config: Config, labelled: Sequence[Labelled], store: Store, settings: Settings) -> Forecast:
+    """Say what executing the notebooks of a study will take; without a folder of notebooks, what its trainings take.
+
+    Raises
+    ------
+    InputError
+        As of `run`.
+    """
+    notebooks, executed = {}, set()
+    if settings.notebooks.is_dir():
+        planned = as_jobs(config, studies.configurations(labelled), store, settings)
+        texts = jobs.check(planned)
+        notebooks = {job.name: job.notebook.stem for job in planned}
+        executed = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
+    slots = settings.slots or 1
+    return estimates.forecast(labelled, store, settings.device, slots, notebooks, executed)
+
+
 def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -> list[dict[str, Any]]:
     """Say what each stage of a study takes, reports last.
 
@@ -249,7 +341,8 @@ def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -
         used |= set(uses)
     if config.reports:
         nothing = dict.fromkeys(("trainings", "shared", "done", "epochs", "hours", "bytes"), 0)
-        rows.append({"stage": watch.REPORTS, "notebooks": len(config.reports)} | nothing)
+        own_row = {"stage": watch.REPORTS, "notebooks": len(config.reports)}
+        rows.append(own_row | nothing | {"hours": forecast.reports})
     return rows
 
 

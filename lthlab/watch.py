@@ -1,5 +1,6 @@
 """What a study in progress looks like, from its store: on a screen that stays in place, or line by line."""
 
+import hashlib
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ SCREEN_S = 0.5
 LINES_S = 60.0
 FOLLOW_S = 1.0
 MOST_ROWS = 12
-LONGEST_NAME = 36
+LONGEST_NAME = 35
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,23 @@ class Row:
             "" if self.accuracy is None else f"{100 * self.accuracy:.1f} %",
             "" if self.left_s is None else clock(self.left_s),
         )
+
+
+def mark(study: str, name: str) -> str:
+    """Key of the claim that `lthlab run` has to a configuration or report while it executes the notebook."""
+    return hashlib.sha256(f"notebook of {study}: {name}".encode()).hexdigest()[:32]
+
+
+def at_work(study: str, store: Store) -> list[str]:
+    """Name the configurations and reports of a study that somebody computes or executes now."""
+    table = store.study(study)
+    owners: dict[str, str] = {}
+    for role in table["roles"]:
+        owners.setdefault(role["key"], role["configuration"])
+    names = dict.fromkeys([role["configuration"] for role in table["roles"]] + table["reports"])
+    found = {name for name in names if store.claimed(mark(study, name))}
+    found |= {name for key, name in owners.items() if store.claimed(key)}
+    return [name for name in names if name in found]
 
 
 class Board:
@@ -123,17 +141,20 @@ class Board:
 
         groups = in_training(self.store)
         training = {key for group in groups for key in group.runs}
+        working = set(at_work(self.study, self.store))
         for name, keys in self._open.items():
             keys -= {key for key, status in results.statuses(self.store, keys).items() if status != "missing"}
             failed = _changed(folder / f"{name}.failed.ipynb") > _changed(folder / f"{name}.ipynb")
             state: State = "left" if keys else "done"
-            self.states[name] = "running" if keys & training else "failed" if failed else state
+            running = keys & training or name in working
+            self.states[name] = "running" if running else "failed" if failed else state
         newest = max((_changed(folder / f"{name}.ipynb") for name in self._open), default=0.0)
         whole = all(self.states[name] == "done" for name in self._open)
         for name in self.states.keys() - self._open.keys():
             executed = _changed(folder / f"{name}.ipynb")
             failed = (folder / f"{name}.failed.ipynb").exists()
-            self.states[name] = "failed" if failed else "done" if whole and executed > newest else "left"
+            state = "failed" if failed else "done" if whole and executed > newest else "left"
+            self.states[name] = "running" if name in working else state
         self._read(groups)
 
     def _read(self, groups: Sequence[InTraining]) -> None:
@@ -147,6 +168,8 @@ class Board:
         credit = sum(epochs for key, epochs in keys.items() if key not in left)
         credit += sum(group.epoch * len(left & group.runs.keys()) for group in mine)
         began, before = self._since.setdefault(name, (self.now(), credit))
+        if not mine and credit == before:  # while a kernel starts, nothing is known of the speed
+            began, before = self._since[name] = self.now(), credit
         gone = credit - before
         rest = (sum(keys.values()) - credit) * (self.now() - began) / gone if gone > 0 else None
         if not mine:
@@ -196,7 +219,7 @@ class Lines:
         for stage, counts in self.board.counts().items():
             self._say(f"{stage}: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
         for row in self.board.rows:
-            names = ("epoch", "loss", "accuracy", "left")
+            names = ("epoch", "loss", "accuracy", "time left")
             words = [f"{name} {word}" for name, word in zip(names, row.words(), strict=True) if word]
             self._say(f"{row.name} " + (", ".join(words) or "between trainings"))
 
@@ -273,7 +296,7 @@ def picture(board: Board, note: str = "") -> Any:
     if board.rows:
         running = Table(box=None, pad_edge=False, header_style="dim")
         running.add_column("running", no_wrap=True, min_width=LONGEST_NAME)
-        for name, width in (("epoch", 9), ("loss", 8), ("accuracy", 8), ("left", 8)):
+        for name, width in (("epoch", 9), ("loss", 8), ("accuracy", 8), ("time left", 9)):
             running.add_column(name, justify="right", no_wrap=True, min_width=width)
         for row in board.rows[:MOST_ROWS]:
             running.add_row(Text(_short(row.name)), *row.words())
@@ -308,18 +331,20 @@ def follow(board: Board, folder: Path, stream: TextIO) -> None:
     stream : file
         Where to show it.
     """
-    before = None
+    before, took = None, 0.0
+    board.survey(folder)
     with shown(board, stream) as view:
         while True:
-            began = board.now()
-            board.survey(folder)
             if isinstance(view, Screen) or board.states != before:
                 view.show()
             before = dict(board.states)
             waited_for = board.states if folder.exists() else board.epochs
             if all(board.states[name] == "done" for name in waited_for):
                 return
-            time.sleep(max(FOLLOW_S, 3 * (board.now() - began)))
+            time.sleep(max(FOLLOW_S, 3 * took))
+            began = board.now()
+            board.survey(folder)
+            took = board.now() - began
 
 
 def _short(name: str) -> str:

@@ -423,7 +423,15 @@ def test_a_worker_that_does_not_answer_is_ended(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def kernel_folders():
+    """Where the kernels of the scheduler's worker put their folders, and nobody else; a short name, for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def cluster(kernel_folders):
     """Address of a scheduler with one worker process of eight threads."""
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=8, processes=True, dashboard_address=None, silence_logs=50
@@ -431,15 +439,16 @@ def cluster():
         yield local.scheduler_address
 
 
-def test_eight_kernels_start_at_once_on_an_existing_scheduler(tmp_path, cluster):
+def test_eight_kernels_start_at_once_on_an_existing_scheduler(tmp_path, cluster, kernel_folders):
     code = "import os, time\n" + note("{}", "os.getcwd() + os.environ['OMP_NUM_THREADS'] + parameters")
+    code += "\n" + note("place", "os.environ['IPYTHONDIR']")
     jobs = [job(tmp_path / f"f{n}", f"j{n}", code.replace("{}", f"j{n}"), parameters={"n": n}) for n in range(8)]
-    before = set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*"))
     outcomes = execute(jobs, cluster=cluster)
     assert [outcome.status for outcome in outcomes] == ["done"] * 8
-    assert set(Path(kernels.tempfile.gettempdir()).glob("lthlab-*")) <= before
+    assert list(kernel_folders.glob("lthlab-*")) == []
     for n in range(8):
         place = tmp_path / f"f{n}" / "notebooks"
+        assert Path((place / "place").read_text()).parent.parent == kernel_folders
         assert (place / f"j{n}").read_text() == f'{place}1{{"n": {n}}}'
     assert sorted(path.name for path in (tmp_path / "f0" / "out").iterdir()) == ["j0.ipynb", "j0.log"]
 

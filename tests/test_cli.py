@@ -14,6 +14,7 @@ import torch
 
 import lthlab
 from lthlab import cli, lab, pages, results, runs, spec, watch
+from lthlab.arguments import seconds as seconds_of
 from lthlab.runs import InTraining
 from lthlab.store import Store
 from lthlab.tickets import expand
@@ -257,7 +258,7 @@ def test_publishing(folder, capsys, monkeypatch):
     asked = []
 
     def publish(config, notebooks, target, command):
-        asked.append((config.reports, notebooks, target, command))
+        asked.append((config.reports, notebooks, target, command("run", config.sets), command("publish", ["a=b c"])))
         if len(asked) == 3:
             raise pages.PageError("no good")
         return [target / "counts.html", target / "index.html"]
@@ -267,7 +268,8 @@ def test_publishing(folder, capsys, monkeypatch):
     code, out, _ = lthlab_command(capsys, *arguments)
     assert (code, out) == (0, "tiny: 1 pages and their index, reports/tiny/index.html\n")
     command = "lthlab run tiny.yaml --set reports=counts --runs elsewhere"
-    assert asked == [(("counts",), folder / "elsewhere" / "notebooks" / "tiny", Path("reports/tiny"), command)]
+    other = "lthlab publish tiny.yaml --set 'a=b c' --runs elsewhere"
+    assert asked == [(("counts",), folder / "elsewhere" / "notebooks" / "tiny", Path("reports/tiny"), command, other)]
     code, out, _ = lthlab_command(capsys, *arguments, "--to", "there", "--json")
     assert (code, json.loads(out)["pages"]) == (0, ["there/counts.html", "there/index.html"])
     assert lthlab_command(capsys, *arguments)[0::2] == (2, "{reports: counts}\nno good\n")
@@ -285,13 +287,18 @@ def test_bash_completes_studies_and_options(folder, capsys):
     Path("completion.bash").write_text(lthlab_command(capsys, "completion", "bash")[1])
     Path("other.txt").touch()
     Path("folder").mkdir()
+    Path("params").mkdir()
+    Path("params/known.yaml").touch()
     ask = 'source completion.bash; COMP_WORDS=(lthlab {}); COMP_CWORD={}; _shtab_lthlab; echo "${{COMPREPLY[@]}}"'
     for words, found in {
-        "run t": "tiny.yaml", "plan ''": "folder/ tiny.yaml", "ru": "run", "compute tiny.yaml --dev": "--device"
+        "run t": "tiny.yaml", "plan ''": "known folder/ params/ tiny.yaml", "ru": "run", "plan kn": "known",
+        "compute tiny.yaml --dev": "--device", "plan tiny.yaml --device c": "cpu cuda",
+        "run tiny.yaml --only e": "evaluate_tickets", "run tiny.yaml --notebooks f": "folder",
+        "publish tiny.yaml --to f": "folder",
     }.items():  # fmt: skip
         command = ask.format(words, len(words.split()))
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-        assert done.stdout.split() == found.split(), done.stderr
+        assert sorted(done.stdout.split()) == sorted(found.split()), done.stderr
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
@@ -373,13 +380,59 @@ def test_a_store_that_cannot_be_written(folder, capsys):
     assert contents(".") == before
 
 
-@pytest.mark.parametrize("study", ["tyny", "other.yaml"])
-def test_status_of_an_unknown_study(folder, capsys, study):
+def test_status_of_an_unknown_study(folder, capsys):
     lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu")
-    Path("other.yaml").write_text(STUDY.replace("name: tiny", "name: tyny"))
-    code, out, err = lthlab_command(capsys, "status", study)
+    code, out, err = lthlab_command(capsys, "status", "tyny")
     assert (code, out) == (2, "")
-    assert err == f"study 'tyny' is not in {folder / 'runs'}; allowed: tiny; did you mean 'tiny'?\n"
+    assert err.splitlines()[0].startswith("study 'tyny' is not in params; ")
+    assert err.splitlines()[1] == f"study 'tyny' is not in {folder / 'runs'}; allowed: tiny; did you mean 'tiny'?"
+    code, out, err = lthlab_command(capsys, "status", "tiny", "--runs", "nowhere")
+    assert (code, out, err) == (2, "", "--runs nowhere: there is no store\n")
+
+
+def test_status_of_a_study_that_was_never_run(folder, capsys):
+    assert lthlab_command(capsys, "status", "tiny.yaml") == (0, "tiny: 5 missing; never run\n", "")
+    Path("params").mkdir()
+    Path("tiny.yaml").rename("params/tiny.yaml")
+    assert lthlab_command(capsys, "status", "tiny") == (0, "tiny: 5 missing; never run\n", "")
+    assert not Path("runs").exists()
+
+
+def test_status_of_a_study_that_has_changed_since(folder, capsys):
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", "--set", "find.epochs=2")
+    assert lthlab_command(capsys, "status", "tiny.yaml")[1] == "tiny: 5 done\n"
+    Path("tiny.yaml").write_text(STUDY.replace("levels: 1", "levels: [1, 2]").replace("lr: 0.05", "lr: [0.06]"))
+    _, out, _ = lthlab_command(capsys, "status", "tiny.yaml")
+    now, then = ({item.value.key for item in expand(spec.parse(text, sets=["find.epochs=2"]))}
+                 for text in (Path("tiny.yaml").read_text(), STUDY))  # fmt: skip
+    assert out.splitlines()[1] == (
+        f"  the study has changed since: {len(now - then)} values more, {len(then - now)} fewer; `lthlab run` notes it"
+    )
+    assert now - then and then - now
+
+
+def test_status_names_failed_notebooks_and_what_is_at_work(folder, capsys):
+    sets = ["--set", "find.epochs=2"]
+    lthlab_command(capsys, "compute", "tiny.yaml", "--device", "cpu", *sets)
+    name, executed = "find_tickets.lenet_300_100.digits", Path("runs/notebooks/tiny")
+    executed.mkdir(parents=True)
+    injected = {"cell_type": "code", "metadata": {"tags": ["injected-parameters"]}, "source": "", "outputs": []}
+    error = {"output_type": "error", "ename": "KeyError", "evalue": "'lr'", "traceback": []}
+    bad = {"cell_type": "code", "metadata": {}, "source": "", "outputs": [error]}
+    (executed / f"{name}.failed.ipynb").write_text(json.dumps({"cells": [{"cell_type": "markdown"}, injected, bad]}))
+    with Store("runs").claim(watch.mark("tiny", name)):
+        _, out, _ = lthlab_command(capsys, "status", "tiny.yaml")
+        [study] = json.loads(lthlab_command(capsys, "status", "--json")[1])["studies"]
+    again = f"lthlab run tiny.yaml --only {name} {' '.join(sets)}"
+    assert out.splitlines() == [
+        "tiny: 5 done",
+        f"  failed notebook: {name} in cell 2: KeyError: 'lr'; again: {again}",
+        f"  at work: {name}",
+    ]
+    assert (study["at_work"], [each["cell"] for each in study["failed"]]) == ([name], [2])
+    (executed / f"{name}.ipynb").write_text("")
+    os.utime(executed / f"{name}.failed.ipynb", (1, 1))
+    assert lthlab_command(capsys, "status", "tiny.yaml")[1] == "tiny: 5 done\n"
 
 
 @pytest.mark.parametrize(
@@ -388,7 +441,9 @@ def test_status_of_an_unknown_study(folder, capsys, study):
         ("", "required: COMMAND"),
         ("compte tiny.yaml", "invalid choice: 'compte'"),
         ("compute", "required: study"),
-        ("compute tiny.yaml --jsn", "unrecognized arguments: --jsn"),
+        ("statsu", "(did you mean 'status'?)"),
+        ("compute tiny.yaml --jsn", "unrecognized arguments: --jsn (did you mean '--json'?)"),
+        ("plan tiny.yaml --repplicates=3", "--repplicates=3 (did you mean '--set replicates=…'?)"),
         ("run tiny.yaml --for 9", "--for: '9' is not a time; allowed: a number and s, min or h, as 30s or 9min"),
         ("compute tiny.yaml --for 0min", "--for: '0min' is not a time"),
         ("run tiny.yaml --stall-after 1d", "--stall-after: '1d' is not a time"),
@@ -410,7 +465,7 @@ def test_a_wrong_command_line(folder, capsys, arguments, says):
 
 @pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("9min", 540), ("2h", 7200), ("0.5min", 30)])
 def test_durations(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "compute"])
@@ -449,6 +504,24 @@ def test_a_process_prints_results_on_stdout_and_all_else_on_stderr(folder):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("study tiny.yml: no such file; ")
     assert "Traceback" not in done.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(folder):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "lthlab", "plan", "tiny.yaml"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, env=environment, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_errors_of_the_operating_system_in_words(folder, capsys, monkeypatch):
+    def fail(*arguments):
+        raise PermissionError(13, "Permission denied", "tiny.yaml")
+
+    monkeypatch.setattr(spec, "read", fail)
+    assert lthlab_command(capsys, "plan", "tiny.yaml") == (2, "", "tiny.yaml: permission denied\n")
 
 
 def test_status_needs_no_torch(folder):

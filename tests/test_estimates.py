@@ -15,7 +15,7 @@ from lthlab.estimates import Work, device_name, forecast
 from lthlab.parts import Data, InputError, Level, Net
 from lthlab.runs import epochs
 from lthlab.store import Store
-from lthlab.values import Narrow, ancestors
+from lthlab.values import Narrow, Train, ancestors
 
 STUDY = """
 name: small
@@ -340,3 +340,49 @@ def test_a_thousand_configurations_take_two_seconds_from_the_start_of_the_proces
         assert done.returncode == 0, done.stderr
         times.append(float(done.stdout))
     assert min(times) < 2, times
+
+
+# --- notebooks ----------------------------------------------------------------------------------------------
+
+
+def test_notebooks_take_time_beyond_their_trainings(store):
+    config = spec.parse(STUDY)
+    names = {piece.name: piece.name.partition(".")[0] for piece in forecast(config, store).configurations}
+    names |= {"winning_tickets": "winning_tickets"}
+    train = next(
+        value for value in ancestors(item.value for item in tickets.expand(config)) if isinstance(value, Train)
+    )
+
+    def seconds(**options):
+        more = forecast(config, store, notebooks=names, **options).whole.hours - forecast(config, store).whole.hours
+        return round(3600 * more, 3)
+
+    assert seconds() == 5 * len(names) + 2 == 27
+    assert seconds(executed=list(names)) == 27, "trainings are left"
+    before = len(store.timings())
+    estimates.record(store, train, 1, 4, 3.0, {"device": "cpu"})
+    estimates.note_notebook(store, "find_tickets", 13.0, before)
+    estimates.note_notebook(store, "find_tickets", 2.0, before)  # others trained meanwhile
+    assert seconds() == 5 * 10 + 2, "of any notebook as long as the own one is not known"
+    estimates.note_notebook(store, "winning_tickets", 3.0, before + 2)
+    assert seconds() == 2 * 10 + 2 * 6.5 + 3 + 2
+    assert forecast(config, store, notebooks=names).reports == pytest.approx(3 / 3600)
+    lab.compute_study(config, store, "cpu")
+    assert seconds(executed=list(names)[:3]) == 6.5 + 3 + 2
+
+
+# --- stops ----------------------------------------------------------------------------------------------------
+
+
+def test_the_margin_of_a_stop_follows_from_past_ones(store, monkeypatch):
+    assert [estimates.margin(store, "run", limit) for limit in (6, 20, 500, 1e5)] == [3, 6, 11, 16]
+    assert [estimates.margin(store, "compute", limit) for limit in (2, 20)] == [1, 2]
+    for seconds in (4.0, 8.0, 2.0):
+        estimates.note_stop(store, "run", seconds)
+    store.append_timing('{"stop": "run", "processor": "none", "cores": 1, "seconds": 99}')
+    store.append_timing('{"stop": "run"')
+    assert [estimates.margin(store, "run", limit) for limit in (20, 500)] == [10, 13]
+    assert estimates.margin(store, "compute", 20) == 2
+    for _ in range(estimates.LATEST):
+        estimates.note_stop(store, "run", 1.0)
+    assert estimates.margin(store, "run", 500) == 2.5

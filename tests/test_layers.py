@@ -31,14 +31,15 @@ ROWS = [
     ["plots"],
     ["reports"],
     ["explore", "prizes"],
-    ["batch", "doctor", "pages", "watch"],
+    ["arguments", "batch", "doctor", "pages", "watch"],
     ["stages"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms", "formulas", "jobs", "kernels",
+    "__init__", "arguments", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms", "formulas", "jobs",
+    "kernels",
     "machine", "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results",
     "runs", "schema", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
     "watch", "wording",

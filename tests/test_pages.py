@@ -290,7 +290,8 @@ def study(notebook, tmp_path):
         figure = f"<figure>{image.format('first', 'AAAA')}{image.format('second', 'BBBB')}</figure>"
         said = f'<p class="finding"><strong>Finding.</strong> {html.escape(finding)}</p>'
         for report in config.reports:
-            given = json.dumps({"study": config.document, "configuration": None})
+            given = {"study": config.document, "configuration": None} | ({"sets": list(sets)} if sets else {})
+            given = json.dumps(given)
             path = notebook(
                 markdown(f"# On {report}"),
                 code(f"# Parameters\nparameters = {given!r}\n", tags=["injected-parameters"]),
@@ -355,6 +356,20 @@ def test_one_report_that_cannot_be_published_keeps_all_pages_as_they_were(spoil,
     with pytest.raises(PageError, match=re.escape(message)):
         publish_study(config, notebooks, folder)
     assert [path.read_bytes() for path in made] == before and len(os.listdir(folder)) == 3
+
+
+def test_a_report_of_other_settings_is_named_with_the_command_that_publishes_it(study, tmp_path):
+    sets = ["find.lr=0.2", "title=A b"]
+    config, notebooks = study(sets=sets)
+    with pytest.raises(PageError) as refusal:
+        publish_study(study()[0], study(sets=sets)[1], tmp_path / "pages")
+    first, *_ = str(refusal.value).splitlines()
+    options = "--set find.lr=0.2 --set 'title=A b'"
+    assert first == (
+        f"{notebooks / 'winning_tickets.ipynb'}: was executed with {options}, and is asked for with no --set; "
+        f"to publish it: lthlab publish small {options}; to make it as asked: lthlab run small"
+    )
+    assert len(publish_study(config, notebooks, tmp_path / "pages")) == 3
 
 
 def test_all_that_is_wrong_is_said_at_once_with_the_settings_of_the_command(study, tmp_path):

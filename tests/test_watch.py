@@ -111,6 +111,15 @@ def test_how_far_a_configuration_is(store, training):
     [row] = board.rows
     assert (row.loss, row.accuracy, row.left_s) == (None, None, pytest.approx(10 * 20 / 50))
     assert row.words() == ("10/20", "", "", "0:00:04")
+    board.tell(Event("started", LONG))
+    board.look()
+    clock.seconds += 60  # a kernel that starts slowly
+    board.look()
+    training(40, 6, epochs=160)
+    clock.seconds += 4
+    board.look()
+    assert [row.left_s for row in board.rows if row.name == LONG] == [pytest.approx(12)]
+    board.tell(outcome(LONG))
     board.tell(outcome(FIND))
     board.look()
     assert board.rows == []
@@ -182,9 +191,9 @@ def test_the_picture_fits_80_columns(store, training):
         "evaluate_tickets             0         1         1         0",
         "reports                      0         0         0         1",
         "",
-        "running                                   epoch      loss  accuracy      left",
+        "running                                  epoch      loss  accuracy  time left",
         "lenet_300_100.digits",
-        "resnet20.digits.f…r-0.1.replicate-3     120/160   12.5000   100.0 %   0:41:01",
+        "resnet20.digits.f…r-0.1.replicate-3    120/160   12.5000   100.0 %    0:41:01",
         "a note that is far too long for one line a note that is far too long for one li…",
     ]
 
@@ -254,6 +263,26 @@ def test_a_survey_reads_the_store(store, training, tmp_path, monkeypatch):
     os.utime(folder / "winning_tickets.ipynb", (150, 150))
     board.survey(folder)
     assert set(board.states.values()) == {"done"}
+
+
+def test_what_somebody_executes_is_running_before_it_trains_and_between(store, tmp_path):
+    board = Board("demo", store)
+    with store.claim(watch.mark("demo", LONG)), store.claim(watch.mark("demo", "winning_tickets")):
+        assert watch.at_work("demo", store) == [LONG, "winning_tickets"]
+        board.survey(tmp_path)
+    assert [name for name, state in board.states.items() if state == "running"] == [LONG, "winning_tickets"]
+    with store.claim(key(1)):
+        assert watch.at_work("demo", store) == [FIND]
+    assert watch.at_work("demo", store) == []
+
+
+def test_the_first_picture_of_what_is_done_shows_it(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "statuses", lambda store, keys: dict.fromkeys(keys, "done"))
+    console, frames = Console(file=io.StringIO(), force_terminal=True, width=80), []
+    monkeypatch.setattr(watch, "shown", lambda board, stream: Screen(board, console))
+    monkeypatch.setattr(Screen, "show", lambda self: frames.append(dict(self.board.states)))
+    follow(Board("demo", store), tmp_path / "none", io.StringIO())
+    assert [frame[FIND] for frame in frames] == ["done"] * len(frames)
 
 
 @pytest.mark.parametrize("notebooks", [True, False])

@@ -1,0 +1,141 @@
+"""The arguments of the command line: which there are, how they are refused, and how shells complete them."""
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import lthlab
+from lthlab import spec
+from lthlab.parts import nearest
+
+_STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
+_FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+_DEVICES = {"bash": "_lthlab_devices", "zsh": "(auto cpu cuda)", "tcsh": ""}
+_NAMES = {"bash": "_lthlab_stages", "zsh": f"({' '.join(spec.STAGES)})", "tcsh": ""}
+PREAMBLE = {
+    "bash": f"""
+_lthlab_studies() {{
+  local path names=""
+  for path in params/*.yaml; do path="${{path##*/}}"; names="$names ${{path%.yaml}}"; done
+  compgen -W "${{names//\\*/}}" -- "$1"; compgen -d -S / -- "$1"; compgen -f -X '!*.yaml' -- "$1"
+}}
+_lthlab_devices() {{ compgen -W "auto cpu cuda" -- "$1"; }}
+_lthlab_stages() {{ compgen -W "{" ".join(spec.STAGES)}" -- "$1"; }}"""
+}
+_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+class Parser(argparse.ArgumentParser):
+    """Names the nearest match to what it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += _meant(match[1], {name: name for name in re.findall(r"[\w-]+", match[2])})
+        super().error(message)
+
+    def parse(self, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+        """Parse a command line, by default that of this process; ends the process if it is wrong."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options.parser._refuse(unknown)
+        return options
+
+    def _refuse(self, unknown: Sequence[str]) -> NoReturn:
+        known = {text[2:]: text for text in self._option_string_actions if text.startswith("--")}
+        if "set" in known:
+            known = {name: f"--set {name}=…" for name in spec.Study.model_fields} | known
+        words = [text + _meant(text.partition("=")[0].removeprefix("--"), known) for text in unknown]
+        self.error(f"unrecognized arguments: {' '.join(words)}")
+
+
+def _meant(text: str, known: Mapping[str, str]) -> str:
+    question = nearest(text, known).partition("; did you mean '")[2]
+    return f" (did you mean '{known[question[:-2]]}'?)" if question else ""
+
+
+def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
+    """Make the parser of the command line.
+
+    Parameters
+    ----------
+    runs : mapping of str to callable
+        What each command does with its options; it comes to the options as `run`.
+    """
+    whole = Parser(prog="lthlab", description="A laboratory for the lottery ticket hypothesis.")
+    whole.add_argument("--version", action="version", version=f"lthlab {lthlab.__version__}")
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made.set_defaults(run=runs[name], parser=made)
+        return made
+
+    ahead = command("plan", "say what a study takes: notebooks, trainings, epochs, hours, disk")
+    run = command("run", "execute the notebooks of a study, as far as they are not done")
+    compute = command("compute", "compute the values of a study, without notebooks")
+    status = command("status", "say what is done, in training, missing, diverged or stale")
+    publish = command("publish", "make pages of the executed reports of a study")
+    doctor = command("doctor", "look for what stands in the way of computing, and say what to do about it")
+    for made in (ahead, run, compute, status, publish):
+        may: dict[str, Any] = {"nargs": "?"} if made is status else {}
+        text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
+        study = made.add_argument("study", help=text, **may)
+        study.complete = _STUDY_FILES  # type: ignore[attr-defined]
+    for made in (ahead, run, compute, publish):
+        text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
+        made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
+    for made in (ahead, run, compute, status, publish, doctor):
+        folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
+        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+    for made in (ahead, run, compute):
+        device = made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+        device.complete = _DEVICES  # type: ignore[attr-defined]
+    for made in (run, compute):
+        text = "stop in time with everything saved, as 30s, 9min or 2h"
+        made.add_argument("--for", type=seconds, dest="limit", metavar="TIME", help=text)
+    one = compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
+    text = "only this configuration, stage or report; may be repeated"
+    some = run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)
+    one.complete = some.complete = _NAMES  # type: ignore[attr-defined]
+    run.add_argument("--slots", type=_count, metavar="N", help="notebooks at a time (default: 1; of a cluster: all)")
+    ahead.add_argument("--slots", type=_count, default=1, metavar="N", help="notebooks at a time (default: 1)")
+    run.add_argument("--cores", type=_count, metavar="N", help="cores of a slot (default: those here, shared by slots)")
+    run.add_argument("--cluster", type=_address, metavar="tcp://…", help="address of a running Dask scheduler")
+    run.add_argument("--cell-timeout", type=seconds, metavar="TIME", help="most time of a cell (default: none)")
+    text = "try a notebook once more that gave no sign of life for so long (default: 1h)"
+    run.add_argument("--stall-after", type=seconds, default=3600.0, metavar="TIME", help=text)
+    for made in (ahead, run):
+        text = "their folder (default: notebooks)"
+        folder = made.add_argument("--notebooks", default="notebooks", metavar="FOLDER", help=text)
+        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+    text = "folder of the pages (default: reports/NAME OF THE STUDY)"
+    publish.add_argument("--to", metavar="FOLDER", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
+    for made in (ahead, run, compute, publish, doctor):
+        made.add_argument("--json", action="store_true", help="print JSON")
+    forms = status.add_mutually_exclusive_group()
+    forms.add_argument("--json", action="store_true", help="print JSON")
+    forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
+    completion = command("completion", "print the completion of a shell")
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return whole
+
+
+def seconds(text: str) -> float:
+    """Read a time, such as '30s', '9min' or '2h', in seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|min|h)", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time; allowed: a number and s, min or h, as 30s or 9min")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed; allowed: 1 and more")
+    return int(text)
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address; allowed: as tcp://127.0.0.1:8786")
+    return text
