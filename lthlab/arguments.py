@@ -23,6 +23,7 @@ _lthlab_studies() {{
 _lthlab_devices() {{ compgen -W "auto cpu cuda" -- "$1"; }}
 _lthlab_stages() {{ compgen -W "{" ".join(spec.STAGES)}" -- "$1"; }}"""
 }
+STALL_S = 3600.0
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -104,7 +105,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     run.add_argument("--cluster", type=_address, metavar="tcp://…", help="address of a running Dask scheduler")
     run.add_argument("--cell-timeout", type=seconds, metavar="TIME", help="most time of a cell (default: none)")
     text = "try a notebook once more that gave no sign of life for so long (default: 1h)"
-    run.add_argument("--stall-after", type=seconds, default=3600.0, metavar="TIME", help=text)
+    run.add_argument("--stall-after", type=seconds, default=STALL_S, metavar="TIME", help=text)
     for made in (ahead, run):
         text = "their folder (default: notebooks)"
         folder = made.add_argument("--notebooks", default="notebooks", metavar="FOLDER", help=text)

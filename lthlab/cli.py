@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from lthlab import plan, spec, studies, tickets, trees
-from lthlab.arguments import PREAMBLE, parser
+from lthlab.arguments import PREAMBLE, STALL_S, parser
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
 from lthlab.parts import InputError, nearest
@@ -167,7 +167,11 @@ def _run(options: argparse.Namespace) -> int:
     grace = GRACE_S
     if deadline is not None:
         grace = min(grace, max(0.0, options.began + options.limit - deadline - CLOSING_S))
-    shared = 1 if options.cluster else max(1, cores() // (options.slots or 1))
+    slots = options.slots or 1
+    shared = 1 if options.cluster else max(1, cores() // slots)
+    if not options.cluster and slots * (options.cores or shared) > cores():
+        asked = f"{slots} of {options.cores or shared} cores each"
+        raise InputError(f"--slots and --cores: {asked}; allowed: {cores()} cores in all, as many as there are here")
     settings = stages.Settings(
         notebooks=Path(options.notebooks),
         device=options.device,
@@ -223,10 +227,17 @@ def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more:
     words = ["lthlab", verb, options.study, *more]
     for text in sets:
         words += ["--set", text]
-    own = {"run": (("notebooks", "notebooks"), ("device", "auto"), ("cluster", None)), "publish": (("to", None),)}
+    own: dict[str, tuple[tuple[str, object], ...]] = {
+        "run": (
+            ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None), ("slots", None), ("cores", None),
+            ("cell_timeout", None), ("stall_after", STALL_S),
+        ),
+        "publish": (("to", None),),
+    }  # fmt: skip
     for field, usual in (("runs", "runs"), *own.get(verb, ())):
-        if getattr(options, field, usual) != usual:
-            words += [f"--{field}", getattr(options, field)]
+        given = getattr(options, field, usual)
+        if given != usual:
+            words += [f"--{field.replace('_', '-')}", f"{given:g}s" if isinstance(given, float) else str(given)]
     return shlex.join(words)
 
 

@@ -406,12 +406,12 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
             "steps of that size."
             for name, test in tests.items()
         ),
-        f"Intervals rest on {_listed(list(sizes))}. They cover initial weights and order of the images, "
-        "not another draw of training and test images.",
+        f"Intervals rest on {_listed(list(sizes)) or 'no replicates'}. They cover initial weights and order of the "
+        "images, not another draw of training and test images.",
         f"What holds here, holds for {_count(networks, 'network')} on {_count(list(tests), 'data set')} and "
         f"{sum(len(set(panel.recipes)) for panel in config.panels)} recipes; learning rates are given, not tuned.",
         *(f"Reported epoch: {report}; {choice[report]}." for report in reports),
-        "Rows by status: " + ", ".join(f"{number} {status}" for status, number in counts.items() if number) + ".",
+        "Rows by status: " + (", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none") + ".",
     ]
     unfinished = frame[frame["status"] != "done"]
     shown = [
@@ -516,7 +516,7 @@ def _count(names: Sequence[str], what: str) -> str:
 
 
 def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _span(words: Sequence[str]) -> str:

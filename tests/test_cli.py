@@ -530,3 +530,19 @@ def test_status_needs_no_torch(folder):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "no studies in runs\nFalse\n"
+
+
+def test_slots_do_not_share_cores(folder, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "cores", lambda: 4)
+    for given, asked in (("--slots 5", "5 of 1 cores each"), ("--slots 2 --cores 3", "2 of 3 cores each")):
+        code, _, err = lthlab_command(capsys, "run", "tiny.yaml", *given.split())
+        assert code == 2 and asked in err and "allowed: 4 cores in all" in err
+    assert not Path("runs").exists()
+
+
+def test_the_command_that_runs_again_has_the_options_that_were_given():
+    given = "--device cpu --slots 2 --cores 1 --cell-timeout {} --stall-after 30s"
+    options = cli.parser(cli.RUNS).parse(["run", "a.yaml", *given.format("5min").split()])
+    again = cli._command(options, "run", ["find.lr=0.1"], "--only", "x")
+    assert again == "lthlab run a.yaml --only x --set find.lr=0.1 " + given.format("300s")
+    assert cli._command(cli.parser(cli.RUNS).parse(["run", "a.yaml"]), "run", []) == "lthlab run a.yaml"

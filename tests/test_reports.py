@@ -348,3 +348,8 @@ def test_provenance_names_the_code_that_made_it(made, said, small, monkeypatch):
     monkeypatch.setattr(Store, "read", recorded)
     text = reports.provenance(config, store, frame)
     assert f"; {said}</td>" in text
+
+
+def test_limits_of_what_a_study_does_not_ask_for():
+    text = reports.limits(STUDY, test_plots.tidy().iloc[:0])
+    assert "Intervals rest on no replicates" in text and "Rows by status: none." in text

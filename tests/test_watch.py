@@ -185,15 +185,16 @@ def test_the_picture_fits_80_columns(store, training):
     console.print(picture(board, "a note that is far too long for one line " * 3))
     lines = [line.rstrip() for line in console.export_text().splitlines()]
     assert max(map(len, lines)) <= 80
-    assert lines == [
-        "demo, 2:03:04             done   running    failed      left",
-        "find_tickets                 0         1         0         0",
-        "evaluate_tickets             0         1         1         0",
-        "reports                      0         0         0         1",
+    # Versions of rich space columns differently.
+    assert [" ".join(line.split()) for line in lines] == [
+        "demo, 2:03:04 done running failed left",
+        "find_tickets 0 1 0 0",
+        "evaluate_tickets 0 1 1 0",
+        "reports 0 0 0 1",
         "",
-        "running                                  epoch      loss  accuracy  time left",
+        "running epoch loss accuracy time left",
         "lenet_300_100.digits",
-        "resnet20.digits.f…r-0.1.replicate-3    120/160   12.5000   100.0 %    0:41:01",
+        "resnet20.digits.f…r-0.1.replicate-3 120/160 12.5000 100.0 % 0:41:01",
         "a note that is far too long for one line a note that is far too long for one li…",
     ]
 
