@@ -252,6 +252,7 @@ def test_pages_and_indexes_are_in_order(folder, browser, tmp_path):
 
 
 def test_pages_of_the_repository_are_in_order(browser, tmp_path):
+    assert GALLERY, "make gallery has written nothing"
     assert {path: found for path in GALLERY if (found := problems(browser, path, tmp_path))} == {}
 
 
