@@ -56,7 +56,7 @@ def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.Data
         first = f"run it first: lthlab run {name}"
         raise LookupError(f"study '{name}' is not in {store.root}; {first}; {nearest(name, store.studies())}")
     if isinstance(study, Config):
-        tables = {study.name: [{"key": item.value.key, **item.role} for item in tickets.expand(study)]}
+        tables = {study.name: [item.row for item in tickets.expand(study)]}
     else:
         tables = {name: store.study(name)["roles"] for name in names}
     reader = _Reader(store)

@@ -345,10 +345,13 @@ def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
 def parse(text: str, name: str = "<study>", sets: Sequence[str] = ()) -> Config:
     """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
     tree, problems = trees.load(text, name)
-    here = Path.cwd()
-    shipped = next((up / "params/presets" for up in (here, *here.parents) if (up / "params/presets").is_dir()), None)
     beside = Path(name).parent / "presets"
-    presets = {path.stem: path for folder in (shipped, beside) if folder for path in sorted(folder.glob("*.yaml"))}
+    presets = {
+        path.stem: path
+        for folder in (trees.folder_above("params/presets"), beside)
+        if folder
+        for path in sorted(folder.glob("*.yaml"))
+    }
     return _config(tree, problems, presets, sets)
 
 

@@ -322,7 +322,7 @@ def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -
     used: set[Value] = set()
     works = {work.name: work for work in forecast.configurations}
     for stage in config.stages:
-        pieces = studies.configurations(item for item in labelled if item.configuration.partition(".")[0] == stage)
+        pieces = studies.configurations(item for item in labelled if item.stage == stage)
         values = [item.value for piece in pieces for item in piece.labelled]
         own = {value for value in ancestors(values) if isinstance(value, Train)} - known
         uses = [value for value in values if isinstance(value, Train)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lthlab import spec, tickets
+from lthlab import spec, tickets, trees
 from lthlab.parts import InputError, nearest
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -48,7 +48,7 @@ def configurations(labelled: Iterable[Labelled]) -> list[Configuration]:
     found: dict[str, list[Labelled]] = {}
     for item in labelled:
         found.setdefault(item.configuration, []).append(item)
-    pieces = [Configuration(name, name.partition(".")[0], tuple(items)) for name, items in found.items()]
+    pieces = [Configuration(name, items[0].stage, tuple(items)) for name, items in found.items()]
     return sorted(pieces, key=lambda piece: spec.STAGES.index(piece.stage))
 
 
@@ -63,19 +63,16 @@ def select(labelled: Iterable[Labelled], configuration: str | None) -> list[Labe
     labelled = list(labelled)
     if configuration is None:
         return labelled
-    names = dict.fromkeys(item.configuration for item in labelled)
-    chosen = [item for item in labelled if configuration in (item.configuration, item.configuration.partition(".")[0])]
+    chosen = [item for item in labelled if configuration in (item.configuration, item.stage)]
     if not chosen:
-        stages = dict.fromkeys(name.partition(".")[0] for name in names)
-        raise InputError(
-            f"configuration '{configuration}' is not in the study; {nearest(configuration, stages | names)}"
-        )
+        names = {name for item in labelled for name in (item.configuration, item.stage)}
+        raise InputError(f"configuration '{configuration}' is not in the study; {nearest(configuration, names)}")
     return chosen
 
 
 def note(config: Config, labelled: Iterable[Labelled], store: Store) -> None:
     """Store the table of a study: title, document, settings of the command line, reports, and roles with keys."""
-    roles = [{"key": item.value.key, **item.role} for item in labelled]
+    roles = [item.row for item in labelled]
     table = {"title": config.title, "document": config.document, "sets": config.sets, "reports": config.reports}
     store.write_study(config.name, table | {"roles": roles})
 
@@ -101,7 +98,7 @@ def find(study: str | Path) -> Path:
     folder = _params()
     path = folder / f"{text}.yaml"
     if text not in _names(folder):
-        raise InputError(f"study '{text}' is not in {_shown(folder)}; {nearest(text, _names(folder))}")
+        raise InputError(f"study '{text}' is not in {os.path.relpath(folder)}; {nearest(text, _names(folder))}")
     return path
 
 
@@ -110,12 +107,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _params() -> Path:
-    here = Path.cwd()
-    return next((up / FOLDER for up in (here, *here.parents) if (up / FOLDER).is_dir()), here / FOLDER)
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path)
+    return trees.folder_above(FOLDER) or Path.cwd() / FOLDER
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,16 @@ class Labelled:
         name: str = self.role["configuration"]
         return name
 
+    @property
+    def stage(self) -> str:
+        """Stage of its configuration."""
+        return self.configuration.partition(".")[0]
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """Its row in a study's table: key and role."""
+        return {"key": self.value.key, **self.role}
+
 
 def expand(config: Config) -> list[Labelled]:
     """List all values of a study with their roles.

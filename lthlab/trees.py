@@ -157,6 +157,12 @@ def read(path: str | Path) -> str:
         raise StudyError([Problem(str(path), 1, 1, "", f"cannot be read: {error}")]) from error
 
 
+def folder_above(name: str) -> Path | None:
+    """Find a folder by name in the working folder or the nearest one above it."""
+    here = Path.cwd()
+    return next((up / name for up in (here, *here.parents) if (up / name).is_dir()), None)
+
+
 def load(text: str, name: str, root: str = "") -> tuple[Tree, list[Problem]]:
     """Read YAML 1.2 as plain values.
 
