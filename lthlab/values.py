@@ -563,7 +563,8 @@ class Train(Value):
             if start >= self.end:
                 raise ValueError(f"schedule 'resume' at {source.step}: nothing is left of {self.recipe.epochs}ep")
         self._set(schedule="resume" if start else "restart", _start=start)
-        self._set(recipe=self.recipe.aligned(self.steps_per_epoch))
+        net = self.net.net if isinstance(self.net, Narrow) else self.net
+        self._set(recipe=self.recipe.aligned(self.steps_per_epoch).divided(net, self.data))
         if isinstance(self.init, Fresh):
             self._set(batchnorm="rewound")
         if self.pruning is not None:
