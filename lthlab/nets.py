@@ -56,12 +56,15 @@ class Linear(Layer):
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.replicas == 1:
-            return F.linear(x, self.weight, self.bias)
-        weight: Tensor = self.weight
+        """Multiply one replica's batch as batches of several are multiplied, so that it has the same bits."""
+        alone, ordinary = self.replicas == 1, x.dim() == 2
+        weight: Tensor = self.weight[None] if alone else self.weight
+        bias = self.bias if alone else self.bias[:, None]
+        x = x[None] if ordinary else x
         if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
-        return torch.baddbmm(self.bias[:, None], x, weight.transpose(1, 2))
+        out = torch.baddbmm(bias, x, weight.transpose(1, 2))
+        return out.squeeze(0) if ordinary else out
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
@@ -183,7 +186,8 @@ class Network(nn.Module):
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, with ordinary names and shapes."""
         own = self.state_dict().items()
-        return {name: (tensor if self.replicas == 1 else tensor[replica]).detach().clone() for name, tensor in own}
+        one = ((name, tensor if self.replicas == 1 else tensor[replica]) for name, tensor in own)
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in one}
 
 
 class LeNet(Network):
@@ -380,6 +384,11 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
     return {
         f"{name}.weight": layer.get_parameter("weight").shape for name, layer in layers if layer.role not in without
     }
+
+
+def convolutional(network: Network) -> bool:
+    """Tell whether a network has convolutions."""
+    return any(isinstance(layer, Conv2d) for _, layer in network.layers())
 
 
 def decayed(network: Network, on: str) -> set[str]:
