@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lthlab import nets
 from lthlab.data import Dataset, crop_flip, normalise
@@ -92,6 +92,9 @@ class Lane:
         self.device, self.dtype = device, DTYPES[first.recipe.precision]
         self.network = nets.build(first.net, first.data, slots, device).to(self.dtype)
         self.network.load([*states, *states[:1]][:slots])
+        if self.recipe.processes > 1:
+            self.network.normalise_by(nets.in_parts(self.recipe.processes))
+        self.model: nn.Module = self.network
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
@@ -208,16 +211,20 @@ class Lane:
             self._graphs[size].replay()
 
     def _step(self, size: int) -> None:
-        if size not in self._ranges:
-            self._ranges[size] = torch.arange(size, device=self.device)
-        at = self._place * self.recipe.batch_size + self._ranges[size]
+        at = self._positions(size)
         chosen = self._inputs["order"].index_select(1, at)
         moves = self._inputs["moves"].index_select(1, at) if "moves" in self._inputs else None
         losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
         self.update(self._inputs["rates"].index_select(0, self._place)[0])
-        self.loss_sum += losses.double() * size
+        self.loss_sum += losses.double() * len(at)
         self.correct_sum += correct
         self._place += 1
+
+    def _positions(self, size: int) -> Tensor:
+        """Positions of the images of a step in the order of the epoch."""
+        if size not in self._ranges:
+            self._ranges[size] = torch.arange(size, device=self.device)
+        return self._place * self.recipe.batch_size + self._ranges[size]
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute every replica's gradient of its own mean loss, in training mode.
@@ -262,6 +269,9 @@ class Lane:
         scale = torch.sqrt(second, out=scratch).div_(rates[1]).add_(1e-8)
         weights.sub_(torch.div(first, scale, out=scratch).mul_(rates[0]))
 
+    def settle(self) -> None:
+        """Bring the sums of loss and of correctly classified images up to date."""
+
     # --- evaluation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -284,8 +294,8 @@ class Lane:
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.slots > 1 or not self.convolutional:
-            return self.network(images)
-        return self.network(images[0].contiguous(memory_format=torch.channels_last))[None]
+            return self.model(images)
+        return self.model(images[0].contiguous(memory_format=torch.channels_last))[None]
 
     def state(self, slot: int) -> Weights:
         """Copy the state of one replica, on the CPU, with ordinary names and shapes."""

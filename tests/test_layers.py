@@ -23,7 +23,7 @@ ROWS = [
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "lanes", "runs", "tickets", "weights"],
-    ["replicas"],
+    ["parallel", "replicas"],
     ["derive", "engine", "studies"],
     ["estimates"],
     ["trainer"],
