@@ -30,11 +30,6 @@ def convolutional(net: Net | Narrow, data: Data) -> bool:
     return any(isinstance(layer, nets.Conv2d) for _, layer in nets.build(net, data).layers())
 
 
-def capacity(net: Net | Narrow, data: Data) -> int:
-    """Number of replicas that train together at the most."""
-    return 24 if form_of(net, data) == "stacked" else 8
-
-
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use `count` threads within; None leaves the number as it is."""

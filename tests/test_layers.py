@@ -23,7 +23,7 @@ ROWS = [
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "replicas", "runs", "tickets", "weights"],
-    ["derive", "engine", "studies"],
+    ["derive", "devices", "engine", "studies"],
     ["estimates"],
     ["trainer"],
     ["lab"],
