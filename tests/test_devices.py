@@ -596,3 +596,49 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
     assert 0 < lab.compute(RUNS, store, "cpu").trained <= 2
     assert provenance(store, "replicas", "slot", "halved_from")[1::2][:2] == [(2, 1, 7)] * 2
     assert helpers.bits(store.root) == undisturbed
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------
+
+
+def compute_deterministic(root, replicates):
+    """Train LeNets and small ResNets; returns what the store says of where."""
+    nets = (helpers.LENET, helpers.narrow(8))
+    values = [helpers.train(net, replicate=r, epochs=2) for net in nets for r in replicates]
+    store = Store(root)
+    lab.compute(values, store, "cuda", deterministic=True)
+    return {value.key: store.read_json(value.key, "provenance.json") for value in values}
+
+
+@pytest.mark.gpu
+def test_deterministic_repeats_its_bits_alone_and_in_a_group(tmp_path):
+    found = []
+    for number, replicates in enumerate(([0], [0], [1, 0, 2])):
+        store = helpers.store(tmp_path / str(number) / "runs")
+        facts = in_a_process(compute_deterministic, str(store.root), replicates)
+        assert {(each["device"], each["deterministic"]) for each in facts.values()} == {("cuda", True)}
+        found.append((facts.keys(), helpers.bits(store.root)))
+    keys, expected = found[0]
+    for _, bits in found[1:]:
+        for name in expected:
+            if name.partition("/")[0] in keys:
+                assert bits[name] == expected[name], name
+
+
+def compute_in(root, limit):
+    """Train 16 ResNets of whole-set batches in so many bytes of the GPU; returns what the store says of groups."""
+    torch.cuda.set_per_process_memory_fraction(limit / devices.memory(GPU))
+    net, dataset = Net(name="resnet20"), Data(name="digits")
+    values = [helpers.train(net, dataset, r, epochs=1, batch_size=1297) for r in range(16)]
+    store = Store(root)
+    lab.compute(values, store, "cuda")
+    facts = [store.read_json(value.key, "provenance.json") for value in values]
+    return [(each.get("replicas"), each.get("halved_from")) for each in facts]
+
+
+@pytest.mark.gpu
+def test_a_group_that_does_not_fit_into_a_gpu_is_halved(tmp_path):
+    """Saved activations of one replica are 127 MB; 16 of them do not fit into 1 GB."""
+    facts = in_a_process(compute_in, str(helpers.store(tmp_path / "runs").root), 10**9)
+    assert {halved_from for _, halved_from in facts} == {16}
+    assert {size for size, _ in facts} <= {1, 2, 4}
