@@ -95,6 +95,8 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     for made in (run, compute):
         text = "stop in time with everything saved, as 30s, 9min or 2h"
         made.add_argument("--for", type=seconds, dest="limit", metavar="TIME", help=text)
+        text = "give the same bits every time on a GPU too, though slower"
+        made.add_argument("--deterministic", action="store_true", help=text)
     one = compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
     text = "only this configuration, stage or report; may be repeated"
     some = run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)

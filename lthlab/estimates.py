@@ -119,7 +119,8 @@ def forecast(
     takes R times its steps times the seconds per step and replica that groups took before, with the same network,
     widths, data set, batch size and precision, on the same device, processor and number of cores. Taken is the
     median over the latest groups of the size nearest to R. Start and commits are part of that time; masks and
-    measures are not.
+    measures are not. On a GPU, whose memory cannot be told without torch, groups are taken to be as large as they
+    are where it suffices: 32.
 
     Where there are none, it is a guess: six operations for each weight of each image and each place where the weight
     is used, at 20 billion operations per second and core, or 5,000 billion on a GPU, and a fixed time per step. If
@@ -315,8 +316,11 @@ def _work(
     def kind(train: Train) -> object:
         return depths[train], plan.shape_of(train), own[train]
 
+    def limit(train: Train) -> int:
+        return _shape(train).capacity(rates.device == "cpu")
+
     seconds, guessed = 0.0, False
-    for group in plan.groups(own, kind, dict.fromkeys(own, ""), lambda train: _shape(train).capacity):
+    for group in plan.groups(own, kind, dict.fromkeys(own, ""), limit):
         start, until = own[group[0]]
         rate, measured = rates.of(_shape(group[0]), len(group))
         seconds += rate * len(group) * (until - start)
@@ -353,10 +357,9 @@ class _Shape(NamedTuple):
         """Whether groups are stacked, by the rule of `lthlab.replicas`."""
         return self.network.startswith("lenet") or max(DATASETS[self.data].shape[1:]) <= 16
 
-    @property
-    def capacity(self) -> int:
-        """Largest group, by the rule of `lthlab.replicas`."""
-        return 24 if self.stacked else 8
+    def capacity(self, on_cpu: bool) -> int:
+        """Largest group, by the rule of `lthlab.devices`; on a GPU that of one with plenty of memory."""
+        return 32 if not on_cpu else 24 if self.stacked else 8
 
     def guess(self, on_cpu: bool) -> float:
         """Guess the seconds per step and replica; see `forecast`."""

@@ -41,11 +41,6 @@ def form_of(net: Net | Narrow, data: Data, device: torch.device | str = "cpu") -
     return "stacked" if on_cpu and max(data.facts.shape[1:]) <= 16 else "sequential"
 
 
-def capacity(net: Net | Narrow, data: Data) -> int:
-    """Number of replicas that train together at the most."""
-    return 24 if form_of(net, data) == "stacked" else 8
-
-
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use `count` threads within; None leaves the number as it is."""

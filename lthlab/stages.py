@@ -33,6 +33,8 @@ class Settings:
         Folder of the notebooks of stages and reports.
     device : str
         As `lthlab.lab.compute` takes it.
+    deterministic : bool
+        Whether notebooks compute so; else as their environment says.
     slots, cluster, stall_after_s
         As of `lthlab.batch.execute`.
     cores, cell_timeout_s
@@ -47,6 +49,7 @@ class Settings:
 
     notebooks: Path = Path("notebooks")
     device: str = "auto"
+    deterministic: bool = False
     slots: int | None = None
     cluster: str | None = None
     cores: int = 1
@@ -237,7 +240,8 @@ def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, setti
     """
     _refuse(config, pieces, settings)
     told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
-    environment = {"LTHLAB_RUNS": str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    environment = {studies.STORE: str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    environment |= {studies.DETERMINISTIC: "1"} if settings.deterministic else {}
     owners: dict[Value, set[str]] = {}
     made: dict[str, Job] = {}
 

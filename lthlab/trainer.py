@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -12,20 +12,20 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, estimates, nets, provenance
+from lthlab import data, devices, estimates, nets, provenance
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data
+from lthlab.parts import Data, InputError
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
-from lthlab.values import At, Fresh, Train
+from lthlab.values import At, Fresh, Narrow, Train
 from lthlab.values import Mask as MaskValue
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = 2
+CHECKPOINT = 3
 """Format of checkpoints; one of another format is not continued."""
 SIGN_S = 1.0
 """Seconds between signs of life."""
@@ -71,8 +71,13 @@ class Trainer:
         self._datasets: dict[Data, data.Dataset] = {}
         self._masks: dict[str, Mask | None] = {}
 
-    def train(self, members: Sequence[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]) -> bool:
+    def train(
+        self, members: Sequence[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]
+    ) -> list[list[Train]] | None:
         """Train a group and commit what is wanted of it.
+
+        A group that does not fit into the device's memory, and has no checkpoint yet, is halved. Each half gets a
+        checkpoint that says so at once: whoever goes on later has the same groups.
 
         Parameters
         ----------
@@ -85,22 +90,31 @@ class Trainer:
 
         Returns
         -------
-        bool
-            True if all is committed; False if the watcher asked to stop, then a checkpoint has what was trained.
+        list of list of Train, or None
+            Empty if all is committed; else the halves that are to be trained in its place, those that nothing is
+            wanted of left out. None if the watcher asked to stop, then a checkpoint has what was trained.
+
+        Raises
+        ------
+        InputError
+            If the group does not fit into the device's memory and cannot be halved: it is a single training, or has
+            a checkpoint.
         """
         name = self.outlook.group(members, span)
         claim = self.store.claim(name)
         with claim or nullcontext():  # else a sweep elsewhere takes the progress file
             group = _Group(self, name, members, [*wanted.values(), *([claim] if claim else [])], span)
-            whole = group.advance(len(wanted))
-            if whole:
+            ended = group.train(len(wanted))
+            halves = group.halve(wanted) if ended == "no memory" else []
+            if ended == "whole":
                 sizes = [group.commit(train) for train in wanted]
                 group.time(sum(sizes) / len(sizes))
+            if ended != "stopped":
                 self.store.remove_checkpoint(name)
             self.store.remove_progress(name)
-        if whole and self.watcher is not None:
+        if ended == "whole" and self.watcher is not None:
             self.watcher.advance(0, len(wanted))
-        return whole
+        return None if ended == "stopped" else halves
 
     def forget(self) -> None:
         """Let go of the masks that were read."""
@@ -133,7 +147,9 @@ class Trainer:
 
 
 class _Group:
-    """A group on its way: from the store or its checkpoint to the commits of its members."""
+    """A group on its way: from the store or its checkpoint to the commits of its members, or to its halves."""
+
+    training: Training
 
     def __init__(
         self, trainer: Trainer, name: str, members: Sequence[Train], claims: Sequence[Claim], span: tuple[int, int]
@@ -143,8 +159,9 @@ class _Group:
         self.before = {train: Run(train, trainer.store) for train in members}
         self.began = self.signed = self.noted = time.monotonic()
         self.spent = 0.0
-        self.training = self._saved() or self._begun()
-        self.first = self.training.iteration
+        self.first = span[0]
+        self.saved = False
+        self.halved_from: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -169,7 +186,10 @@ class _Group:
         try:
             plain, tensors = _unpack(self.store.read_checkpoint(self.name))
             if plain["format"] == CHECKPOINT:
-                self.spent = plain["seconds"]
+                self.halved_from = plain.get("halved_from")
+                if "iteration" not in plain:
+                    return None
+                self.spent, self.saved = plain["seconds"], True
                 jobs = [Job(t, {}, self.trainer.mask(t.mask), self._keep(t)) for t in self.members]
                 dataset = self.trainer.dataset(jobs[0].train.data)
                 return Training.restore(jobs, dataset, tensors, plain, self.trainer.device)
@@ -185,11 +205,24 @@ class _Group:
 
     # --- training -------------------------------------------------------------------------------------------
 
-    def advance(self, wanted: int) -> bool:
-        """Train to the end; False if the watcher asked to stop before, then a checkpoint is written.
+    def train(self, wanted: int) -> str:
+        """Train to the end; says whether the group is 'whole' now, 'stopped', or the device has 'no memory' for it.
 
-        A group that has not moved since its checkpoint, or since its start, writes none.
+        If the watcher asked to stop, a checkpoint is written, unless the group has not moved since its last one or
+        its start. Without memory, all that the group had is let go of.
         """
+        try:
+            return "whole" if self._advance(wanted) else "stopped"
+        except RuntimeError as error:
+            if not devices.lacked_memory(error):
+                raise
+        vars(self).pop("training", None)
+        devices.free_memory()  # not above, since the error holds all that was on its way
+        return "no memory"
+
+    def _advance(self, wanted: int) -> bool:
+        self.training = self._saved() or self._begun()
+        self.first = self.training.iteration
         training, until, watcher = self.training, self.span[1], self.trainer.watcher
         saved, at_saved = time.monotonic(), training.iteration
         training.advance(training.iteration, self._sign)
@@ -238,9 +271,42 @@ class _Group:
 
     def _checkpoint(self) -> None:
         tensors, plain = self.training.checkpoint()
-        payload = _pack(tensors, plain | {"format": CHECKPOINT, "seconds": self.seconds})
-        keys = [train.key for train in self.members]
-        self.store.write_checkpoint(self.name, payload, keys, self.training.iteration)
+        self._write(self.name, self.members, tensors, plain | {"seconds": self.seconds}, self.training.iteration)
+        self.saved = True
+
+    def _write(
+        self, name: str, members: Sequence[Train], tensors: Weights, plain: Mapping[str, Any], iteration: int
+    ) -> None:
+        halved = {} if self.halved_from is None else {"halved_from": self.halved_from}
+        payload = _pack(tensors, {"format": CHECKPOINT, **halved, **plain})
+        self.store.write_checkpoint(name, payload, [train.key for train in members], iteration)
+
+    def halve(self, wanted: Collection[Train]) -> list[list[Train]]:
+        """Write the checkpoints of the halves that something is wanted of; they have nothing in them yet."""
+        first, device, size = self.members[0], self.trainer.device, len(self.members)
+        net = first.net.net if isinstance(first.net, Narrow) else first.net
+        recipe = first.recipe
+        what = f"{net.name} on {first.data.name}, batch size {recipe.batch_size}, {recipe.precision}"
+        where = f"the memory of {device} ({devices.memory(device) / 1e9:.1f} GB)"
+        if self.saved:
+            raise InputError(
+                f"{size} trainings ({what}) do not fit into {where}, though they began together. Their checkpoint is "
+                "kept: make room on the device and give the same command again, or have them begin anew by removing "
+                f"{self.store.root / '.work' / self.name}.checkpoint"
+            )
+        if size == 1:
+            raise InputError(
+                f"a single training ({what}) does not fit into {where}; it needs a smaller batch_size, "
+                "precision: bf16, or a device with more memory that is free"
+            )
+        self.halved_from = self.halved_from or size
+        halves = [list(self.members[: -(size // 2)]), list(self.members[-(size // 2) :])]
+        parts = " and ".join(str(len(half)) for half in halves)
+        log.warning("%d trainings (%s) do not fit into %s; they train as %s instead", size, what, where, parts)
+        halves = [half for half in halves if any(train in wanted for train in half)]
+        for half in halves:
+            self._write(self.trainer.outlook.group(half, self.span), half, {}, {}, self.span[0])
+        return halves
 
     # --- end ------------------------------------------------------------------------------------------------
 
@@ -276,7 +342,10 @@ class _Group:
                 files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
                 files["state.safetensors"] = tensor_bytes(_arrays(final))
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
-        files |= origin(device=str(self.trainer.device), seconds=self.seconds, **form)
+        if self.halved_from is not None:
+            form["halved_from"] = self.halved_from
+        device = self.trainer.device
+        files |= origin(device=str(device), deterministic=devices.repeats(device), seconds=self.seconds, **form)
         self.store.commit(train.key, len(before.parts), files, record)
         return sum(map(len, files.values()))
 

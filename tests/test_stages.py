@@ -72,6 +72,8 @@ def test_what_kernels_are_told_by_their_environment(folder, monkeypatch):
     assert found[0].environment == {"LTHLAB_RUNS": str(store.root), "GOMP_SPINCOUNT": "1000"}
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert planned(folder)[3][0].environment == {"LTHLAB_RUNS": str(store.root)}
+    environment = planned(folder, deterministic=True)[3][0].environment
+    assert environment == {"LTHLAB_RUNS": str(store.root), "LTHLAB_DETERMINISTIC": "1"}
 
 
 def test_a_configuration_waits_for_all_that_it_is_made_from(folder):
