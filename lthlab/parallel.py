@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lthlab import forms, nets
+from lthlab import devices, forms, nets
 from lthlab.data import Dataset
 from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, temporary
 from lthlab.lanes import DTYPES, Lane, Source
@@ -62,6 +62,8 @@ class ProcessEnded(ChildProcessError):
 def refuse(trains: Iterable[Train], devices: Sequence[torch.device]) -> None:
     """Raise InputError if trainings cannot be divided among devices."""
     count = len(devices)
+    if count == 1:
+        return
     wrong: dict[str, None] = {}
     for train in trains:
         smallest, processes = train.data.smallest_batch(train.recipe.batch_size), train.recipe.processes
@@ -312,7 +314,7 @@ class Team(Member):
     ) -> None:
         if self.folder is None:
             return
-        torn = isinstance(error, RuntimeError | BrokenPipeError)
+        torn = isinstance(error, RuntimeError)
         ended = self._ended(_LEAVE_S if torn else 0.0)
         self._end(orderly=not (ended or torn or isinstance(error, KeyboardInterrupt)))
         if ended and torn:
@@ -334,12 +336,13 @@ class Team(Member):
         return SharedLane(self, train, state, source)
 
     def tell(self, *words: Any) -> None:
-        if ended := self._ended():
-            raise ProcessEnded(ended)
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(words).encode() + b"\n")
-            process.stdin.flush()
+        try:
+            for process in self.processes:
+                assert process.stdin is not None
+                process.stdin.write(json.dumps(words).encode() + b"\n")
+                process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ProcessEnded(self._ended(_LEAVE_S)) from error
 
     # --- start and end --------------------------------------------------------------------------------------
 
@@ -359,11 +362,12 @@ class Team(Member):
         }
         script = WITH_PARENT + "from lthlab.parallel import follow\nfollow()\n"
         for rank, device in enumerate(self.devices[1:], start=1):
-            place = json.dumps({"rank": rank, "size": self.size, "device": str(device), "folder": str(self.folder)})
+            place = {"rank": rank, "size": self.size, "device": str(device), "folder": str(self.folder)}
+            place["deterministic"] = torch.are_deterministic_algorithms_enabled()
             with self._log(rank).open("wb") as log:
                 self.processes.append(
                     subprocess.Popen(
-                        [sys.executable, "-c", script, place],
+                        [sys.executable, "-c", script, json.dumps(place)],
                         stdin=subprocess.PIPE,
                         stdout=log,
                         stderr=log,
@@ -504,15 +508,16 @@ def follow() -> None:
         os._exit(code)  # what is left are threads of the process group, which do not end well by themselves
 
 
-def _follow(rank: int, size: int, device: str, folder: str) -> None:
+def _follow(rank: int, size: int, device: str, folder: str, deterministic: bool) -> None:
     member = _Follower(rank, size, torch.device(device))
     torch.set_num_threads(int(os.environ[THREAD_VARIABLES[0]]))
-    if member.device.type == "cuda":
-        torch.cuda.set_device(member.device)
-    greeting = torch.zeros(1, device=member.device)
-    Path(folder, f"ready{rank}").touch()
-    member.join(Path(folder))
-    dist.all_reduce(greeting)
-    for line in sys.stdin.buffer:
-        member.obey(json.loads(line))
-    dist.destroy_process_group()
+    with devices.settings(member.device, deterministic):
+        if member.device.type == "cuda":
+            torch.cuda.set_device(member.device)
+        greeting = torch.zeros(1, device=member.device)
+        Path(folder, f"ready{rank}").touch()
+        member.join(Path(folder))
+        dist.all_reduce(greeting)
+        for line in sys.stdin.buffer:
+            member.obey(json.loads(line))
+        dist.destroy_process_group()

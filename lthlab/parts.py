@@ -25,6 +25,26 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(options.values())}" + (f"; did you mean '{options[match[0]]}'?" if match else "")
 
 
+def device_names(text: str) -> list[str]:
+    """Read the name of a device, or those of several that share each training, as 'cuda:0,cuda:1' or 'cpu,cpu'.
+
+    Raises
+    ------
+    InputError
+        If no device has such a name, or if the devices are not different GPUs or the CPU several times.
+    """
+    names = text.split(",")
+    for name in names:
+        if not _DEVICE.fullmatch(name):
+            raise InputError(f"device '{name}' is not known; {nearest(name, DEVICES)}")
+    several, kinds = len(names) > 1, set(names)
+    if several and kinds != {"cpu"} and (len(kinds) < len(names) or not all(":" in name for name in names)):
+        raise InputError(
+            f"devices '{text}' cannot share a training; allowed: different GPUs as 'cuda:0,cuda:1', 'cpu,cpu'"
+        )
+    return names
+
+
 # --- facts about data sets and networks -----------------------------------------------------------------------
 
 
@@ -61,6 +81,7 @@ WITHOUT_BATCHNORM = frozenset({"lenet_300_100"})
 """Networks of which it is known that they have no BatchNorm."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
 """Names of devices, as far as messages list them."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet32")
 """Prunable sets by name; `lthlab.nets.prunable` says what each means."""
 
