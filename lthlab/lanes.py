@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from lthlab import nets
 from lthlab.data import Dataset, crop_flip, normalise
 from lthlab.masks import Mask
 from lthlab.nets import Weights
+from lthlab.parts import Recipe
 from lthlab.values import Train
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
@@ -21,6 +23,7 @@ MOMENTS = {"sgd": 1, "adam": 2}
 PAD = 4
 _ALIGNED = 16  # numbers; rows and parameters begin at multiples of 64 bytes
 _WHOLE = 1 << 26  # numbers of a training set that is normalised once, not batch by batch
+_PLAIN = {"dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
 _EAGER = 2  # steps before one is captured in a CUDA graph: libraries set themselves up in them
 
 
@@ -98,11 +101,12 @@ class Lane:
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
-        self.momentum = self.column([train.recipe.momentum for train in trains])
         self.decay = self._decay(trains)
+        self._fused = [self._of_row(slot, train.recipe) for slot, train in enumerate([*trains, *trains[:1]][:slots])]
         self.pruned: Tensor | None = None
         self.loss_sum = torch.zeros(slots, dtype=torch.float64, device=device)
         self.correct_sum = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._ones = torch.ones(slots, dtype=self.dtype, device=device)
         self._ranges: dict[int, Tensor] = {}
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._inputs: dict[str, Tensor] = {}
@@ -141,14 +145,21 @@ class Lane:
         return torch.tensor(filled, dtype=self.dtype, device=self.device)[:, None]
 
     def _decay(self, trains: Sequence[Train]) -> Tensor | None:
-        """Coefficients of weight decay, as they are multiplied with the weights; None if nothing decays."""
+        """Coefficients of weight decay, as they are multiplied with the weights; None if that is no step by itself."""
         column = self.column([train.recipe.weight_decay for train in trains])
-        if not column.any() or self.recipe.decay_on == "all":
-            return column if column.any() else None
-        decayed = torch.zeros_like(self.weights)
-        for name in nets.decayed(self.network, self.recipe.decay_on):
-            self.view(decayed, name).fill_(1)
+        if not column.any() or (self.recipe.optimizer == "sgd" and self.recipe.decay_on == "all"):
+            return None
+        decayed = torch.full_like(self.weights, self.recipe.decay_on == "all")
+        if self.recipe.decay_on == "weights":
+            for name in nets.decayed(self.network, "weights"):
+                self.view(decayed, name).fill_(1)
         return decayed * column
+
+    def _of_row(self, slot: int, recipe: Recipe) -> tuple[list[list[Tensor]], dict[str, Any]]:
+        """Rows and settings of a replica for the fused step of SGD, which has no velocity without momentum."""
+        rows = [[self.weights[slot]], [self.gradient[slot]], [self.moments[0][slot]] if recipe.momentum else []]
+        decay = recipe.weight_decay if self.decay is None else 0.0
+        return rows, {"momentum": recipe.momentum, "weight_decay": decay, **_PLAIN}
 
     def prune(self, slot: int, mask: Mask) -> None:
         """Clear a replica's weights outside a mask, and the optimizer's buffers of them, and keep them so."""
@@ -211,20 +222,26 @@ class Lane:
             self._graphs[size].replay()
 
     def _step(self, size: int) -> None:
-        at = self._positions(size)
-        chosen = self._inputs["order"].index_select(1, at)
-        moves = self._inputs["moves"].index_select(1, at) if "moves" in self._inputs else None
+        chosen, rates, moves = self._now(size)
         losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
-        self.update(self._inputs["rates"].index_select(0, self._place)[0])
-        self.loss_sum += losses.double() * len(at)
+        self.update(rates)
+        self.loss_sum += losses.double() * chosen.shape[1]
         self.correct_sum += correct
         self._place += 1
 
-    def _positions(self, size: int) -> Tensor:
-        """Positions of the images of a step in the order of the epoch."""
+    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Find the inputs of the next step: images, rates and moves."""
+        inputs = [name for name in ("order", "moves") if name in self._inputs]
+        if self.stream is None:
+            place = int(self._place)
+            first = place * self.recipe.batch_size
+            found = [self._inputs[name][:, first : first + size] for name in inputs]
+            return found[0], self._inputs["rates"][place], found[1] if found[1:] else None
         if size not in self._ranges:
             self._ranges[size] = torch.arange(size, device=self.device)
-        return self._place * self.recipe.batch_size + self._ranges[size]
+        at = self._place * self.recipe.batch_size + self._ranges[size]
+        found = [self._inputs[name].index_select(1, at) for name in inputs]
+        return found[0], self._inputs["rates"].index_select(0, self._place)[0], found[1] if found[1:] else None
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute every replica's gradient of its own mean loss, in training mode.
@@ -244,15 +261,15 @@ class Lane:
         if not self.network.training:
             self.network.train()
         losses, correct = self._loss(images, labels)
-        found = torch.autograd.grad(losses.sum(), self._parameters, allow_unused=True, materialize_grads=True)
+        found = torch.autograd.grad(losses, self._parameters, self._ones, allow_unused=True, materialize_grads=True)
         torch._foreach_copy_(self._gradients, found)
         return losses.detach(), correct
 
     def update(self, rates: Tensor) -> None:
         """Apply one step of the optimizer.
 
-        Only single additions, products, quotients and roots are used: they round alike at every place of a
-        tensor, while fused forms differ between a vector's body and its tail.
+        What is computed rounds alike at every place of a tensor: single additions, products, quotients and roots,
+        and the fused step of SGD, which is given whole rows, as it may differ between a vector's body and its tail.
         """
         gradient, weights, scratch = self.gradient, self.weights, self._scratch
         if self.pruned is not None:
@@ -260,8 +277,9 @@ class Lane:
         if self.decay is not None:
             gradient.add_(torch.mul(weights, self.decay, out=scratch))
         if self.recipe.optimizer == "sgd":
-            velocity = self.moments[0].mul_(self.momentum).add_(gradient)
-            weights.sub_(torch.mul(velocity, rates[0], out=scratch))
+            lrs = rates[0, :, 0].tolist() if self.stream is None else rates[0, :, 0]
+            for (rows, settings), lr in zip(self._fused, lrs, strict=True):
+                torch._fused_sgd_(*rows, lr=lr, **settings)
             return
         (first, second), (beta1, beta2) = self.moments, self.recipe.betas
         first.mul_(beta1).add_(torch.mul(gradient, 1 - beta1, out=scratch))

@@ -37,6 +37,28 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
+class _BatchedLinear(torch.autograd.Function):
+    """Products of batches [replica, batch, in] and weights [replica, out, in], plus biases [replica, out].
+
+    A single replica is computed alike, so that it has the bits that it has among others. Gradients of weights come
+    out in the order of the weights, where autograd of a batched product would have them transposed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return to_x, torch.bmm(gradient.transpose(1, 2), x), gradient.sum(1)
+
+
 class Linear(Layer):
     """Linear layer; [batch, in] to [batch, out], or [replica, batch, in] to [replica, batch, out].
 
@@ -56,15 +78,13 @@ class Linear(Layer):
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply one replica's batch as batches of several are multiplied, so that it has the same bits."""
         alone, ordinary = self.replicas == 1, x.dim() == 2
         weight: Tensor = self.weight[None] if alone else self.weight
-        bias = self.bias if alone else self.bias[:, None]
-        x = x[None] if ordinary else x
+        bias = self.bias[None] if alone else self.bias
         if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
-        out = torch.baddbmm(bias, x, weight.transpose(1, 2))
-        return out.squeeze(0) if ordinary else out
+        out = _BatchedLinear.apply(x[None] if ordinary else x, weight, bias)
+        return out[0] if ordinary else out
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape

@@ -153,7 +153,9 @@ class SharedLane(Lane):
 
     def __init__(self, member: Member, train: Train, state: Weights, source: Source) -> None:
         super().__init__([train], [state], source, member.device, 1)
-        self.member, self.stream = member, None
+        self.member = member
+        if self.stream is not None:
+            self.stream = torch.cuda.current_stream(self.device)  # the steps of one lane are in one order anyway
         own, size = train.recipe.processes, member.size
         self.processes = size if own == 1 else own
         self.network.normalise_by(synchronised if own == 1 else nets.in_parts(own // size))
@@ -162,7 +164,7 @@ class SharedLane(Lane):
         index = [member.device.index] if member.device.type == "cuda" else None
         self.model = DistributedDataParallel(self.network, device_ids=index, **_OWN_BUFFERS)
         self._alike = self._settled = False
-        self._scale = 1.0
+        self._size = 0
 
     def prune(self, slot: int, mask: Mask) -> None:
         """As of `Lane`, in the process that leads."""
@@ -179,7 +181,7 @@ class SharedLane(Lane):
         self._share()
         self.member.tell("step", size)
         self._settled, self._size = False, size
-        super().step(size)
+        self._step(size)
 
     def _share(self) -> None:
         if not self._alike:
@@ -204,8 +206,10 @@ class SharedLane(Lane):
         (losses.sum() * (labels.numel() * self.member.size / self._size)).backward()  # the mean is over processes
         return losses.detach(), correct
 
-    def _positions(self, size: int) -> Tensor:
-        return super()._positions(size)[self.member.part(size, self.processes)]
+    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        chosen, rates, moves = super()._now(size)
+        part = self.member.part(size, self.processes)
+        return chosen[:, part], rates, None if moves is None else moves[:, part]
 
     def settle(self) -> None:
         """Sum loss and correctly classified images over the processes, in the one that leads."""

@@ -65,10 +65,10 @@ class Team(Protocol):
 class Group:
     """Replicas of one network that train together, in lanes.
 
-    A stacked group of convolutions on a CPU has a lane for each thread, with two replicas at least: a grouped
-    convolution splits sums among threads by the number of groups, and one replica alone would be computed by other
-    kernels, so bits would depend on the group. Any other stacked group is one lane; a sequential group has a lane for
-    each replica.
+    A stacked group on a CPU has a lane for each thread, up to four; one of convolutions has two replicas at least in
+    each: a grouped convolution splits sums among threads by the number of groups, and one replica alone would be
+    computed by other kernels, so bits would depend on the group. On a GPU a stacked group is one lane. A sequential
+    group has a lane for each replica; on a CPU, one after the other uses all threads.
 
     Parameters
     ----------
@@ -108,12 +108,12 @@ class Group:
         self.form = "parallel" if team else form or form_of(first.net, first.data, device)
         self.replicas, self.device, self.dtype = len(trains), device, DTYPES[first.recipe.precision]
         grouped = self.form == "stacked" and nets.convolutional(nets.build(first.net, first.data))
-        self.thread_count = 1 if grouped and device.type == "cpu" else None
+        self.thread_count = 1 if self.form == "stacked" and device.type == "cpu" else None
         source = Source(dataset, first.data.augment, self.dtype, device)
         self.lanes: list[Lane] = []
         self._where: list[tuple[int, int]] = []
         begin = 0
-        for size in self._sizes():
+        for size in self._sizes(2 if grouped else 1):
             part = slice(begin, begin + size)
             self._where += [(len(self.lanes), slot) for slot in range(size)]
             slots = max(size, 2) if grouped else size
@@ -125,13 +125,13 @@ class Group:
         several = self.thread_count == 1 and len(self.lanes) > 1
         self._pool = ThreadPoolExecutor(len(self.lanes) - 1, initializer=_alone) if several else None
 
-    def _sizes(self) -> list[int]:
-        """Cut the replicas into lanes."""
+    def _sizes(self, least: int) -> list[int]:
+        """Cut the replicas into lanes; of a stacked group on a CPU, into lanes of at least so many slots."""
         if self.form in ("sequential", "parallel"):
             return [1] * self.replicas
         if self.thread_count is None:
             return [self.replicas]
-        lanes = min(torch.get_num_threads(), _MOST_LANES, -(-self.replicas // 2))
+        lanes = min(torch.get_num_threads(), _MOST_LANES, -(-self.replicas // least))
         return [self.replicas // lanes + (number < self.replicas % lanes) for number in range(lanes)]
 
     def _each(self, act: Callable[[Lane], _T]) -> list[_T]:

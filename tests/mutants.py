@@ -75,15 +75,15 @@ MUTANTS = [
     Mutant(
         "decay left out of the update",
         "lanes",
-        "gradient.add_(torch.mul(weights, self.decay, out=scratch))",
-        "pass",
+        "decay = recipe.weight_decay if",
+        "decay = 0.0 if",
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(
         "one replica's rate used for all",
         "lanes",
-        "weights.sub_(torch.mul(velocity, rates[0], out=scratch))",
-        "weights.sub_(torch.mul(velocity, rates[0, :1], out=scratch))",
+        "lr=lr, **settings",
+        "lr=lrs[0], **settings",
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(
@@ -166,8 +166,8 @@ MUTANTS = [
     Mutant(
         "gradient of the replicas' mean loss",
         "lanes",
-        "torch.autograd.grad(losses.sum()",
-        "torch.autograd.grad(losses.mean()",
+        "torch.autograd.grad(losses,",
+        "torch.autograd.grad(losses / len(losses),",
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(

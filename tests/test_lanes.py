@@ -139,7 +139,9 @@ def test_lanes_wait_for_what_was_before_and_are_waited_for(captured):
 @pytest.mark.parametrize(
     ("net", "form", "threads", "count", "sizes"),
     [
-        (helpers.LENET, "stacked", 2, 5, [5]),
+        (helpers.LENET, "stacked", 2, 5, [3, 2]),
+        (helpers.LENET, "stacked", 2, 1, [1]),
+        (helpers.LENET, "stacked", 16, 2, [1, 1]),
         (helpers.narrow(4), "stacked", 1, 5, [5]),
         (helpers.narrow(4), "stacked", 2, 5, [3, 2]),
         (helpers.narrow(4), "stacked", 2, 3, [2, 1]),

@@ -175,6 +175,109 @@ def alive(pid):
         return False
 
 
+# --- from a notebook and the command line -----------------------------------------------------------------------
+
+STUDY = """
+name: shared
+net: {name: resnet8, width: 4}
+data: {name: digits, train_size: 200}
+find: {epochs: 2, batch_size: 64, lr: 0.05, precision: fp64, batchnorm: per_process, processes: 2}
+prune: {levels: [1]}
+tickets: {LT: {methods: [IMP]}}
+"""
+CELL = """
+from lthlab import lab, spec
+from lthlab.store import Store
+config = spec.read("shared.yaml")
+summary = lab.compute_study(config, Store("notebook"), "cpu,cpu")
+print(summary.trained, "trained")
+"""
+
+
+def trained(root):
+    """Metrics of all trainings of a store, and what its files say of how they were made."""
+    metrics, origins = {}, []
+    for path in sorted(root.glob("*/0/metrics.jsonl")):
+        metrics[path.parts[-3]] = [json.loads(line) for line in path.read_text().splitlines()]
+        origins.append(json.loads(path.with_name("provenance.json").read_text()))
+    return metrics, origins
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What the study gives in one process."""
+    store = helpers.store(tmp_path_factory.mktemp("alone"))
+    lab.compute_study(spec.parse(STUDY), store, "cpu")
+    return trained(store.root)[0]
+
+
+def test_a_cell_of_a_notebook_computes_in_two_processes(tmp_path, alone):
+    (tmp_path / "shared.yaml").write_text(STUDY)
+    helpers.store(tmp_path / "notebook")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
+    job = Job("cell", tmp_path / "cell.ipynb", tmp_path / "out.ipynb", cores=2)
+    task = kernels.Task(job, "", "", tmp_path, dict(os.environ), False, 1.0)
+    with (tmp_path / "log").open("wb") as log:
+        kernel = kernels.Kernel(task, log)
+        try:
+            client = NotebookClient(book, timeout=120, kernel_manager_class=kernel.manager())
+            client.resources = {"metadata": {"path": str(tmp_path)}}
+            client.execute()
+        finally:
+            kernel.end()
+    said = "".join(output.get("text", "") for output in book.cells[0].outputs if output.get("name") == "stdout")
+    assert said == "2 trained\n"
+    metrics, origins = trained(tmp_path / "notebook")
+    assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
+    assert [(o["device"], o["form"], o["replicas"]) for o in origins] == [("cpu,cpu", "parallel", 1)] * 2
+
+
+class Watch:
+    """Counts the steps of all lanes; asks to stop after some, or kills the process that is led before one."""
+
+    def __init__(self, monkeypatch, stop=100, kill=100):
+        self.steps, self.at = 0, stop
+        step = parallel.SharedLane.step
+
+        def counted(lane, size):
+            self.steps += 1
+            if self.steps == kill:
+                lane.member.processes[0].kill()
+            step(lane, size)
+
+        monkeypatch.setattr(parallel.SharedLane, "step", counted)
+
+    def begin(self, *counts):
+        pass
+
+    def advance(self, *counts):
+        pass
+
+    def stop(self):
+        return self.steps >= self.at
+
+
+def test_what_was_stopped_or_killed_goes_on_from_the_command_line(tmp_path, alone, monkeypatch):
+    """Stopped after 3 of 8 steps of the first training, killed in step 6 of the second one."""
+    config, store = spec.parse(STUDY), helpers.store(tmp_path / "runs")
+    with monkeypatch.context() as patch, pytest.raises(lab.Stopped, match="stopped with 2 trainings and 4 epochs left"):
+        lab.compute_study(config, store, "cpu,cpu", watcher=Watch(patch, stop=3))
+    assert [c.iteration for c in store.checkpoints().values()] == [3]
+    killed = "^process 1 of 2, on cpu, ended by SIGKILL$"
+    with monkeypatch.context() as patch, pytest.raises(ProcessEnded, match=killed):
+        lab.compute_study(config, store, "cpu,cpu", checkpoint_seconds=0, watcher=Watch(patch, kill=5 + 6))
+    assert [c.iteration for c in store.checkpoints().values()] == [4] and len(trained(store.root)[0]) == 1
+    assert not torch.distributed.is_initialized()
+    (tmp_path / "shared.yaml").write_text(STUDY)
+    command = [sys.executable, "-m", "lthlab", "compute", "shared.yaml", "--device", "cpu,cpu", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["trained"] == 1
+    metrics = trained(store.root)[0]
+    assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
+    assert not store.checkpoints()
+
+
 # --- several processes ----------------------------------------------------------------------------------------
 
 
@@ -313,106 +416,3 @@ def test_a_network_of_a_notebook_is_refused(two, monkeypatch):
     monkeypatch.setattr(nets._BUILDERS["two"], "__module__", "__main__")
     with pytest.raises(InputError, match="'two' is registered in this process alone; allowed: networks of a module"):
         parallel.refuse([value], [CPU, CPU])
-
-
-# --- from a notebook and the command line -----------------------------------------------------------------------
-
-STUDY = """
-name: shared
-net: {name: resnet8, width: 4}
-data: {name: digits, train_size: 200}
-find: {epochs: 2, batch_size: 64, lr: 0.05, precision: fp64, batchnorm: per_process, processes: 2}
-prune: {levels: [1]}
-tickets: {LT: {methods: [IMP]}}
-"""
-CELL = """
-from lthlab import lab, spec
-from lthlab.store import Store
-config = spec.read("shared.yaml")
-summary = lab.compute_study(config, Store("notebook"), "cpu,cpu")
-print(summary.trained, "trained")
-"""
-
-
-def trained(root):
-    """Metrics of all trainings of a store, and what its files say of how they were made."""
-    metrics, origins = {}, []
-    for path in sorted(root.glob("*/0/metrics.jsonl")):
-        metrics[path.parts[-3]] = [json.loads(line) for line in path.read_text().splitlines()]
-        origins.append(json.loads(path.with_name("provenance.json").read_text()))
-    return metrics, origins
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What the study gives in one process."""
-    store = helpers.store(tmp_path_factory.mktemp("alone"))
-    lab.compute_study(spec.parse(STUDY), store, "cpu")
-    return trained(store.root)[0]
-
-
-def test_a_cell_of_a_notebook_computes_in_two_processes(tmp_path, alone):
-    (tmp_path / "shared.yaml").write_text(STUDY)
-    helpers.store(tmp_path / "notebook")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
-    job = Job("cell", tmp_path / "cell.ipynb", tmp_path / "out.ipynb", cores=2)
-    task = kernels.Task(job, "", "", tmp_path, dict(os.environ), False, 1.0)
-    with (tmp_path / "log").open("wb") as log:
-        kernel = kernels.Kernel(task, log)
-        try:
-            client = NotebookClient(book, timeout=120, kernel_manager_class=kernel.manager())
-            client.resources = {"metadata": {"path": str(tmp_path)}}
-            client.execute()
-        finally:
-            kernel.end()
-    said = "".join(output.get("text", "") for output in book.cells[0].outputs if output.get("name") == "stdout")
-    assert said == "2 trained\n"
-    metrics, origins = trained(tmp_path / "notebook")
-    assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
-    assert [(o["device"], o["form"], o["replicas"]) for o in origins] == [("cpu,cpu", "parallel", 1)] * 2
-
-
-class Watch:
-    """Counts the steps of all lanes; asks to stop after some, or kills the process that is led before one."""
-
-    def __init__(self, monkeypatch, stop=100, kill=100):
-        self.steps, self.at = 0, stop
-        step = parallel.SharedLane.step
-
-        def counted(lane, size):
-            self.steps += 1
-            if self.steps == kill:
-                lane.member.processes[0].kill()
-            step(lane, size)
-
-        monkeypatch.setattr(parallel.SharedLane, "step", counted)
-
-    def begin(self, *counts):
-        pass
-
-    def advance(self, *counts):
-        pass
-
-    def stop(self):
-        return self.steps >= self.at
-
-
-def test_what_was_stopped_or_killed_goes_on_from_the_command_line(tmp_path, alone, monkeypatch):
-    """Stopped after 3 of 8 steps of the first training, killed in step 6 of the second one."""
-    config, store = spec.parse(STUDY), helpers.store(tmp_path / "runs")
-    with monkeypatch.context() as patch, pytest.raises(lab.Stopped, match="stopped with 2 trainings and 4 epochs left"):
-        lab.compute_study(config, store, "cpu,cpu", watcher=Watch(patch, stop=3))
-    assert [c.iteration for c in store.checkpoints().values()] == [3]
-    killed = "^process 1 of 2, on cpu, ended by SIGKILL$"
-    with monkeypatch.context() as patch, pytest.raises(ProcessEnded, match=killed):
-        lab.compute_study(config, store, "cpu,cpu", checkpoint_seconds=0, watcher=Watch(patch, kill=5 + 6))
-    assert [c.iteration for c in store.checkpoints().values()] == [4] and len(trained(store.root)[0]) == 1
-    assert not torch.distributed.is_initialized()
-    (tmp_path / "shared.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "lthlab", "compute", "shared.yaml", "--device", "cpu,cpu", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["trained"] == 1
-    metrics = trained(store.root)[0]
-    assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
-    assert not store.checkpoints()
