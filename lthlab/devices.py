@@ -52,7 +52,7 @@ def device_named(name: str) -> torch.device:
 
 def devices_named(names: str) -> list[torch.device]:
     """Find a device, or several that share each training; see `lthlab.parts.device_names`, which raises too."""
-    return [device_named(name) for name in device_names(names)]
+    return [device_named(name) for name in (device_names(names) if "," in names else [names])]
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------

@@ -174,9 +174,8 @@ def _compute(
     with parallel.Team(places) if len(places) > 1 else nullcontext() as team:
         for _ in range(1000):
             look = Outlook(asked, store, study)
-            trainer = Trainer(store, places[0], look, seconds, watcher, team)
             try:
-                return _Computation(asked, look, trainer, watcher, began).run()
+                return _Computation(asked, look, places[0], seconds, watcher, began, team).run()
             except Damaged as damage:
                 log.warning("%s: computed again", damage)
                 _drop(store, damage)
@@ -216,12 +215,15 @@ class _Computation:
         self,
         asked: list[Value],
         look: Outlook,
-        trainer: Trainer,
+        device: torch.device,
+        seconds: float,
         watcher: Watcher | None,
         began: float,
+        team: parallel.Team | None = None,
     ) -> None:
         self.store, self.outlook, self.values, self.needs = look.store, look, look.values, look.needs
-        self.trainer, self.device, self.watcher, self.began = trainer, trainer.device, watcher, began
+        self.device, self.watcher, self.began = device, watcher, began
+        self.trainer = Trainer(self.store, device, look, seconds, watcher, team)
         self.depths = plan.depths(self.values)
         self.families = plan.families(self.values)
         uses = [value for value in asked if isinstance(value, Train)]

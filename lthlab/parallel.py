@@ -318,10 +318,9 @@ class Team(Member):
     ) -> None:
         if self.folder is None:
             return
-        torn = isinstance(error, RuntimeError)
-        ended = self._ended(_LEAVE_S if torn else 0.0)
-        self._end(orderly=not (ended or torn or isinstance(error, KeyboardInterrupt)))
-        if ended and torn:
+        ended = self._ended(_LEAVE_S if isinstance(error, RuntimeError) else 0.0)
+        self._end(orderly=error is None and not ended)
+        if ended and isinstance(error, RuntimeError | ValueError):  # what torch says where a fellow is missing
             raise ProcessEnded(ended) from error
 
     def lane(self, train: Train, state: Weights, source: Source) -> SharedLane:

@@ -674,6 +674,15 @@ def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path):
             lab.compute_study(config, store, device)
     with pytest.raises(ValueError, match="did you mean 'cpu'"):
         devices.device_named("cpus")
+    few = dense(protocol(), helpers.recipe(batch_size=199))  # of 200 images
+    for names, message in {
+        "cpu,tpu": "device 'tpu' is not known; allowed: auto, cpu",
+        "cpu,cuda:0": "devices 'cpu,cuda:0' cannot share a training; allowed: ",
+        "cuda:98,cuda:99": "device 'cuda:98' is not here; allowed: auto, cpu",
+        "cpu,cpu": rf"2 devices cannot share a training: the last batch .* 1 images; allowed: 1 to 1 \(.*{few.key}",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            lab.compute([few], store, names)
     assert not store.root.exists()
 
 

@@ -46,6 +46,20 @@ def same_rows(ours, expected):
     return all(a == b for a, b in exact) and all(a == pytest.approx(b, rel=1e-9) for a, b in losses)
 
 
+CASES = pytest.mark.parametrize(
+    "net, fields",
+    [
+        (helpers.LENET, {}),
+        (helpers.LENET, {"optimizer": "adam", "lr": 0.01, "decay_on": "weights"}),
+        (helpers.narrow(), PER_PROCESS),
+        (helpers.narrow(), PER_PROCESS | {"processes": 4}),
+        (helpers.narrow(), {}),
+        (Net.model_construct(name="two"), {}),
+    ],
+    ids=["lenet", "lenet-adam", "resnet-per_process", "resnet-two_parts_each", "resnet-synchronised", "own"],
+)
+
+
 # --- parts of a step ------------------------------------------------------------------------------------------
 
 
@@ -108,7 +122,7 @@ def test_statistics_of_parts_are_those_of_separate_networks(processes, form):
 def begun(team):
     """A training on its way."""
     value = helpers.train(dataset=AUGMENTED, epochs=10_000, **UNEVEN)
-    training = Training([helpers.job(value)], helpers.load(AUGMENTED), team=team)
+    training = Training([helpers.job(value)], helpers.load(AUGMENTED), team.device, team=team)
     training.advance(3)
     return training
 
@@ -278,6 +292,32 @@ def test_what_was_stopped_or_killed_goes_on_from_the_command_line(tmp_path, alon
     assert not store.checkpoints()
 
 
+# --- several GPUs ---------------------------------------------------------------------------------------------
+
+several = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+GPUS = [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+@pytest.mark.gpu
+@several
+def test_two_gpus_train_as_one_does(two):
+    with Team(GPUS) as team:
+        for net, fields in CASES.args[1]:
+            check(net, fields, team)
+
+
+@pytest.mark.gpu
+@several
+def test_kernels_do_not_wait_for_a_gpu_whose_process_was_killed():
+    with pytest.raises(ProcessEnded, match="^process 1 of 2, on cuda:1, ended by SIGKILL$"), Team(GPUS) as team:
+        training, (process,) = begun(team), team.processes
+        began = time.monotonic()
+        training.advance(10_000, process.kill)
+        while True:
+            training.advance(10_000)
+    assert time.monotonic() - began < 60
+
+
 # --- several processes ----------------------------------------------------------------------------------------
 
 
@@ -325,26 +365,13 @@ def train_to(training, until):
     return training
 
 
-@pytest.mark.parametrize(
-    "net, fields",
-    [
-        (helpers.LENET, {}),
-        (helpers.LENET, {"optimizer": "adam", "lr": 0.01, "decay_on": "weights"}),
-        (helpers.narrow(), PER_PROCESS),
-        (helpers.narrow(), PER_PROCESS | {"processes": 4}),
-        (helpers.narrow(), {}),
-        (Net.model_construct(name="two"), {}),
-    ],
-    ids=["lenet", "lenet-adam", "resnet-per_process", "resnet-two_parts_each", "resnet-synchronised", "own"],
-)
-def test_two_processes_train_as_one_does(net, fields, team):
+def check(net, fields, team):
+    """A team gives what one process gives on its first device: metrics, states, and all that a checkpoint has."""
     value = helpers.train(net, AUGMENTED, **UNEVEN | fields)
     job = helpers.job(value, helpers.half_mask(net, AUGMENTED, 0), {"0ep", "3it", "1ep", "best_val", "2ep"})
     loaded = helpers.load(AUGMENTED)
-    alone, shared = (
-        train_to(Training([job], loaded, form=form, team=member), value.end)
-        for form, member in (("sequential", None), (None, team))
-    )
+    alone = train_to(Training([job], loaded, team.device, form="sequential"), value.end)
+    shared = train_to(Training([job], loaded, team.device, team=team), value.end)
     assert same_rows(shared.progress[0].metrics, alone.progress[0].metrics)
     assert len(shared.progress[0].metrics) == 3
     assert close(shared.group.state(0), alone.group.state(0))
@@ -353,6 +380,11 @@ def test_two_processes_train_as_one_does(net, fields, team):
     for step, state in alone.progress[0].snapshots.items():
         assert close(shared.progress[0].snapshots[step], state)
     assert (alone.group.form, shared.group.form) == ("sequential", "parallel")
+
+
+@CASES
+def test_two_processes_train_as_one_does(net, fields, team):
+    check(net, fields, team)
 
 
 def test_what_was_stopped_goes_on_in_two_processes_and_in_one(team):

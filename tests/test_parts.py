@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lthlab import spec
+from lthlab import parts, spec
 from lthlab.parts import (
     DATASETS,
     NETS,
@@ -430,3 +430,25 @@ def test_nearest_lists_what_is_allowed_and_does_not_guess_wildly():
     assert nearest("lt", ["LT", "RR"]) == "allowed: LT, RR; did you mean 'LT'?"
     assert nearest("zzzz", ["LT", "RR"]) == "allowed: LT, RR"
     assert nearest(3, ["LT"]) == "allowed: LT"
+
+
+# --- devices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["auto", "cpu", "cuda", "cuda:3", "cpu,cpu", "cpu,cpu,cpu", "cuda:1,cuda:0,cuda:5"])
+def test_names_of_devices(text):
+    assert parts.device_names(text) == text.split(",")
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cpu:0", "cuda:0 ", "cuda:0,", "cuda:0, cuda:1", "cuda:٣"])
+def test_devices_of_no_known_name(text):
+    with pytest.raises(parts.InputError, match=r"^device '.*' is not known; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
+        parts.device_names(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:0", "auto,auto", "auto,cuda:0", "cuda,cuda"]
+)
+def test_devices_that_cannot_share_a_training(text):
+    with pytest.raises(parts.InputError, match=rf"^devices '{text}' cannot share a training; allowed: different GPUs"):
+        parts.device_names(text)
