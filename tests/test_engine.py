@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lthlab import data, engine, nets
 from lthlab.engine import Job, Training, learning_rate
+from lthlab.lanes import Lane
 from lthlab.parts import Data
 from lthlab.replicas import Group
 from lthlab.values import At, Fresh, Train
@@ -148,6 +149,14 @@ def unlike(net, dataset, count=3, **fields):
     return jobs
 
 
+@pytest.fixture(params=["fused", "by parts"])
+def update(request, monkeypatch):
+    """Both forms in which SGD is computed: on a CPU, and on a GPU."""
+    if request.param == "by parts":
+        monkeypatch.setattr(Lane, "fused", False)
+
+
+@pytest.mark.usefixtures("update")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "net, steps, fields",
