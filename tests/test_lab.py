@@ -740,7 +740,12 @@ def test_a_damaged_checkpoint_is_named_and_not_used(store, monkeypatch, caplog):
     value = helpers.train(epochs=3)
     used = []
     restore = Training.restore.__func__
-    monkeypatch.setattr(Training, "restore", classmethod(lambda cls, *args: used.append(1) or restore(cls, *args)))
+
+    def counted(cls, *args, **named):
+        used.append(1)
+        return restore(cls, *args, **named)
+
+    monkeypatch.setattr(Training, "restore", classmethod(counted))
 
     def stop(self):
         original(self)
