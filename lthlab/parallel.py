@@ -30,8 +30,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lthlab import devices, forms, nets
+from lthlab import forms, nets
 from lthlab.data import Dataset
+from lthlab.devices import settings
 from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, temporary
 from lthlab.lanes import DTYPES, Lane, Source
 from lthlab.masks import Mask
@@ -59,9 +60,9 @@ class ProcessEnded(ChildProcessError):
     """A process that took part in a training has ended; what was in a checkpoint is not lost."""
 
 
-def refuse(trains: Iterable[Train], devices: Sequence[torch.device]) -> None:
+def refuse(trains: Iterable[Train], places: Sequence[torch.device]) -> None:
     """Raise InputError if trainings cannot be divided among devices."""
-    count = len(devices)
+    count = len(places)
     if count == 1:
         return
     wrong: dict[str, None] = {}
@@ -100,6 +101,9 @@ class Member:
 
     def tell(self, *words: Any) -> None:
         """Say to the others what is done next, if this process leads."""
+
+    def confirm(self) -> None:
+        """Make sure that what was computed so far is whole, if this process leads."""
 
     def part(self, count: int, processes: int) -> slice:
         """Find this process's part of `count` images that are divided evenly among `processes` of a recipe."""
@@ -220,6 +224,7 @@ class SharedLane(Lane):
             dist.all_reduce(tensor)
             if self.member.rank:
                 tensor.zero_()
+        self.member.confirm()
         self._settled = True
 
     @torch.no_grad()
@@ -339,6 +344,7 @@ class Team(Member):
         return SharedLane(self, train, state, source)
 
     def tell(self, *words: Any) -> None:
+        self._check()
         try:
             for process in self.processes:
                 assert process.stdin is not None
@@ -347,13 +353,22 @@ class Team(Member):
         except BrokenPipeError as error:
             raise ProcessEnded(self._ended(_LEAVE_S)) from error
 
+    def confirm(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._check()
+
+    def _check(self) -> None:
+        if ended := self._ended():
+            raise ProcessEnded(ended)
+
     # --- start and end --------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         if dist.is_initialized():
             raise InputError("this process has a process group of torch.distributed already; allowed: none, for a team")
-        self.folder = temporary()
         self._threads = torch.get_num_threads()
+        self.folder = temporary()
         share = max(1, self._threads // self.size)
         environment = {
             **os.environ,
@@ -381,8 +396,7 @@ class Team(Member):
         torch.set_num_threads(share)
         ready, deadline = [self.folder / f"ready{rank}" for rank in range(1, self.size)], time.monotonic() + START_S
         while not all(path.exists() for path in ready):
-            if ended := self._ended():
-                raise ProcessEnded(ended)
+            self._check()
             if time.monotonic() > deadline:
                 raise ProcessEnded(f"of {self.size - 1} processes, not all were ready within {START_S:.0f} s")
             time.sleep(_TICK_S)
@@ -413,9 +427,8 @@ class Team(Member):
                 if (code := process.poll()) is not None:
                     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
                     said = last_line(self._log(rank).read_text(errors="replace"))
-                    return f"process {rank} of {self.size}, on {self.devices[rank]}, ended {how}" + f": {said}" * bool(
-                        said
-                    )
+                    text = f"process {rank} of {self.size}, on {self.devices[rank]}, ended {how}"
+                    return f"{text}: {said}" if said else text
             if time.monotonic() >= deadline:
                 return ""
             time.sleep(_TICK_S)
@@ -514,7 +527,7 @@ def follow() -> None:
 def _follow(rank: int, size: int, device: str, folder: str, deterministic: bool) -> None:
     member = _Follower(rank, size, torch.device(device))
     torch.set_num_threads(int(os.environ[THREAD_VARIABLES[0]]))
-    with devices.settings(member.device, deterministic):
+    with settings(member.device, deterministic):
         if member.device.type == "cuda":
             torch.cuda.set_device(member.device)
         greeting = torch.zeros(1, device=member.device)

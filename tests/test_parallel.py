@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import helpers
@@ -159,27 +160,30 @@ def test_a_process_that_does_not_start_is_named(monkeypatch):
 
 
 LEADER = """
-import sys
-sys.path[:0] = sys.argv[1:]
-import torch, test_parallel
-with test_parallel.Team([torch.device("cpu")] * 2) as team:
-    training = test_parallel.begun(team)
-    print(team.processes[0].pid, team.folder, flush=True)
-    while True:
-        training.advance(10_000)
+import subprocess, sys, torch
+from lthlab import parallel
+
+class Named(subprocess.Popen):
+    def __init__(self, command, **settings):
+        super().__init__(command, **settings)
+        print(self.pid, command[-1], flush=True)
+
+parallel.subprocess.Popen = Named
+parallel.Team([torch.device("cpu")] * 2)._start()
 """
 
 
 def test_no_process_outlives_the_one_that_leads():
-    folder = str(Path(__file__).parent)
-    with subprocess.Popen([sys.executable, "-c", LEADER, folder], stdout=subprocess.PIPE, text=True) as leader:
-        pid, private = leader.stdout.readline().split()
+    """Even if it does not listen yet."""
+    with subprocess.Popen([sys.executable, "-c", LEADER], stdout=subprocess.PIPE, text=True) as leader:
+        pid, _, place = leader.stdout.readline().partition(" ")
+        assert alive(int(pid))
         leader.kill()
-    shutil.rmtree(private)
     deadline = time.monotonic() + 5
     while alive(int(pid)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    shutil.rmtree(json.loads(place)["folder"])
 
 
 def alive(pid):
@@ -195,6 +199,7 @@ STUDY = """
 name: shared
 net: {name: resnet8, width: 4}
 data: {name: digits, train_size: 200}
+replicates: 2
 find: {epochs: 2, batch_size: 64, lr: 0.05, precision: fp64, batchnorm: per_process, processes: 2}
 prune: {levels: [1]}
 tickets: {LT: {methods: [IMP]}}
@@ -240,10 +245,10 @@ def test_a_cell_of_a_notebook_computes_in_two_processes(tmp_path, alone):
         finally:
             kernel.end()
     said = "".join(output.get("text", "") for output in book.cells[0].outputs if output.get("name") == "stdout")
-    assert said == "2 trained\n"
+    assert said == "4 trained\n"
     metrics, origins = trained(tmp_path / "notebook")
     assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
-    assert [(o["device"], o["form"], o["replicas"]) for o in origins] == [("cpu,cpu", "parallel", 1)] * 2
+    assert [(o["device"], o["form"], o["replicas"]) for o in origins] == [("cpu,cpu", "parallel", 1)] * 4
 
 
 class Watch:
@@ -272,24 +277,37 @@ class Watch:
 
 
 def test_what_was_stopped_or_killed_goes_on_from_the_command_line(tmp_path, alone, monkeypatch):
-    """Stopped after 3 of 8 steps of the first training, killed in step 6 of the second one."""
+    """Stopped after 3 of 8 steps of the first training, killed in step 6 of the third one."""
     config, store = spec.parse(STUDY), helpers.store(tmp_path / "runs")
-    with monkeypatch.context() as patch, pytest.raises(lab.Stopped, match="stopped with 2 trainings and 4 epochs left"):
+    with monkeypatch.context() as patch, pytest.raises(lab.Stopped, match="stopped with 4 trainings and 8 epochs left"):
         lab.compute_study(config, store, "cpu,cpu", watcher=Watch(patch, stop=3))
     assert [c.iteration for c in store.checkpoints().values()] == [3]
     killed = "^process 1 of 2, on cpu, ended by SIGKILL$"
     with monkeypatch.context() as patch, pytest.raises(ProcessEnded, match=killed):
-        lab.compute_study(config, store, "cpu,cpu", checkpoint_seconds=0, watcher=Watch(patch, kill=5 + 6))
-    assert [c.iteration for c in store.checkpoints().values()] == [4] and len(trained(store.root)[0]) == 1
+        lab.compute_study(config, store, "cpu,cpu", checkpoint_seconds=0, watcher=Watch(patch, kill=5 + 8 + 6))
+    assert [c.iteration for c in store.checkpoints().values()] == [4] and len(trained(store.root)[0]) == 2
     assert not torch.distributed.is_initialized()
     (tmp_path / "shared.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "lthlab", "compute", "shared.yaml", "--device", "cpu,cpu", "--json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["trained"] == 1
+    assert json.loads(done.stdout)["trained"] == 2
     metrics = trained(store.root)[0]
     assert metrics.keys() == alone.keys() and all(same_rows(metrics[key], alone[key]) for key in alone)
     assert not store.checkpoints()
+
+
+def test_a_group_that_was_begun_in_one_process_goes_on_there(tmp_path, monkeypatch):
+    store, pair = helpers.store(tmp_path / "runs"), [helpers.train(dataset=AUGMENTED, replicate=r) for r in range(2)]
+    watch = Watch(monkeypatch)
+    asked = iter([False] * 6)
+    watch.stop = lambda: next(asked, True)
+    with pytest.raises(lab.Stopped):
+        lab.compute(pair, store, "cpu", watcher=watch)
+    assert [len(c.members) for c in store.checkpoints().values()] == [2]
+    assert lab.compute(pair, store, "cpu,cpu").trained == 2
+    _, origins = trained(store.root)
+    assert [(o["device"], o["form"], o["replicas"]) for o in origins] == [("cpu", "stacked", 2)] * 2
 
 
 # --- several GPUs ---------------------------------------------------------------------------------------------
@@ -365,11 +383,11 @@ def train_to(training, until):
     return training
 
 
-def check(net, fields, team):
+def check(net, fields, team, dataset=AUGMENTED):
     """A team gives what one process gives on its first device: metrics, states, and all that a checkpoint has."""
-    value = helpers.train(net, AUGMENTED, **UNEVEN | fields)
-    job = helpers.job(value, helpers.half_mask(net, AUGMENTED, 0), {"0ep", "3it", "1ep", "best_val", "2ep"})
-    loaded = helpers.load(AUGMENTED)
+    value = helpers.train(net, dataset, **UNEVEN | fields)
+    job = helpers.job(value, helpers.half_mask(net, dataset, 0), {"0ep", "3it", "1ep", "best_val", "2ep"})
+    loaded = replace(helpers.load(AUGMENTED), name=dataset.name)
     alone = train_to(Training([job], loaded, team.device, form="sequential"), value.end)
     shared = train_to(Training([job], loaded, team.device, team=team), value.end)
     assert same_rows(shared.progress[0].metrics, alone.progress[0].metrics)
@@ -413,6 +431,11 @@ def test_pruning_on_the_way_reaches_all(team):
         training.prune(0, helpers.half_mask(value.net, AUGMENTED, 0))
         found.append(train_to(training, value.end))
     assert close(found[0].group.state(0), found[1].group.state(0))
+
+
+def test_a_data_set_of_ones_own_reaches_all(team, monkeypatch):
+    monkeypatch.setitem(parts.DATASETS, "own", parts.DATASETS["digits"])
+    check(helpers.LENET, {}, team, Data(name="own", train_size=201, val_size=50))
 
 
 def test_there_is_one_team_at_a_time(team):
