@@ -209,15 +209,13 @@ class _Group:
         """Train to the end; says whether the group is 'whole' now, 'stopped', or the device has 'no memory' for it.
 
         If the watcher asked to stop, a checkpoint is written, unless the group has not moved since its last one or
-        its start. Without memory, all that the group had is let go of.
+        its start.
         """
         try:
             return "whole" if self._advance(wanted) else "stopped"
         except RuntimeError as error:
             if not devices.lacked_memory(error):
                 raise
-        vars(self).pop("training", None)
-        devices.free_memory()  # not above, since the error holds all that was on its way
         return "no memory"
 
     def _advance(self, wanted: int) -> bool:
