@@ -365,6 +365,7 @@ class _Computation:
         if halves is None:
             raise self._stopped()
         if halves:
+            devices.free_memory()
             self._tell()
             for half in halves:
                 self._train(half, wanted, span)

@@ -291,6 +291,10 @@ def test_groups_on_a_gpu(large):
     by_precision = [fitting(16, batch_size=128, precision=precision) for precision in ("fp64", "fp32", "bf16")]
     assert by_precision == sorted(set(by_precision))
     assert fitting(16, "resnet110") < fitting(16)
+    train = helpers.train(Net(name="resnet20"), large, batch_size=100)
+    images = (50_000 + 4 * 10_000) * 3 * 32 * 32
+    enough = ((1 << 30) + images + 8 * devices._replica(train)) / 0.8
+    assert (devices.fitting(train, enough + 1), devices.fitting(train, enough - 1)) == (8, 4)
 
 
 def test_the_parts_of_the_count(large):
@@ -344,12 +348,12 @@ def test_errors_of_too_little_memory():
     assert not devices.lacked_memory(ValueError("out of memory"))
 
 
+BACKWARD = Group.backward
 RUNS = [helpers.train(replicate=r, epochs=2) for r in range(7)]
 
 
 def small_device(fits, at=0, log=None):
     """Computes gradients of groups of `fits` replicas at the most, from the step with number `at` of a group on."""
-    backward = Group.backward
 
     def run(self, images, labels):
         self.steps = getattr(self, "steps", -1) + 1
@@ -357,7 +361,7 @@ def small_device(fits, at=0, log=None):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if log is not None:
             os.write(log, f"{self.replicas}\n".encode())
-        return backward(self, images, labels)
+        return BACKWARD(self, images, labels)
 
     return run
 
@@ -432,23 +436,27 @@ def test_memory_that_building_a_group_lacks(store, undisturbed, monkeypatch):
 
 
 def test_nothing_of_a_try_stays_in_memory(store, monkeypatch):
-    """Neither the group nor the error holds a tensor when the first half begins."""
-    groups, alive, start = [], [], Group.__init__
+    """Neither the group nor the error holds a tensor when what is not used any more is given back."""
+    groups, alive, start, free = [], [], Group.__init__, devices.free_memory
 
     def note(self, *args):
-        alive.append([group().replicas for group in groups if group() is not None])
         groups.append(weakref.ref(self))
         start(self, *args)
 
+    def count():
+        free()
+        alive.append([group().replicas for group in groups if group() is not None])
+
     monkeypatch.setattr(Group, "__init__", note)
-    monkeypatch.setattr(Group, "backward", small_device(4, 2))
+    monkeypatch.setattr(devices, "free_memory", count)
+    monkeypatch.setattr(Group, "backward", small_device(2, 2))
     lab.compute(RUNS, store, "cpu")
-    assert alive[:2] == [[], []] and len(alive) == 3
+    assert alive == [[], [], []] and len(groups) == 7
 
 
 def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed, monkeypatch):
     """Also if there is room for the whole group by then."""
-    backward, steps = Group.backward, set()
+    steps = set()
     for at in (5, 14, 27, 60):
         store = helpers.store(tmp_path / str(at))
         monkeypatch.setattr(Group, "backward", small_device(4))
@@ -462,7 +470,7 @@ def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed
             assert stopped.summary.trained == watcher.trainings == 7 - left
         members = sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values())
         steps.add(tuple(members))
-        monkeypatch.setattr(Group, "backward", backward)
+        monkeypatch.setattr(Group, "backward", BACKWARD)
         again = Counter()
         lab.compute(RUNS, store, "cpu", watcher=again)
         assert (again.begun, again.trainings) == ([(7, 7 - left, 0, epochs)], left) and again.epochs == epochs
@@ -501,27 +509,27 @@ def die_in_a_half(root, log, steps):
     lab.compute(RUNS, Store(root), "cpu", checkpoint_seconds=1000)
 
 
-def test_killed_after_a_real_checkpoint_of_a_half(store, undisturbed, monkeypatch):
-    """The half says what it came from after it went on, too."""
+@pytest.mark.parametrize(("fits", "first"), [(4, [4, 3]), (2, [2, 2, 3])], ids=["of a half", "of a quarter"])
+def test_killed_after_a_real_checkpoint(fits, first, store, undisturbed, monkeypatch):
+    """The part says what it came from after it went on, too, and what it is half of is not tried again."""
     write = trainer._Group._checkpoint
-    backward = Group.backward
 
     def killed(self):
         write(self)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Group, "backward", small_device(4))
+        patch.setattr(Group, "backward", small_device(fits))
         patch.setattr(trainer._Group, "_checkpoint", killed)
         lab.compute(RUNS, store, "cpu", checkpoint_seconds=0)
-    iterations = sorted(checkpoint.iteration for checkpoint in store.checkpoints().values())
-    assert iterations[0] == 0 < iterations[1]
+    done = max(checkpoint.iteration for checkpoint in store.checkpoints().values())
+    assert sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values()) == sorted(first) and done
     steps = []
-    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or backward(self, *args))
+    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or BACKWARD(self, *args))
     lab.compute(RUNS, store, "cpu")
-    assert sorted(steps) == [3] * 8 + [4] * (8 - iterations[1])
+    assert sorted(steps) == sorted([fits] * (8 - done) + [size for size in first[1:] for _ in range(8)])
     assert helpers.bits(store.root) == undisturbed
-    assert provenance(store, "replicas", "halved_from") == [(4, 7)] * 4 + [(3, 7)] * 3
+    assert provenance(store, "replicas", "halved_from") == [(size, 7) for size in first for _ in range(size)]
 
 
 def test_a_single_training_that_does_not_fit(store, undisturbed, monkeypatch):
@@ -555,8 +563,8 @@ def test_a_group_with_a_checkpoint_is_not_halved(same_process, store, undisturbe
     assert len(checkpoint.members) == 7 and checkpoint.iteration > 0 and before == [name] * (not same_process)
     path = Path(str(error.value).rpartition("by removing ")[2])
     assert path.exists()
-    steps, backward = [], Group.backward
-    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or backward(self, *args))
+    steps = []
+    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or BACKWARD(self, *args))
     lab.compute(RUNS, store, "cpu")
     assert steps == [7] * (8 - checkpoint.iteration)
     assert helpers.bits(store.root) == undisturbed
