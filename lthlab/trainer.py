@@ -288,8 +288,8 @@ class _Group:
         where = f"the memory of {device} ({devices.memory(device) / 1e9:.1f} GB)"
         if self.saved:
             raise InputError(
-                f"{size} trainings ({what}) do not fit into {where}, though they began together. Their checkpoint is "
-                "kept: make room on the device and give the same command again, or have them begin anew by removing "
+                f"a group of {size} ({what}) does not fit into {where} any more; its checkpoint is kept. Make room on "
+                "the device and give the same command again, or have the group begin anew by removing "
                 f"{self.store.root / '.work' / self.name}.checkpoint"
             )
         if size == 1:
@@ -300,7 +300,7 @@ class _Group:
         self.halved_from = self.halved_from or size
         halves = [list(self.members[: -(size // 2)]), list(self.members[-(size // 2) :])]
         parts = " and ".join(str(len(half)) for half in halves)
-        log.warning("%d trainings (%s) do not fit into %s; they train as %s instead", size, what, where, parts)
+        log.warning("a group of %d (%s) does not fit into %s; it trains as %s instead", size, what, where, parts)
         halves = [half for half in halves if any(train in wanted for train in half)]
         for half in halves:
             self._write(self.trainer.outlook.group(half, self.span), half, {}, {}, self.span[0])

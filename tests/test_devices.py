@@ -407,11 +407,11 @@ def test_a_group_that_does_not_fit_is_halved(at, store, undisturbed, monkeypatch
         (2, 0, 7), (2, 1, 7), (2, 0, 7), (2, 1, 7), (2, 0, 7), (2, 1, 7), (1, 0, 7),
     ]  # fmt: skip
     what = (
-        r"trainings \(lenet_300_100 on digits, batch size 64, fp32\) do not fit into the memory of cpu \(\d+\.\d GB\)"
+        r"trainings \(lenet_300_100 on digits, batch size 64, fp32\) does not fit into the memory of cpu \(\d+\.\d GB\)"
     )
     said = [record.getMessage() for record in caplog.records]
     for text, (size, halves) in zip(said, [(7, "4 and 3"), (4, "2 and 2"), (3, "2 and 1")], strict=True):
-        assert re.fullmatch(rf"{size} {what}; they train as {halves} instead", text)
+        assert re.fullmatch(rf"a group of {size} {what}; it trains as {halves} instead", text)
     assert watcher.begun[0] == watcher.begun[1] == (7, 0, 0, 14) and len(watcher.begun) == 4
     assert store.checkpoints() == {} and list((store.root / ".work").iterdir()) == []
 
@@ -557,7 +557,7 @@ def test_a_group_with_a_checkpoint_is_not_halved(same_process, store, undisturbe
                 lab.compute(RUNS, store, "cpu", watcher=Counter(15))
         patch.setattr(Group, "backward", small_device(4, 5 if same_process else 0))
         before = list(store.checkpoints())
-        with pytest.raises(InputError, match="7 trainings .* do not fit .*, though they began together") as error:
+        with pytest.raises(InputError, match="a group of 7 .* does not fit .* any more; its") as error:
             lab.compute(RUNS, store, "cpu", checkpoint_seconds=seconds)
     ((name, checkpoint),) = store.checkpoints().items()
     assert len(checkpoint.members) == 7 and checkpoint.iteration > 0 and before == [name] * (not same_process)
