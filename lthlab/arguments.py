@@ -90,7 +90,8 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
         folder.complete = _FOLDERS  # type: ignore[attr-defined]
     for made in (ahead, run, compute):
-        device = made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+        text = "auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share each training (default: auto)"
+        device = made.add_argument("--device", default="auto", help=text)
         device.complete = _DEVICES  # type: ignore[attr-defined]
     for made in (run, compute):
         text = "stop in time with everything saved, as 30s, 9min or 2h"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets, replicas
-from lthlab.parts import Data, InputError, Net, nearest
+from lthlab.parts import Data, InputError, Net, device_names, nearest
 from lthlab.values import Narrow, Train
 
 ALLOCATOR = "LTHLAB_ALLOCATOR"
@@ -48,6 +48,11 @@ def device_named(name: str) -> torch.device:
     if name not in allowed:
         raise InputError(f"device '{name}' is not here; {nearest(name, allowed)}")
     return torch.device(name)
+
+
+def devices_named(names: str) -> list[torch.device]:
+    """Find a device, or several that share each training; see `lthlab.parts.device_names`, which raises too."""
+    return [device_named(name) for name in (device_names(names) if "," in names else [names])]
 
 
 # --- arithmetic -----------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import os
-import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import DATASETS, DEVICES, Count, Data, InputError, Net, Positive, nearest
+from lthlab.parts import DATASETS, Count, Data, Net, Positive, device_names
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -273,18 +272,19 @@ def device_name(device: str) -> str:
     InputError
         If no device has such a name.
     """
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device, re.ASCII)
-    if match is None:
-        raise InputError(f"device '{device}' is not known; {nearest(device, DEVICES)}")
     models = []
     if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         for path in sorted(_GPUS.glob("*/information")):
             fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
             models.append(fields.get("Model", "").strip())
-    if device == "auto":
-        return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
-    number = int(match[1] or 0)
-    return models[number] if device != "cpu" and number < len(models) else device
+
+    def model(name: str) -> str:
+        if name == "auto":
+            return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
+        number = int(name.partition(":")[2] or 0)
+        return models[number] if name != "cpu" and number < len(models) else name
+
+    return ",".join(map(model, device_names(device)))
 
 
 # --- a configuration ------------------------------------------------------------------------------------------
@@ -317,7 +317,7 @@ def _work(
         return depths[train], plan.shape_of(train), own[train]
 
     def limit(train: Train) -> int:
-        return _shape(train).capacity(rates.device == "cpu")
+        return 1 if "," in rates.device else _shape(train).capacity(rates.device == "cpu")
 
     seconds, guessed = 0.0, False
     for group in plan.groups(own, kind, dict.fromkeys(own, ""), limit):
@@ -493,7 +493,7 @@ class _Rates:
         return self._known[shape, replicas]
 
     def _guess(self, shape: _Shape) -> float:
-        return shape.guess(self.device == "cpu")
+        return shape.guess(self.device.startswith("cpu"))
 
     def _measured(self, shape: _Shape, replicas: int) -> float:
         past = self._past[shape]

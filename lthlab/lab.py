@@ -4,11 +4,12 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
-from lthlab import devices, plan, studies, tickets
+from lthlab import devices, parallel, plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.parts import InputError
 from lthlab.runs import Outlook, Run, epochs, origins
@@ -83,7 +84,8 @@ def compute(
     store : Store
         Where results are and go.
     device : str, optional
-        'auto', 'cpu', 'cuda' or 'cuda:1'.
+        'auto', 'cpu', 'cuda' or 'cuda:1'; or several with commas, as 'cuda:0,cuda:1', which then share each training
+        (see `lthlab.parallel`): for networks that one GPU takes long for.
     checkpoint_seconds : float, optional
         Time between checkpoints of a group in training.
     watcher : Watcher, optional
@@ -99,19 +101,22 @@ def compute(
     Raises
     ------
     InputError
-        Before anything is computed, if this version cannot compute a value, there is no such device, or it is too
-        late in this process to be deterministic (see `lthlab.devices.settings`). Later, if a single training does not
-        fit into the device's memory, or a group does not that has trained already; nothing is lost.
+        Before anything is computed, if this version cannot compute a value, there is no such device, devices cannot
+        share a training, or it is too late in this process to be deterministic (see `lthlab.devices.settings`). Later,
+        if a single training does not fit into the device's memory, or a group does not that has trained already;
+        nothing is lost.
+    ProcessEnded
+        If one of the processes of several devices has ended; the same call goes on from the last checkpoint.
     StoreError
         If the store cannot be written.
     Stopped
         If the watcher asked to stop. What was trained is in a checkpoint, and the same call goes on from there.
     """
     asked = list(asked)
-    place = devices.device_named(device)
-    with devices.settings(place, _deterministic(deterministic)):
-        _prepare(asked, store)
-        return _compute(asked, store, place, checkpoint_seconds, watcher)
+    places = devices.devices_named(device)
+    with devices.settings(places[0], _deterministic(deterministic)):
+        _prepare(asked, store, places)
+        return _compute(asked, store, places, checkpoint_seconds, watcher)
 
 
 def compute_study(
@@ -143,11 +148,11 @@ def compute_study(
     labelled = tickets.expand(config)
     everything = [item.value for item in labelled]
     asked = [item.value for item in studies.select(labelled, configuration)]
-    place = devices.device_named(device)
-    with devices.settings(place, _deterministic(deterministic)):
-        _prepare(everything, store)
+    places = devices.devices_named(device)
+    with devices.settings(places[0], _deterministic(deterministic)):
+        _prepare(everything, store, places)
         studies.note(config, labelled, store)
-        return _compute(asked, store, place, checkpoint_seconds, watcher, everything)
+        return _compute(asked, store, places, checkpoint_seconds, watcher, everything)
 
 
 def _deterministic(asked: bool | None) -> bool:
@@ -160,27 +165,29 @@ def _deterministic(asked: bool | None) -> bool:
 def _compute(
     asked: list[Value],
     store: Store,
-    place: torch.device,
+    places: Sequence[torch.device],
     seconds: float,
     watcher: Watcher | None,
     study: Sequence[Value] = (),
 ) -> Summary:
     began = time.monotonic()
-    for _ in range(1000):
-        look = Outlook(asked, store, study)
-        try:
-            return _Computation(asked, look, place, seconds, watcher, began).run()
-        except Damaged as damage:
-            log.warning("%s: computed again", damage)
-            _drop(store, damage)
+    with parallel.Team(places) if len(places) > 1 else nullcontext() as team:
+        for _ in range(1000):
+            look = Outlook(asked, store, study)
+            try:
+                return _Computation(asked, look, places[0], seconds, watcher, began, team).run()
+            except Damaged as damage:
+                log.warning("%s: computed again", damage)
+                _drop(store, damage)
     raise RuntimeError("results are damaged as fast as they are computed")
 
 
-def _prepare(asked: Iterable[Value], store: Store) -> None:
+def _prepare(asked: Iterable[Value], store: Store, places: Sequence[torch.device]) -> None:
     """Refuse what cannot be computed or stored, then store the descriptions of everything."""
     everything = ancestors(asked)
     plan.refuse_unsupported(everything)
     refuse_impossible(everything)
+    parallel.refuse((value for value in everything if isinstance(value, Train)), places)
     store.check_writable()
     for value in everything:
         store.describe(canonical(value.form()))
@@ -212,10 +219,11 @@ class _Computation:
         seconds: float,
         watcher: Watcher | None,
         began: float,
+        team: parallel.Team | None = None,
     ) -> None:
         self.store, self.outlook, self.values, self.needs = look.store, look, look.values, look.needs
         self.device, self.watcher, self.began = device, watcher, began
-        self.trainer = Trainer(self.store, device, look, seconds, watcher)
+        self.trainer = Trainer(self.store, device, look, seconds, watcher, team)
         self.depths = plan.depths(self.values)
         self.families = plan.families(self.values)
         uses = [value for value in asked if isinstance(value, Train)]
@@ -331,7 +339,7 @@ class _Computation:
             return plan.shape_of(train), look.span(train) if alone else self.needs[train].until
 
         def limit(train: Train) -> int:
-            return devices.capacity(train, self.device)
+            return devices.capacity(train, self.device) if self.trainer.team is None else 1
 
         return plan.groups(candidates, kind, self.families, limit)
 

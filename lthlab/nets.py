@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lthlab import sizes
 from lthlab.draws import Stream
 from lthlab.parts import DATASETS, NETS, Data, Net
-from lthlab.values import Narrow
+from lthlab.values import Narrow, plain
 
 Weights = dict[str, Tensor]
 
@@ -37,6 +37,28 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
+class _BatchedLinear(torch.autograd.Function):
+    """Products of batches [replica, batch, in] and weights [replica, out, in], plus biases [replica, out].
+
+    A single replica is computed alike, so that it has the bits that it has among others. Gradients of weights come
+    out in the order of the weights, where autograd of a batched product would have them transposed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return to_x, torch.bmm(gradient.transpose(1, 2), x), gradient.sum(1)
+
+
 class Linear(Layer):
     """Linear layer; [batch, in] to [batch, out], or [replica, batch, in] to [replica, batch, out].
 
@@ -56,12 +78,13 @@ class Linear(Layer):
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.replicas == 1:
-            return F.linear(x, self.weight, self.bias)
-        weight: Tensor = self.weight
+        alone, ordinary = self.replicas == 1, x.dim() == 2
+        weight: Tensor = self.weight[None] if alone else self.weight
+        bias = self.bias[None] if alone else self.bias
         if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
-        return torch.baddbmm(self.bias[:, None], x, weight.transpose(1, 2))
+        out = _BatchedLinear.apply(x[None] if ordinary else x, weight, bias)
+        return out[0] if ordinary else out
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
@@ -109,8 +132,34 @@ class Conv2d(Layer):
         return {"weight": weight.float().view(self.shape)}
 
 
+Normalise = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Normalises a batch in training: images, running mean and variance, which it updates, weight and bias."""
+
+
+def whole_batch(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise by the mean and variance of all images."""
+    return F.batch_norm(x, mean, var, weight, bias, training=True)
+
+
+def in_parts(number: int) -> Normalise:
+    """Normalise each of `number` parts of a batch by its own mean and variance; the first gives running statistics."""
+
+    def normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        first, *others = x.tensor_split(number)
+        rest = [F.batch_norm(part, None, None, weight, bias, training=True) for part in others]
+        return torch.cat([whole_batch(first, mean, var, weight, bias), *rest])
+
+    return normalise
+
+
 class BatchNorm2d(Layer):
-    """Batch normalisation of each replica's channels; arithmetic and state as in PyTorch."""
+    """Batch normalisation of each replica's channels; arithmetic and state as in PyTorch.
+
+    Attributes
+    ----------
+    normalise : callable
+        What is done in training, such as `whole_batch`.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -119,6 +168,7 @@ class BatchNorm2d(Layer):
     def __init__(self, replicas: int, channels: int) -> None:
         super().__init__(replicas)
         self.channels = channels
+        self.normalise: Normalise = whole_batch
         self.weight, self.bias = self._parameter(channels), self._parameter(channels)
         shape = (channels,) if replicas == 1 else (replicas, channels)
         self.register_buffer("running_mean", torch.zeros(shape))
@@ -126,12 +176,13 @@ class BatchNorm2d(Layer):
         self.register_buffer("num_batches_tracked", torch.zeros(shape[:-1], dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.num_batches_tracked += 1
         mean, var, weight, bias = (
             item.flatten() for item in (self.running_mean, self.running_var, self.weight, self.bias)
         )
-        return F.batch_norm(x, mean, var, weight, bias, training=self.training)
+        if not self.training:
+            return F.batch_norm(x, mean, var, weight, bias)
+        self.num_batches_tracked += 1
+        return self.normalise(x, mean, var, weight, bias)
 
     def draw(self, stream: Stream) -> Weights:
         return {
@@ -174,6 +225,12 @@ class Network(nn.Module):
         norms = ((name, layer) for name, layer in self.layers() if isinstance(layer, BatchNorm2d))
         return state | {f"{n}.{key}": value for n, layer in norms for key, value in layer.fresh_statistics().items()}
 
+    def normalise_by(self, normalise: Normalise) -> None:
+        """Choose what BatchNorm does in training."""
+        for _, layer in self.layers():
+            if isinstance(layer, BatchNorm2d):
+                layer.normalise = normalise
+
     def load(self, states: list[Weights]) -> None:
         """Fill the replicas with states of ordinary shapes."""
         own = self.state_dict()
@@ -183,7 +240,8 @@ class Network(nn.Module):
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, with ordinary names and shapes."""
         own = self.state_dict().items()
-        return {name: (tensor if self.replicas == 1 else tensor[replica]).detach().clone() for name, tensor in own}
+        one = ((name, tensor if self.replicas == 1 else tensor[replica]) for name, tensor in own)
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in one}
 
 
 class LeNet(Network):
@@ -297,6 +355,11 @@ def register(name: str, builder: Builder) -> None:
     _BUILDERS[name] = builder
 
 
+def module_of(name: str) -> str | None:
+    """Name the module whose builder was registered for a network; None for the networks of this package."""
+    return _BUILDERS[name].__module__ if name in _BUILDERS else None
+
+
 def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | torch.device = "cpu") -> Network:
     """Build a network with all parameters zero.
 
@@ -375,11 +438,16 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
     InputError
         If the policy is not known, or is one of ResNets and the network is none.
     """
-    without = sizes.left_out(net.net if isinstance(net, Narrow) else net, policy)
+    without = sizes.left_out(plain(net), policy)
     layers = ((name, layer) for name, layer in build(net, data).layers() if not isinstance(layer, BatchNorm2d))
     return {
         f"{name}.weight": layer.get_parameter("weight").shape for name, layer in layers if layer.role not in without
     }
+
+
+def convolutional(network: Network) -> bool:
+    """Tell whether a network has convolutions."""
+    return any(isinstance(layer, Conv2d) for _, layer in network.layers())
 
 
 def decayed(network: Network, on: str) -> set[str]:

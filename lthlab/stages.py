@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from lthlab import estimates, jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
-from lthlab.parts import DEVICES, InputError, nearest
+from lthlab.parts import InputError, device_names, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store, StoreError
@@ -288,8 +287,10 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
     problems += [
         f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names
     ]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
+    try:
+        device_names(settings.device)
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
 

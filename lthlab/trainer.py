@@ -17,6 +17,7 @@ from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
 from lthlab.nets import Weights
+from lthlab.parallel import Team
 from lthlab.parts import Data, InputError
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
@@ -61,12 +62,20 @@ class Trainer:
         Time between checkpoints.
     watcher : Watcher or None
         Told of the progress.
+    team : Team, optional
+        Processes that share the steps of every training that is not in a group.
     """
 
     def __init__(
-        self, store: Store, device: torch.device, outlook: Outlook, seconds: float, watcher: Watcher | None
+        self,
+        store: Store,
+        device: torch.device,
+        outlook: Outlook,
+        seconds: float,
+        watcher: Watcher | None,
+        team: Team | None = None,
     ) -> None:
-        self.store, self.device, self.outlook = store, device, outlook
+        self.store, self.device, self.outlook, self.team = store, device, outlook, team
         self.seconds, self.watcher = seconds, watcher
         self._datasets: dict[Data, data.Dataset] = {}
         self._masks: dict[str, Mask | None] = {}
@@ -159,6 +168,8 @@ class _Group:
         self.before = {train: Run(train, trainer.store) for train in members}
         self.began = self.signed = self.noted = time.monotonic()
         self.spent = 0.0
+        self.team = trainer.team if len(members) == 1 else None
+        self.devices = [trainer.device] if self.team is None else self.team.devices
         self.first = span[0]
         self.saved = False
         self.halved_from: int | None = None
@@ -177,7 +188,8 @@ class _Group:
             states = as_tensors(carried[0]) if carried else self.trainer.initial(train)
             carry = as_tensors(carried[1]) if carried else None
             jobs.append(Job(train, states, self.trainer.mask(train.mask), self._keep(train), carry))
-        return Training(jobs, self.trainer.dataset(jobs[0].train.data), self.trainer.device, self.span[0])
+        dataset = self.trainer.dataset(jobs[0].train.data)
+        return Training(jobs, dataset, self.trainer.device, self.span[0], team=self.team)
 
     def _saved(self) -> Training | None:
         """Go on from the checkpoint; one that is damaged is named and the group trained from the start."""
@@ -192,7 +204,7 @@ class _Group:
                 self.spent, self.saved = plain["seconds"], True
                 jobs = [Job(t, {}, self.trainer.mask(t.mask), self._keep(t)) for t in self.members]
                 dataset = self.trainer.dataset(jobs[0].train.data)
-                return Training.restore(jobs, dataset, tensors, plain, self.trainer.device)
+                return Training.restore(jobs, dataset, tensors, plain, self.trainer.device, team=self.team)
             reason = f"checkpoint {self.name} has format {plain['format']}, this version reads {CHECKPOINT}"
         except Damaged as damage:
             reason = str(damage)
@@ -343,14 +355,16 @@ class _Group:
         if self.halved_from is not None:
             form["halved_from"] = self.halved_from
         device = self.trainer.device
-        files |= origin(device=str(device), deterministic=devices.repeats(device), seconds=self.seconds, **form)
+        files |= origin(
+            device=",".join(map(str, self.devices)), deterministic=devices.repeats(device), seconds=self.seconds, **form
+        )
         self.store.commit(train.key, len(before.parts), files, record)
         return sum(map(len, files.values()))
 
     def time(self, size: float) -> None:
         """Note how long this process took, for forecasts."""
-        device, group = self.trainer.device, self.training.group
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        group = self.training.group
+        name = ",".join(torch.cuda.get_device_name(d) if d.type == "cuda" else str(d) for d in self.devices)
         seconds = time.monotonic() - self.began
         run = {"device": name, "threads": torch.get_num_threads(), "form": group.form, "bytes": round(size)}
         steps = self.training.iteration - self.first

@@ -202,6 +202,15 @@ def test_hours_on_a_gpu_are_those_of_larger_groups(store):
         assert find.hours * 3600 == pytest.approx(4 / 10 * (5.0 if device == "cuda" else 3.0))
 
 
+def test_devices_that_share_each_training_have_no_groups(store):
+    assert rate(store, 1, device="cpu,cpu") == rate(store, 1, device="cpu") != rate(store, 1, device="cuda:0,cuda:1")
+    config = spec.parse(STUDY.replace("lr: [0.05, 0.1]", "lr: 0.1"))
+    for seconds, replicas, device in ((1.0, 1, "cpu"), (3.0, 1, "cpu,cpu"), (1.0, 2, "cpu,cpu")):
+        note(store, seconds, replicas, device=device)
+    find = forecast(config, store, "cpu,cpu").configurations[0]
+    assert not find.guessed and find.hours * 3600 == pytest.approx(find.left * 4 * 3.0 / 10)
+
+
 def test_the_latest_groups_of_the_nearest_size_count(store):
     for seconds in [*[100.0] * 20, *[2.0] * 4, 4.0, *[6.0] * 4]:
         note(store, seconds, 8)
@@ -316,6 +325,7 @@ def test_names_of_devices(tmp_path, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.11.0+cpu"})
     assert device_name("auto") == "cpu"
+    assert [device_name(names) for names in ("cuda:1,cuda:0", "cpu,cpu")] == ["NVIDIA L4,NVIDIA H200", "cpu,cpu"]
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.11.0"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device_name("auto") == "cpu"

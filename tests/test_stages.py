@@ -114,7 +114,7 @@ def test_missing_notebooks_are_named_before_anything_begins(folder):
         planned(folder / "none")
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:", "cpu:0", "cuda:0; import os"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cpu:0", "cuda:0; import os", "cuda:0,", "cpu,gpu"])
 def test_devices_that_there_are_nowhere(folder, device):
     with pytest.raises(InputError, match="device '.*' is not known; allowed: auto, cpu, cuda"):
         planned(folder, device=device)
