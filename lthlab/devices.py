@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets, replicas
+from lthlab.lanes import MOMENTS
 from lthlab.parts import Data, InputError, Net, device_names, nearest
 from lthlab.values import Narrow, Train
 
@@ -218,14 +219,15 @@ def fitting(train: Train, total: int) -> int:
     """Largest group that fits into the memory of a GPU: a power of two, at most 32, and one where none fits.
 
     A group may fill 80 % of the memory, so that the driver, a desktop and fragments have the rest. Counted are, in all,
-    1 GiB for CUDA itself, the images as bytes, and held-out images as numbers. For each replica:
+    1 GiB for CUDA itself, and all images as numbers. For each replica:
 
     - what a forward pass saves for its backward pass, counted exactly on torch's `meta` device, and three times the
       largest tensor of it for gradients on their way; once more for the smaller batch at the end of an epoch, if there
       is one, since the memory of a captured step is not shared;
     - three such tensors of 1000 images, for evaluation;
     - a quarter on top of these: the allocator rounds blocks up by as much as 2 MB, and convolutions need workspace;
-    - weights, gradients and moments of the optimizer, and 32 MiB of workspace for the matrix library of its stream.
+    - weights, and as much for each of: gradients, once more as they are computed, moments of the optimizer, decay, and
+      scratch; and 32 MiB of workspace for the matrix library of its stream.
 
     With bf16, what is saved is half of that in fp32; weights stay fp32, and there is a copy of them in bf16.
 
@@ -238,7 +240,7 @@ def fitting(train: Train, total: int) -> int:
     """
     pixels, facts = math.prod(train.data.facts.shape), train.data.facts
     width = _WIDTHS[train.recipe.precision]
-    shared = _CONTEXT + facts.train * pixels + (facts.test + train.data.val_size) * pixels * max(width, 4)
+    shared = _CONTEXT + (facts.train + facts.test) * pixels * max(width, 4)
     number = max(1, int((_SHARE * total - shared) / _replica(train)))
     return min(_LARGEST, 1 << number.bit_length() - 1)
 
@@ -249,7 +251,7 @@ def _replica(train: Train) -> float:
     passes = [_saved(train.net, train.data, batch) for batch in {min(size, images), images % size} - {0}]
     image = _saved(train.net, train.data, 1)
     numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * _EVALUATED * image.largest
-    copies = 2 + {"sgd": 1, "adam": 2}[train.recipe.optimizer]
+    copies = 5 + MOMENTS[train.recipe.optimizer]
     return _SLACK * width * numbers + image.weights * (copies * max(width, 4) + width * (width < 4)) + _STREAM
 
 
