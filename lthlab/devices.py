@@ -22,6 +22,7 @@ ALLOCATOR = "LTHLAB_ALLOCATOR"
 """Variable of the environment; 'system' leaves the allocator of the CPU's memory as it is."""
 
 _CUBLAS, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # what cuBLAS needs to repeat its bits
+_QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"  # streams that a GPU can tell apart, read when CUDA starts; 8 by default
 _OWN_CHOICE = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from malloc.h
@@ -68,8 +69,8 @@ def settings(device: torch.device, deterministic: bool = False) -> Iterator[None
     is an error, as it is where `torch.use_deterministic_algorithms` was switched on before. On a CPU bits repeat in
     any case, and the allocator keeps large blocks (see `allocator`).
 
-    Two things last for the rest of the process: what the allocator was told, and the variable
-    CUBLAS_WORKSPACE_CONFIG, which the matrix library reads when it starts.
+    What lasts for the rest of the process: what the allocator was told, and the variables CUBLAS_WORKSPACE_CONFIG and
+    CUDA_DEVICE_MAX_CONNECTIONS (unless it is set), which CUDA and its libraries read when they start.
 
     Parameters
     ----------
@@ -93,6 +94,7 @@ def settings(device: torch.device, deterministic: bool = False) -> Iterator[None
         deterministic = False
     else:
         chosen.append((backends.cudnn, "benchmark", not deterministic))
+        os.environ.setdefault(*_QUEUES)
     if deterministic:
         _repeat_products()
         chosen += [(backends.cudnn, "deterministic", True)]

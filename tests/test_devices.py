@@ -121,6 +121,17 @@ def test_settings_are_restored_after_an_error_too():
     assert (arithmetic(), flags()) == before
 
 
+def test_a_gpu_tells_the_streams_of_a_whole_group_apart(monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "4")
+    with devices.settings(GPU):
+        assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "4"
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    with devices.settings(CPU):
+        assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
+    with devices.settings(GPU):
+        assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
+
+
 def test_deterministic(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     before = flags()
