@@ -118,7 +118,7 @@ def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tupl
 
 def _mask(value: Value, store: Store) -> Derived:
     found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
-    layers = {name: int(kept.sum()) for name, kept in found.items()}
+    layers = {name: int(kept.count_nonzero()) for name, kept in found.items()}
     record = {
         "kind": "mask",
         "kept": sum(layers.values()),

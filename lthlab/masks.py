@@ -1,6 +1,10 @@
 """Masks: which weights of a network survive, from magnitudes by exact counts or by permutation."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +17,10 @@ from lthlab.parts import nearest
 Mask = dict[str, torch.Tensor]
 """A bool tensor for every prunable weight tensor, in network order; True = kept."""
 
-_FEW = 1 << 18  # up to here, counting 65,536 bins takes longer than selecting
+_PIECE = 1 << 15  # weights at a time on a CPU: they stay in the cache, and torch starts no threads for them
+_BITS = 11  # of a rank, counted a pass
+_FEW = 32  # pieces that no thread is worth
+_THREADS = 4  # more would wait for Python's lock
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -190,53 +197,104 @@ def _prune(
     for name, weight in weights.items():
         if weight.dtype not in _INTEGERS:
             raise TypeError(f"weights of layer {name!r} are {weight.dtype}: allowed are float32 and float64")
-        if weight.isnan().any():
-            raise ValueError(f"weights of layer {name!r} hold NaN, which has no rank")
+    _refuse_nan(weights)
     mask: Mask = {}
     for place, names, count in groups:
         layers = {name: weights[name] for name in names}
-        gone = 0 if previous is None else sum(pruned_per_layer({n: previous[n] for n in names}).values())
+        alive = None if previous is None else _pieces(previous[name].to(weights[name].device) for name in names)
+        gone = sum(len(piece) - int(piece.count_nonzero()) for piece in alive or ())
         if not gone <= count <= _size(layers):
             already = f" ({gone} are pruned already)" if gone else ""
             raise ValueError(f"to prune in {place}: {count}; allowed is {gone} … {_size(layers)}{already}")
-        ranks = _ranks(_flat(layers))
-        if previous is not None:
-            ranks.masked_fill_(~_flat({n: previous[n] for n in names}).to(ranks.device), 0)
-        mask |= _like(~_smallest(ranks, count), layers)
+        mask |= _like(_without_smallest(_pieces(layers.values()), alive, count - gone), layers)
     return mask
 
 
-def _ranks(weights: torch.Tensor) -> torch.Tensor:
-    """Map magnitudes to integers above 0 of the same order: the bits of a float that is not negative."""
-    integer = _INTEGERS[weights.dtype]
-    return weights.view(integer).bitwise_and(torch.iinfo(integer).max).add_(1)
+def _refuse_nan(weights: Mapping[str, torch.Tensor]) -> None:
+    largest = [piece.amax() for piece in _pieces(weights.values()) if len(piece)]
+    if largest and torch.stack(largest).isnan().any():
+        name = next(name for name, weight in weights.items() if weight.isnan().any())
+        raise ValueError(f"weights of layer {name!r} hold NaN, which has no rank")
 
 
-def _smallest(ranks: torch.Tensor, count: int) -> torch.Tensor:
-    """Mark the `count` smallest of integers [n] that are not negative; ties go by position."""
-    if count == 0:
-        return torch.zeros_like(ranks, dtype=torch.bool)
-    last = int(ranks.kthvalue(count).values) if len(ranks) <= _FEW else _radix(ranks, count)
-    chosen, ties = ranks < last, ranks == last
-    left = count - int(chosen.count_nonzero())
-    if left < int(ties.count_nonzero()):
-        ties &= ties.cumsum(0) <= left
-    return chosen | ties
+def _pieces(layers: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Flatten `layers` of one type, in order, cut into what suits the device: a GPU has them all in one."""
+    flat = [layer.detach().flatten() for layer in layers]
+    if any(layer.device.type != "cpu" for layer in flat):
+        return [torch.cat(flat)]
+    return [piece for layer in flat for piece in layer.split(_PIECE)]
 
 
-def _radix(ranks: torch.Tensor, count: int) -> int:
-    """Find the rank of the last of the `count` smallest, 16 bits a pass.
+@torch.inference_mode(False)  # it is a thread's own, and what is made in it cannot be written in another thread
+def _without_smallest(weights: list[torch.Tensor], alive: list[torch.Tensor] | None, count: int) -> torch.Tensor:
+    """Mark [n] all of `weights`, or of those `alive`, except the `count` smallest; ties go by position.
 
-    Unlike partition and sort, its time does not depend on how many weights are equal, as zeros are.
+    The rank of the last one that goes is found by counting, 11 bits a pass. Unlike partition and sort, its
+    time does not depend on how many weights are equal, as zeros are.
     """
+    dtype = functools.reduce(torch.promote_types, {piece.dtype for piece in weights})
+    bits = [piece.to(dtype).view(_INTEGERS[dtype]) for piece in weights]
+    known = [None] * len(bits) if alive is None else alive
     last, left = 0, count
-    for shift in range(torch.iinfo(ranks.dtype).bits - 16, -1, -16):
-        digits = (ranks >> shift).sub_(last >> shift).clamp_(-1, 1 << 16).add_(1)
-        below = torch.bincount(digits, minlength=(1 << 16) + 2)[1:].cumsum(0)
-        digit = int(torch.searchsorted(below, left))
+    for top in range(torch.iinfo(_INTEGERS[dtype]).bits - 1, 0, -_BITS):
+        shift = max(top - _BITS, 0)
+        counts = _each(functools.partial(_count, last=last, shift=shift), bits, known)
+        total = functools.reduce(torch.add, counts)
+        below = total.cumsum(0)
+        found = torch.searchsorted(below, left)
+        digit, before = torch.stack([found, below[found] - total[found]]).tolist()
         last |= digit << shift
-        left -= int(below[digit - 1]) if digit else 0
-    return last
+        left -= before
+    ties = torch.stack([bins[digit] for bins in counts])
+    going = left - ties.cumsum(0) + ties  # those of a piece and of the pieces after it
+    marked = torch.empty(sum(map(len, bits)), dtype=torch.bool, device=bits[0].device)
+    parts = marked.split([len(piece) for piece in bits])
+    _each(functools.partial(_mark, last=last), bits, known, parts, ties.tolist(), going.tolist())
+    return marked
+
+
+def _each(work: Callable[..., torch.Tensor], bits: list[torch.Tensor], *columns: Sequence[Any]) -> list[torch.Tensor]:
+    """Do `work` on every piece, in threads: on its ranks, which it may overwrite, and its row of `columns`.
+
+    The rank of a weight is the bits of its magnitude: those of floats that are not negative have the same order.
+    """
+    threads = min(_THREADS, torch.get_num_threads(), 1 + len(bits) // _FEW)
+    size = -(-len(bits) // threads)
+    most = torch.iinfo(bits[0].dtype).max
+
+    def share(start: int) -> list[torch.Tensor]:
+        mine = slice(start, start + size)
+        place = torch.empty_like(max(bits[mine], key=len))
+        rows = zip(bits[mine], *(column[mine] for column in columns), strict=True)
+        return [work(torch.bitwise_and(row[0], most, out=place[: len(row[0])]), *row[1:]) for row in rows]
+
+    if threads == 1:
+        return share(0)
+    with ThreadPoolExecutor(threads) as pool:
+        return list(chain.from_iterable(pool.map(share, range(0, len(bits), size))))
+
+
+def _count(ranks: torch.Tensor, alive: torch.Tensor | None, last: int, shift: int) -> torch.Tensor:
+    """Count the digits at `shift` of the ranks that are alive and agree with `last` above it."""
+    bins = 1 << _BITS
+    digits = ranks.bitwise_right_shift_(shift).bitwise_xor_(last >> shift).clamp_(max=bins)
+    if alive is not None:
+        digits.add_(~alive, alpha=bins)
+    return torch.bincount(digits, minlength=bins)[:bins]
+
+
+def _mark(
+    ranks: torch.Tensor, alive: torch.Tensor | None, marked: torch.Tensor, ties: int, going: int, last: int
+) -> torch.Tensor:
+    """Mark what is alive and above `last`, and of the `ties` at `last` those after the first `going`."""
+    above = torch.gt if going > 0 else torch.ge
+    above(ranks, last, out=marked)
+    if alive is not None:
+        marked &= alive
+    if 0 < going < ties:
+        tied = ranks == last if alive is None else (ranks == last) & alive
+        marked |= tied & (tied.cumsum(0) > going)
+    return marked
 
 
 def _shuffled(flat: torch.Tensor, stream: Stream) -> torch.Tensor:

@@ -1,3 +1,7 @@
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
@@ -10,12 +14,20 @@ from lthlab import masks
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, float("inf"), -float("inf")]
 
+WAYS = {
+    "one piece": {"_pieces": lambda layers: [torch.cat([layer.flatten() for layer in layers])]},
+    "pieces": {"_PIECE": 7},
+    "threads": {"_PIECE": 7, "_FEW": 1},
+}
 
-@pytest.fixture(params=[masks._FEW, 0], ids=["select", "count"], autouse=True, scope="module")
-def way(request):
-    """Find thresholds of small sets by selection, as usual, and by counting, as for large ones."""
+
+@contextmanager
+def counting(way):
+    """Count in one piece, as on a GPU, in pieces of 7 weights, or these in three threads."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(masks, "_FEW", request.param)
+        patch.setattr(torch, "get_num_threads", lambda: 3)
+        for name, value in WAYS[way].items():
+            patch.setattr(masks, name, value)
         yield
 
 
@@ -49,18 +61,21 @@ def counts(draw, low, high):
     return draw(st.one_of(st.sampled_from([low, high]), st.integers(low, high)))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @given(networks(), st.data())
-def test_exactly_the_asked_number_goes_the_smallest_first(weights, data):
+def test_exactly_the_asked_number_goes_the_smallest_first(way, weights, data):
     size = sum(w.numel() for w in weights.values())
     count = counts(data.draw, 0, size)
-    mask = masks.magnitude(weights, count)
+    with counting(way):
+        mask = masks.magnitude(weights, count)
     assert size - masks.kept(mask) == count
     assert np.array_equal(flatten(mask), reference(weights, count))
     assert [(n, m.shape, m.dtype) for n, m in mask.items()] == [(n, w.shape, torch.bool) for n, w in weights.items()]
 
 
+@pytest.mark.parametrize("way", WAYS)
 @given(networks(), st.data())
-def test_what_was_pruned_stays_pruned_and_counts_first(weights, data):
+def test_what_was_pruned_stays_pruned_and_counts_first(way, weights, data):
     size = sum(w.numel() for w in weights.values())
     scrambled = {
         n: data.draw(arrays.arrays(w.numpy().dtype, w.shape, elements=st.floats(-9, 9, width=32)))
@@ -69,19 +84,22 @@ def test_what_was_pruned_stays_pruned_and_counts_first(weights, data):
     first = counts(data.draw, 0, size)
     previous = masks.magnitude({n: torch.from_numpy(w) for n, w in scrambled.items()}, first)
     count = counts(data.draw, first, size)
-    mask = masks.magnitude(weights, count, previous)
+    with counting(way):
+        mask = masks.magnitude(weights, count, previous)
     assert size - masks.kept(mask) == count
     assert masks.nested(mask, previous)
     assert np.array_equal(flatten(mask), reference(weights, count, previous))
 
 
+@pytest.mark.parametrize("way", WAYS)
 @given(networks(), st.data())
-def test_layers_are_pruned_each_by_its_own_count(weights, data):
+def test_layers_are_pruned_each_by_its_own_count(way, weights, data):
     first = {n: counts(data.draw, 0, w.numel()) for n, w in weights.items()}
     previous = masks.per_layer({n: -w.flip(0) for n, w in weights.items()}, first)
     assert masks.pruned_per_layer(previous) == first
     count = {n: counts(data.draw, first[n], w.numel()) for n, w in weights.items()}
-    mask = masks.per_layer(weights, dict(reversed(count.items())), previous)
+    with counting(way):
+        mask = masks.per_layer(weights, dict(reversed(count.items())), previous)
     assert masks.pruned_per_layer(mask) == count and list(mask) == list(weights)
     assert masks.nested(mask, previous)
     for name in weights:
@@ -97,23 +115,107 @@ def test_type_and_signs_do_not_matter(weights, data):
         assert masks.hamming(masks.magnitude(same, count), mask) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("kind", ["normal", "rounded", "zeros", "equal", "close"])
-def test_many_weights_with_few_or_many_ties(dtype, kind):
+EDGES = {
+    torch.float32: [0.0, 1e-45, 1.1754942e-38, 2**-126, 1.0, 3.4028235e38, float("inf")],
+    torch.float64: [0.0, 5e-324, 2.225073858507201e-308, 2**-1022, 1.0, 1.7976931348623157e308, float("inf")],
+}
+
+
+@pytest.mark.parametrize("dtype", EDGES)
+def test_edges_of_the_range_whatever_was_pruned(dtype):
+    w = {"w": -torch.tensor(EDGES[dtype], dtype=dtype).flip(0)}
+    for alive in itertools.product([True, False], repeat=len(EDGES[dtype])):
+        previous = {"w": torch.tensor(alive)}
+        for count in range(alive.count(False), len(alive) + 1):
+            mask = masks.magnitude(w, count, previous)
+            assert np.array_equal(flatten(mask), reference(w, count, previous))
+
+
+KINDS = ["normal", "rounded", "zeros", "equal", "close"]
+
+
+def drawn(kind, size, dtype):
+    """Weights of which none, some, most, all or only the last digits are equal."""
     generator = torch.Generator().manual_seed(0)
-    w = torch.randn(100_000, dtype=dtype, generator=generator)
-    w = {
+    w = torch.randn(size, dtype=dtype, generator=generator)
+    return {
         "normal": w,
         "rounded": w.bfloat16().to(dtype),
-        "zeros": w * (torch.rand(100_000, generator=generator) < 0.2),
+        "zeros": w * (torch.rand(size, generator=generator) < 0.2),
         "equal": torch.full_like(w, -0.3),
         "close": 1 + w * 1e-4,
     }[kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_weights_with_few_or_many_ties(dtype, kind):
+    w = drawn(kind, 100_000, dtype)
     before = w.clone()
     for count in (1, 20_000, 79_999, 80_123, 99_999):
         mask = masks.magnitude({"w": w}, count)
         assert np.array_equal(mask["w"].numpy(), reference({"w": w}, count))
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(32767, 2), (32768,), (32769, 0, 3), (5, 65536, 32763), (32768, 1, 32768)])
+def test_bits_do_not_depend_on_threads(kind, sizes, monkeypatch):
+    w = drawn(kind, sum(sizes), torch.float32)
+    weights = {f"{i}": layer for i, layer in enumerate(w.split(sizes))}
+    previous = masks.magnitude(weights, sum(sizes) // 3)
+    before = {name: layer.clone() for name, layer in previous.items()}
+    monkeypatch.setattr(masks, "_FEW", 1)
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for count in (sum(sizes) // 3, sum(sizes) // 2, sum(sizes) - 1):
+            mask = masks.magnitude(weights, count, previous)
+            assert np.array_equal(flatten(mask), reference(weights, count, previous))
+    assert all(previous[name].equal(layer) for name, layer in before.items())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_of_torch_are_the_threads_that_count(threads, monkeypatch):
+    used = set()
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count):
+            used.add(count)
+            super().__init__(count)
+
+    monkeypatch.setattr(masks, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with torch.inference_mode():
+        mask = masks.magnitude({"w": drawn("normal", 2**21, torch.float32)}, 2**20)
+    assert masks.kept(mask) == 2**20 and used == ({2} if threads == 2 else set())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_a_gpu_are_those_of_the_cpu(dtype, kind):
+    sizes = (70_000, 1, 29_999, 100_000)
+    weights = {f"{i}": layer for i, layer in enumerate(drawn(kind, sum(sizes), dtype).split(sizes))}
+    there = {name: layer.cuda() for name, layer in weights.items()}
+    previous = masks.magnitude(weights, 50_000)
+    counts = {name: max(gone, len(weights[name]) // 2) for name, gone in masks.pruned_per_layer(previous).items()}
+    for old in (None, previous, {name: layer.cuda() for name, layer in previous.items()}):
+        here = None if old is None else previous
+        for count in (50_000, 123_456, 199_999):
+            mask = masks.magnitude(there, count, old)
+            assert all(layer.is_cuda for layer in mask.values())
+            assert masks.hamming({n: m.cpu() for n, m in mask.items()}, masks.magnitude(weights, count, here)) == 0
+        mask = masks.per_layer(there, counts, old)
+        assert masks.hamming({n: m.cpu() for n, m in mask.items()}, masks.per_layer(weights, counts, here)) == 0
+
+
+@pytest.mark.parametrize("place", [0, 32768, 99_999])
+@pytest.mark.parametrize("nan", [float("nan"), -float("nan")])
+def test_nan_is_found_anywhere(place, nan):
+    weights = {"a": torch.full((9,), float("inf")), "empty": torch.ones(0), "b": torch.randn(100_000)}
+    weights["b"][place] = nan
+    with pytest.raises(ValueError, match="weights of layer 'b' hold NaN, which has no rank"):
+        masks.magnitude(weights, 3)
 
 
 def test_iterative_and_one_shot_masks_keep_the_same_number():
