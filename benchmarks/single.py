@@ -1,0 +1,42 @@
+"""One replica by the engine, against a bare loop over tensors in the same process."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks import ours, plain
+from benchmarks.record import Row, machine, ratios, row
+from benchmarks.rounds import interleave
+from lthlab import devices
+from lthlab.parts import Data, Net
+
+
+def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
+    """Yield the rows of this benchmark that are chosen."""
+    rounds = 2 if quick else 9
+    for name in chosen:
+        lenet = "lenet" in name
+        batch, epochs = (64, 1 if quick else 15) if lenet else (16 if quick else 128, 1)
+        if lenet:
+            described, dataset = ours.digits()
+        else:
+            described = Data(name="synthetic_32", train_size=(1 if quick else 10) * batch)
+            dataset = ours.synthetic(described)
+        net = Net(name="lenet_300_100" if lenet else "resnet20")
+        steps = epochs * described.steps_per_epoch(batch)
+        with devices.settings(torch.device("cpu")):
+            training = ours.training(net, described, dataset, range(1), batch)
+            loop = plain.bare_loop(net, described.facts, dataset, batch)
+
+            def bare(loop: Iterator[None] = loop, steps: int = steps) -> float:
+                began = time.perf_counter()
+                for _ in range(steps):
+                    next(loop)
+                return time.perf_counter() - began
+
+            def engine(training: ours.Training = training, steps: int = steps) -> float:
+                return ours.seconds(training, steps)
+
+            measured = interleave({"bare": bare, "engine": engine}, rounds)
+        yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(torch.get_num_threads()))
