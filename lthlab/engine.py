@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthlab.data import Dataset, crop_flip, crop_flip_draws, normalise, order
+from lthlab.data import Dataset, crop_flip_draws, normalise, order
+from lthlab.lanes import PAD
 from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
-from lthlab.replicas import Group, threads
+from lthlab.replicas import Group
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
-_PAD = 4
 
 
 def learning_rate(recipe: Recipe, iteration: int, steps_per_epoch: int) -> float:
@@ -144,11 +144,9 @@ class Training:
         self.steps_per_epoch = first.steps_per_epoch
         self.iteration = first.start if start is None else start
         self.device = torch.device(device)
-        states = [job.state for job in jobs]
-        self.group = Group(first.net, first.data, states, self.recipe.precision, self.device, form)
+        trains, states = [job.train for job in jobs], [job.state for job in jobs]
+        self.group = Group(trains, states, dataset, self.device, form)
         self.progress = [Progress() for _ in jobs]
-        self.images = dataset.train_x.to(self.device)
-        self.labels = dataset.train_y.to(self.device)
         self.held_out = {
             name: (normalise(x.to(self.device), dataset, self.group.dtype), y.to(self.device))
             for name, x, y in (
@@ -157,17 +155,7 @@ class Training:
             )
             if len(y)
         }
-        self.loss_sum = torch.zeros(len(jobs), dtype=torch.float64, device=self.device)
-        self.correct_sum = torch.zeros(len(jobs), dtype=torch.int64, device=self.device)
-        self.seen = 0
-        count = {"sgd": 1, "adam": 2}[self.recipe.optimizer]
-        self.moments = [{n: torch.zeros_like(p) for n, p in self.group.parameters.items()} for _ in range(count)]
-        self.updates = 0
-        self.momentum = self._column([job.train.recipe.momentum for job in jobs])
-        self.decay = self._column([job.train.recipe.weight_decay for job in jobs])
-        decays = any(job.train.recipe.weight_decay for job in jobs)
-        self.decayed = self.group.decayed[self.recipe.decay_on] if decays else set()
-        self.pruned: Weights = {}
+        self.seen = self.updates = 0
         self._drawn_epoch = -1
         carries = [job.carry for job in jobs if job.carry is not None]
         if carries:
@@ -199,14 +187,18 @@ class Training:
         epoch = self.iteration // self.steps_per_epoch
         until = min(until, (epoch + 1) * self.steps_per_epoch)
         kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
-        while self.iteration < until:
-            with threads(self.group.thread_count):  # between its kernels, more threads cost more than they save
-                self._step(epoch)
+        if epoch != self._drawn_epoch:
+            self._draw(epoch)
+        stopped = False
+        while self.iteration < until and not stopped:
+            end = min([until, *(at for at in kept if at > self.iteration)])
+            with self.group.running():
+                while self.iteration < end and not stopped:
+                    self._step()
+                    stopped = stop is not None and stop()
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
-            if stop is not None and stop():
-                break
         if self.iteration < until:
             return
         self._check_finite(epoch + 1)
@@ -224,91 +216,52 @@ class Training:
 
         Clears them and the optimizer's buffers of them; what is pruned already stays so.
         """
-        slots = [number] if number or self.group.slots == len(self.jobs) else [0, len(self.jobs)]
-        for name, kept in mask.items():
-            parameter = self.group.parameters[name]
-            pruned = self.pruned.setdefault(name, torch.zeros_like(parameter, dtype=torch.bool))
-            for slot in slots:
-                pruned[slot] |= ~kept.to(self.device)
-                for tensors in (self.group.parameters, *self.moments):
-                    tensors[name][slot].masked_fill_(pruned[slot], 0)
+        self.group.prune(number, mask)
 
     @property
     def alive(self) -> bool:
         """Whether any replica has not diverged."""
         return any(item.diverged is None for item in self.progress)
 
-    def _step(self, epoch: int) -> None:
-        batch = self.recipe.batch_size
-        position = self.iteration % self.steps_per_epoch * batch
-        if epoch != self._drawn_epoch:
-            self._draw(epoch)
-        chosen = self._order[:, position : position + batch]
-        images = self.images[chosen]
-        if self.data.augment == "crop_flip":
-            moves = self._moves[:, position : position + batch].flatten(0, 1)
-            images = crop_flip(images.flatten(0, 1), _PAD, moves).view(images.shape)
-        losses, correct = self.group.backward(normalise(images, self.dataset, self.group.dtype), self.labels[chosen])
-        self._update([learning_rate(job.train.recipe, self.iteration, self.steps_per_epoch) for job in self.jobs])
-        count = chosen.shape[1]
-        self.loss_sum += losses.double() * count
-        self.correct_sum += correct
-        self.seen += count
+    def _step(self) -> None:
+        position = self.iteration % self.steps_per_epoch * self.recipe.batch_size
+        size = min(self.recipe.batch_size, len(self.dataset.train_y) - position)
+        self.group.step(size)
+        self.seen += size
+        self.updates += 1
         self.iteration += 1
 
     def _draw(self, epoch: int) -> None:
         """Draw the order and the augmentation of an epoch; replicas of one replicate share them."""
-        self._drawn_epoch, count = epoch, len(self.labels)
+        self._drawn_epoch, count = epoch, len(self.dataset.train_y)
         replicates = [job.train.order for job in self.jobs]
         orders = {r: order(count, r, epoch) for r in set(replicates)}
-        self._order = torch.stack([orders[r] for r in replicates]).to(self.device)
+        inputs = {"order": torch.stack([orders[r] for r in replicates]), "rates": self._rates(epoch)}
         if self.data.augment == "crop_flip":
-            moves = {r: crop_flip_draws(count, _PAD, r, epoch) for r in set(replicates)}
-            self._moves = torch.stack([moves[r] for r in replicates]).to(self.device)
+            moves = {r: crop_flip_draws(count, PAD, r, epoch) for r in set(replicates)}
+            inputs["moves"] = torch.stack([moves[r] for r in replicates])
+        self.group.begin(self.iteration % self.steps_per_epoch, **inputs)
 
-    def _update(self, rates: Sequence[float]) -> None:
-        """Apply one optimizer step to all replicas.
-
-        Only single additions, products, quotients and roots are used: they round alike at every place of a
-        tensor, while fused forms differ between a vector's body and its tail.
-        """
-        self.updates += 1
-        rate = self._column(rates)
-        for name, parameter in self.group.parameters.items():
-            gradient, pruned = self.group.gradients[name], self.pruned.get(name)
-            if pruned is not None:
-                gradient.masked_fill_(pruned, 0)
-            shape = (-1, *[1] * (parameter.dim() - 1))
-            if name in self.decayed:
-                gradient.add_(parameter * self.decay.view(shape))
-            if self.recipe.optimizer == "sgd":
-                velocity = self.moments[0][name]
-                velocity.mul_(self.momentum.view(shape)).add_(gradient)
-                parameter.sub_(velocity * rate.view(shape))
-            else:
-                parameter.sub_(self._adam(name, gradient, rate.view(shape)))
-            if pruned is not None:
-                parameter.masked_fill_(pruned, 0)
-
-    def _adam(self, name: str, gradient: Tensor, rate: Tensor) -> Tensor:
-        first, second = self.moments[0][name], self.moments[1][name]
-        beta1, beta2 = self.recipe.betas
-        first.mul_(beta1).add_(gradient * (1 - beta1))
-        second.mul_(beta2).add_(gradient * gradient * (1 - beta2))
-        scale = second.sqrt().div_(math.sqrt(1 - beta2**self.updates)).add_(1e-8)
-        return first / scale * (rate / (1 - beta1**self.updates))
-
-    def _column(self, numbers: Sequence[float]) -> Tensor:
-        filled = [*numbers, *numbers[:1]][: self.group.slots]
-        return torch.tensor(filled, dtype=self.group.dtype, device=self.device)
+    def _rates(self, epoch: int) -> Tensor:
+        """What the optimizer needs at the steps of an epoch, [step, term, replica, 1]; see `Lane.begin`."""
+        recipes = [job.train.recipe for job in self.jobs]
+        first = epoch * self.steps_per_epoch
+        table = []
+        for iteration in range(first, first + self.steps_per_epoch):
+            rates = {recipe: learning_rate(recipe, iteration, self.steps_per_epoch) for recipe in set(recipes)}
+            terms = [[rates[recipe] for recipe in recipes]]
+            if self.recipe.optimizer == "adam":
+                updates = max(1, self.updates + 1 + iteration - self.iteration)  # those before now are not used
+                beta1, beta2 = self.recipe.betas
+                terms = [[rate / (1 - beta1**updates) for rate in terms[0]]]
+                terms.append([math.sqrt(1 - beta2**updates)] * len(recipes))
+            table.append(terms)
+        return torch.tensor(table, dtype=self.group.dtype)[..., None]
 
     # --- what is recorded -----------------------------------------------------------------------------------
 
     def _check_finite(self, epoch: int) -> None:
-        finite = self.loss_sum.isfinite()
-        for parameter in self.group.parameters.values():
-            finite &= parameter[: len(self.jobs)].flatten(1).isfinite().all(1)
-        for progress, whole in zip(self.progress, finite.tolist(), strict=True):
+        for progress, whole in zip(self.progress, self.group.finite(), strict=True):
             if progress.diverged is None and not whole:
                 progress.diverged = epoch
                 progress.metrics.append({"epoch": epoch, "diverged": True})
@@ -322,14 +275,15 @@ class Training:
             if found is None:
                 return False
             held_out[name] = found
+        loss_sum, correct_sum = (sums.tolist() for sums in self.group.sums())
         for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
             if progress.diverged is not None:
                 continue
             row: dict[str, Any] = {"epoch": epoch, "iteration": self.iteration}
             if self.seen:
                 row["lr"] = learning_rate(job.train.recipe, self.iteration - 1, self.steps_per_epoch)
-                row["train_loss"] = self.loss_sum[number].item() / self.seen
-                row["train_accuracy"] = self.correct_sum[number].item() / self.seen
+                row["train_loss"] = loss_sum[number] / self.seen
+                row["train_accuracy"] = correct_sum[number] / self.seen
             for name, (loss, accuracy) in held_out.items():
                 row[f"{name}_loss"], row[f"{name}_accuracy"] = loss[number].item(), accuracy[number].item()
             if not all(math.isfinite(value) for value in row.values()):
@@ -342,8 +296,9 @@ class Training:
                     progress.best[name] = row[f"{name}_accuracy"]
                     if f"best_{name}" in job.keep:
                         progress.snapshots[f"best_{name}"] = self._state(number)
-        self.loss_sum.zero_()
-        self.correct_sum.zero_()
+        for lane in self.group.lanes:
+            lane.loss_sum.zero_()
+            lane.correct_sum.zero_()
         self.seen = 0
         return True
 
@@ -354,37 +309,32 @@ class Training:
                 progress.snapshots[step] = self._state(number)
 
     def _state(self, number: int) -> Weights:
-        state = self.group.state(number)
-        revived = [name for name, pruned in self.pruned.items() if state[name][pruned[number].cpu()].any()]
+        revived = self.group.revived(number)
         if revived:
             raise RuntimeError(f"pruned weights of {self.jobs[number].train!r} are not zero in {', '.join(revived)}")
-        return state
+        return self.group.state(number)
 
     # --- carrying on ----------------------------------------------------------------------------------------
 
     def carry(self, number: int) -> Weights:
         """Return what a later part of a replica's training needs beside its state."""
-        carried = {
-            f"moment{index}.{name}": moment[number].cpu().clone()
-            for index, moments in enumerate(self.moments)
-            for name, moment in moments.items()
-        }
+        lane, slot = self.group.at(number)
         best = self.progress[number].best
-        sums = [self.loss_sum[number].item(), best.get("val", -1.0), best.get("test", -1.0)]
-        counts = [self.updates, self.seen, int(self.correct_sum[number].item())]
-        return carried | {
+        sums = [lane.loss_sum[slot].item(), best.get("val", -1.0), best.get("test", -1.0)]
+        counts = [self.updates, self.seen, int(lane.correct_sum[slot].item())]
+        return {name: moment.cpu().clone() for name, moment in lane.carried(slot)} | {
             "sums": torch.tensor(sums, dtype=torch.float64),
             "counts": torch.tensor(counts, dtype=torch.int64),
         }
 
     def _resume(self, carries: Sequence[Mapping[str, Tensor]]) -> None:
-        filled = [*carries, *carries[:1]][: self.group.slots]
-        for index, moments in enumerate(self.moments):
-            for name, moment in moments.items():
-                moment.copy_(torch.stack([carry[f"moment{index}.{name}"] for carry in filled]))
         self.updates, self.seen = (int(number) for number in carries[0]["counts"][:2])
         for number, carry in enumerate(carries):
-            self.loss_sum[number], self.correct_sum[number] = carry["sums"][0], carry["counts"][2]
+            lane, slot = self.group.at(number)
+            for place in lane.places(slot):
+                for name, moment in lane.carried(place):
+                    moment.copy_(carry[name])
+            lane.loss_sum[slot], lane.correct_sum[slot] = carry["sums"][0], carry["counts"][2]
             best = {"val": carry["sums"][1].item(), "test": carry["sums"][2].item()}
             self.progress[number].best = {name: value for name, value in best.items() if value >= 0}
 

@@ -37,6 +37,28 @@ class Layer(nn.Module):
         raise NotImplementedError
 
 
+class _BatchedLinear(torch.autograd.Function):
+    """Products of batches [replica, batch, in] and weights [replica, out, in], plus biases [replica, out].
+
+    A single replica is computed alike, so that it has the bits that it has among others. Gradients of weights come
+    out in the order of the weights, where autograd of a batched product would have them transposed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            kind = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        to_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
+        return to_x, torch.bmm(gradient.transpose(1, 2), x), gradient.sum(1)
+
+
 class Linear(Layer):
     """Linear layer; [batch, in] to [batch, out], or [replica, batch, in] to [replica, batch, out].
 
@@ -56,12 +78,13 @@ class Linear(Layer):
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.replicas == 1:
-            return F.linear(x, self.weight, self.bias)
-        weight: Tensor = self.weight
+        alone, ordinary = self.replicas == 1, x.dim() == 2
+        weight: Tensor = self.weight[None] if alone else self.weight
+        bias = self.bias[None] if alone else self.bias
         if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
-        return torch.baddbmm(self.bias[:, None], x, weight.transpose(1, 2))
+        out = _BatchedLinear.apply(x[None] if ordinary else x, weight, bias)
+        return out[0] if ordinary else out
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
@@ -183,7 +206,8 @@ class Network(nn.Module):
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, with ordinary names and shapes."""
         own = self.state_dict().items()
-        return {name: (tensor if self.replicas == 1 else tensor[replica]).detach().clone() for name, tensor in own}
+        one = ((name, tensor if self.replicas == 1 else tensor[replica]) for name, tensor in own)
+        return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in one}
 
 
 class LeNet(Network):
@@ -380,6 +404,11 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
     return {
         f"{name}.weight": layer.get_parameter("weight").shape for name, layer in layers if layer.role not in without
     }
+
+
+def convolutional(network: Network) -> bool:
+    """Tell whether a network has convolutions."""
+    return any(isinstance(layer, Conv2d) for _, layer in network.layers())
 
 
 def decayed(network: Network, on: str) -> set[str]:

@@ -1,33 +1,44 @@
 """How a group of replicas of one shape executes on a device.
 
-Two forms give the same numbers. *Stacked* runs all replicas in one set of kernels, and pays where a single
-network leaves the machine idle. *Sequential* runs them one after the other. Which is used follows from network,
-image size and device alone.
+Two forms give the same numbers. *Stacked* runs replicas in one set of kernels, and pays where a single network leaves
+the machine idle. *Sequential* has a set of kernels for each replica: one after the other on a CPU, on streams of their
+own on a GPU. Which is used follows from network, image size and device alone.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets
+from lthlab.data import Dataset
+from lthlab.lanes import DTYPES, Lane, Source
+from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Data, Net
-from lthlab.values import Narrow
+from lthlab.values import Narrow, Train
 
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-
-
-def form_of(net: Net | Narrow, data: Data) -> str:
-    """Choose how a group executes: 'stacked' for fully connected networks and small images, else 'sequential'."""
-    return "stacked" if not convolutional(net, data) or max(data.facts.shape[1:]) <= 16 else "sequential"
+_MOST_LANES = 4  # threads of one interpreter that still do not wait for each other much
+_T = TypeVar("_T")
 
 
-def convolutional(net: Net | Narrow, data: Data) -> bool:
-    """Tell whether a network has convolutions."""
-    return any(isinstance(layer, nets.Conv2d) for _, layer in nets.build(net, data).layers())
+def form_of(net: Net | Narrow, data: Data, device: torch.device | str = "cpu") -> str:
+    """Choose how a group executes.
+
+    Returns
+    -------
+    str
+        'stacked' for fully connected networks, and on CPUs for small images too; else 'sequential'. Where
+        algorithms are to be deterministic, a GPU computes every replica by itself.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    if not nets.convolutional(nets.build(net, data)):
+        return "stacked" if on_cpu or not torch.are_deterministic_algorithms_enabled() else "sequential"
+    return "stacked" if on_cpu and max(data.facts.shape[1:]) <= 16 else "sequential"
 
 
 def capacity(net: Net | Narrow, data: Data) -> int:
@@ -50,16 +61,21 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 class Group:
-    """Replicas of one network that train together.
+    """Replicas of one network that train together, in lanes.
+
+    A stacked group on a CPU has a lane for each thread, up to four; one of convolutions has two replicas at least in
+    each: a grouped convolution splits sums among threads by the number of groups, and one replica alone would be
+    computed by other kernels, so bits would depend on the group. On a GPU a stacked group is one lane. A sequential
+    group has a lane for each replica; on a CPU, one after the other uses all threads.
 
     Parameters
     ----------
-    net, data : Net or Narrow, Data
-        Network and the data that it fits.
+    trains : sequence of Train
+        What the replicas train, of one shape.
     states : sequence of dict of str to Tensor
         Initial state of each replica, ordinary shapes.
-    precision : {'fp32', 'fp64'}
-        Of all arithmetic.
+    dataset : Dataset
+        Images and labels.
     device : torch.device
         Where the replicas live.
     form : {'stacked', 'sequential'}, optional
@@ -67,96 +83,103 @@ class Group:
 
     Attributes
     ----------
-    parameters, gradients : dict of str to Tensor
-        [slot, …] for every parameter. A stacked group of one has an idle twin in a second slot, since one
-        replica alone would be computed by other kernels.
-    slots : int
-        Number of replicas, the twin included.
+    lanes : list of Lane
+        In the order of the replicas.
+    dtype : torch.dtype
+        Of weights and images.
     """
 
     def __init__(
         self,
-        net: Net | Narrow,
-        data: Data,
+        trains: Sequence[Train],
         states: Sequence[Weights],
-        precision: str,
+        dataset: Dataset,
         device: torch.device,
         form: str | None = None,
     ) -> None:
-        self.form = form or form_of(net, data)
-        self.replicas = len(states)
-        self.device, self.dtype = device, DTYPES[precision]
-        stacked = self.form == "stacked"
-        # A grouped convolution splits sums among threads by the number of groups, so a replica's bits would
-        # depend on its group with more than one.
-        self.thread_count = 1 if stacked and device.type == "cpu" and convolutional(net, data) else None
-        self.slots = max(2, self.replicas) if stacked else self.replicas
-        states = [*states, *states[:1]][: self.slots]
-        if stacked:
-            self.networks = [nets.build(net, data, self.slots, device).to(self.dtype)]
-            self.networks[0].load(states)
-        else:
-            self.networks = [nets.build(net, data, 1, device).to(self.dtype) for _ in states]
-            for network, state in zip(self.networks, states, strict=True):
-                network.load([state])
-        self.decayed = {on: nets.decayed(self.networks[0], on) for on in ("all", "weights")}
-        self._link(stacked)
+        first = trains[0]
+        self.form = form or form_of(first.net, first.data, device)
+        self.replicas, self.device, self.dtype = len(trains), device, DTYPES[first.recipe.precision]
+        grouped = self.form == "stacked" and nets.convolutional(nets.build(first.net, first.data))
+        self.thread_count = 1 if self.form == "stacked" and device.type == "cpu" else None
+        source = Source(dataset, first.data.augment, self.dtype, device)
+        self.lanes: list[Lane] = []
+        self._where: list[tuple[int, int]] = []
+        begin = 0
+        for size in self._sizes(2 if grouped else 1):
+            part = slice(begin, begin + size)
+            self._where += [(len(self.lanes), slot) for slot in range(size)]
+            self.lanes.append(Lane(trains[part], states[part], source, device, max(size, 2) if grouped else size))
+            begin += size
+        several = self.thread_count == 1 and len(self.lanes) > 1
+        self._pool = ThreadPoolExecutor(len(self.lanes) - 1, initializer=_alone) if several else None
 
-    def _link(self, stacked: bool) -> None:
-        self.parameters: Weights = {}
-        self.gradients: Weights = {}
-        for name, parameter in self.networks[0].named_parameters():
-            if stacked:
-                self.parameters[name] = parameter.data
-                self.gradients[name] = parameter.grad = torch.zeros_like(parameter.data)
-                continue
-            siblings = [network.get_parameter(name) for network in self.networks]
-            self.parameters[name] = torch.stack([sibling.data for sibling in siblings])
-            self.gradients[name] = torch.zeros_like(self.parameters[name])
-            for slot, sibling in enumerate(siblings):
-                sibling.data = self.parameters[name][slot]
-                sibling.grad = self.gradients[name][slot]
+    def _sizes(self, least: int) -> list[int]:
+        """Cut the replicas into lanes; of a stacked group on a CPU, into lanes of at least so many slots."""
+        if self.form == "sequential":
+            return [1] * self.replicas
+        if self.thread_count is None:
+            return [self.replicas]
+        lanes = min(torch.get_num_threads(), _MOST_LANES, -(-self.replicas // least))
+        return [self.replicas // lanes + (number < self.replicas % lanes) for number in range(lanes)]
 
-    def _fill(self, tensor: Tensor) -> Tensor:
-        missing = self.slots - tensor.shape[0]
-        return torch.cat([tensor, tensor[:missing]]) if missing else tensor
+    def _each(self, act: Callable[[Lane], _T]) -> list[_T]:
+        """Do something with every lane, at once where that is of use."""
+        if self._pool is None:
+            return [act(lane) for lane in self.lanes]
+        others = [self._pool.submit(act, lane) for lane in self.lanes[1:]]
+        return [act(self.lanes[0]), *(other.result() for other in others)]
 
-    def _logits(self, images: Tensor) -> Tensor:
-        if self.form == "stacked":
-            return self.networks[0](images)
-        return torch.stack([network(batch) for network, batch in zip(self.networks, images, strict=True)])
+    def at(self, replica: int) -> tuple[Lane, int]:
+        """Find the lane of a replica and its slot there."""
+        lane, slot = self._where[replica]
+        return self.lanes[lane], slot
 
-    def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute every replica's gradient of its own mean loss, in training mode.
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Set the number of threads within; on a GPU, put the work of the lanes between what is before and after."""
+        with threads(self.thread_count):  # between its kernels, more threads cost more than they save
+            self._order(lambda own, current: own.wait_stream(current))
+            yield
+            self._order(lambda own, current: current.wait_stream(own))
 
-        Parameters
-        ----------
-        images : Tensor
-            [replica, batch, channel, y, x].
-        labels : Tensor
-            [replica, batch], int64.
+    def _order(self, act: Callable[[torch.cuda.Stream, torch.cuda.Stream], None]) -> None:
+        for lane in self.lanes:
+            if lane.stream is not None:
+                act(lane.stream, torch.cuda.current_stream(self.device))
 
-        Returns
-        -------
-        losses, correct : Tensor
-            [replica]: mean cross-entropy and number of images classified correctly.
-        """
-        with threads(self.thread_count):
-            for gradient in self.gradients.values():
-                gradient.zero_()
-            images, labels = self._fill(images), self._fill(labels)
-            if self.form == "stacked":
-                losses, correct = _loss(self.networks[0].train()(images), labels)
-                losses.sum().backward()
-                return losses.detach()[: self.replicas], correct[: self.replicas]
-            parts = []
-            for network, batch, truth in zip(self.networks, images, labels, strict=True):
-                loss, right = _loss(network.train()(batch)[None], truth[None])
-                loss.sum().backward()
-                parts.append((loss.detach(), right))
-            return torch.cat([loss for loss, _ in parts]), torch.cat([right for _, right in parts])
+    def begin(self, step: int, **inputs: Tensor) -> None:
+        """Prepare the steps of an epoch, as `Lane.begin`, with a row of inputs for each replica."""
+        at = 0
+        for lane in self.lanes:
+            rows = [*range(at, at + lane.replicas), at][: lane.slots]
+            lane.begin(step, **{name: t[:, :, rows] if name == "rates" else t[rows] for name, t in inputs.items()})
+            at += lane.replicas
 
-    @torch.no_grad()
+    def step(self, size: int) -> None:
+        """Train every replica on its next `size` images, within `running`."""
+        self._each(lambda lane: lane.step(size))
+
+    def prune(self, replica: int, mask: Mask) -> None:
+        """Clear a replica's weights outside a mask, and the optimizer's buffers of them, and keep them so."""
+        lane, slot = self.at(replica)
+        lane.prune(slot, mask)
+
+    def revived(self, replica: int) -> list[str]:
+        """Name the parameters of a replica of which a pruned weight is not zero."""
+        lane, slot = self.at(replica)
+        return lane.revived(slot)
+
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """Return the sums of loss and of correctly classified images, [replica]."""
+        pairs = [(lane.loss_sum[: lane.replicas], lane.correct_sum[: lane.replicas]) for lane in self.lanes]
+        return torch.cat([loss for loss, _ in pairs]), torch.cat([correct for _, correct in pairs])
+
+    def finite(self) -> list[bool]:
+        """Tell of every replica whether its loss and weights are finite."""
+        found = [lane.loss_sum.isfinite() & lane.weights.isfinite().all(1) for lane in self.lanes]
+        return torch.cat([f[: lane.replicas] for f, lane in zip(found, self.lanes, strict=True)]).tolist()
+
     def evaluate(
         self, images: Tensor, labels: Tensor, stop: Callable[[], bool] | None = None, batch: int = 1000
     ) -> tuple[Tensor, Tensor] | None:
@@ -178,28 +201,23 @@ class Group:
         loss, accuracy : Tensor
             [replica], fp64; accuracy in [0, 1]. None if it was stopped.
         """
-        loss = torch.zeros(self.replicas, dtype=torch.float64)
-        correct = torch.zeros(self.replicas, dtype=torch.int64)
-        for network in self.networks:
-            network.eval()
-        with threads(self.thread_count):
-            for first in range(0, len(labels), batch):
-                if first and stop is not None and stop():
-                    return None
-                part, truth = images[first : first + batch], labels[first : first + batch]
-                shared = part.expand(self.slots, *part.shape)
-                losses, right = _loss(self._logits(shared), truth.expand(self.slots, -1))
-                loss += losses[: self.replicas].double().cpu() * len(truth)
-                correct += right[: self.replicas].cpu()
-        return loss / len(labels), correct.double() / len(labels)
+        loss = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
+        correct = torch.zeros(self.replicas, dtype=torch.int64, device=self.device)
+        for first in range(0, len(labels), batch):
+            if first and stop is not None and stop():
+                return None
+            part, truth = images[first : first + batch], labels[first : first + batch]
+            with self.running():
+                found = self._each(functools.partial(Lane.evaluate, images=part, labels=truth))
+            loss += torch.cat([losses for losses, _ in found]).double() * len(truth)
+            correct += torch.cat([right for _, right in found])
+        return loss.cpu() / len(labels), correct.cpu().double() / len(labels)
 
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, on the CPU, with ordinary names and shapes."""
-        network = self.networks[0] if self.form == "stacked" else self.networks[replica]
-        return {name: tensor.cpu() for name, tensor in network.state(replica).items()}
+        lane, slot = self.at(replica)
+        return lane.state(slot)
 
 
-def _loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    log_probability = F.log_softmax(logits, dim=-1)
-    losses = -log_probability.gather(-1, labels[..., None])[..., 0].mean(-1)
-    return losses, (logits.detach().argmax(-1) == labels).sum(-1)
+def _alone() -> None:
+    torch.set_num_threads(1)

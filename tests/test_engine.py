@@ -239,8 +239,8 @@ def test_pruning_clears_the_optimizers_buffers(optimizer, count, form, dataset):
 def test_a_weight_that_comes_back_is_an_error(dataset):
     value = helpers.train()
     training = Training([helpers.job(value, helpers.half_mask(value.net, value.data, 0), {"1ep"})], dataset)
-    training.pruned = {name: torch.ones_like(pruned) for name, pruned in training.pruned.items()}
-    training._update = lambda rates: None
+    training.group.lanes[0].pruned.fill_(True)
+    training.group.lanes[0].update = lambda rates: None
     with pytest.raises(RuntimeError, match=rf"{value.key}.* are not zero in fc1.weight, fc2.weight"):
         training.advance(4)
 
@@ -313,21 +313,26 @@ def test_twenty_steps_give_the_numbers_that_they_always_gave(net):
 
 def batches(training, until):
     """Train, and return what every replica saw: {(replica, iteration): bytes of images, labels and rate}."""
-    seen, group = {}, training.group
-    backward, update = group.backward, training._update
+    seen = {}
 
-    def record(images, labels):
-        for number in range(len(training.jobs)):
-            pair = images[number].numpy().tobytes(), labels[number].numpy().tobytes()
-            seen[number, training.iteration] = pair
-        return backward(images, labels)
+    def watch(lane, numbers):
+        backward, update = lane.backward, lane.update
 
-    def rate(rates):
-        for number, value in enumerate(rates):
-            seen[number, training.iteration] += (value,)
-        update(rates)
+        def record(images, labels):
+            for slot, number in enumerate(numbers):
+                pair = images[slot].numpy().tobytes(), labels[slot].numpy().tobytes()
+                seen[number, training.iteration] = pair
+            return backward(images, labels)
 
-    group.backward, training._update = record, rate
+        def rate(rates):
+            for slot, number in enumerate(numbers):
+                seen[number, training.iteration] += (rates[0, slot].item(),)
+            update(rates)
+
+        lane.backward, lane.update = record, rate
+
+    for lane in training.group.lanes:
+        watch(lane, [n for n in range(len(training.jobs)) if training.group.at(n)[0] is lane])
     while training.iteration < until:
         training.advance(until)
     return seen
@@ -468,15 +473,16 @@ def test_divergence_is_seen_at_a_stop_within_an_epoch(dataset):
 def test_weights_that_are_not_finite_are_not_kept(dataset):
     value = helpers.train(lr=1e30)
     training = Training([helpers.job(value, None, {"1it"})], dataset)
-    update = training._update
+    (lane,) = training.group.lanes
+    update = lane.update
 
     def spoil(rates):
-        update([0.0])
-        training.group.parameters["fc1.weight"][0, 0, 0] = math.inf
+        update(torch.zeros_like(rates))
+        lane.view(lane.weights, "fc1.weight")[0, 0, 0] = math.inf
 
-    training._update = spoil
+    lane.update = spoil
     training.advance(1)
-    assert math.isfinite(training.loss_sum[0].item())
+    assert math.isfinite(lane.loss_sum[0].item())
     assert training.progress[0].diverged == 1 and "1it" not in training.progress[0].snapshots
 
 

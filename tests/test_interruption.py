@@ -127,8 +127,8 @@ def politely(root, log, pause):
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     step = Training._step
 
-    def slow(self, epoch):
-        step(self, epoch)
+    def slow(self):
+        step(self)
         os.write(out, f"step {self.iteration}\n".encode())
         time.sleep(pause)
 
@@ -300,9 +300,9 @@ def test_what_is_in_a_checkpoint_is_not_trained_again(processes, undisturbed, tm
     steps = []
     step = Training._step
 
-    def record(self, epoch):
+    def record(self):
         steps.append(self.iteration)
-        step(self, epoch)
+        step(self)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Training, "_step", record)
@@ -334,7 +334,7 @@ def test_a_signal_leads_out_with_all_that_was_trained(number, reason, processes,
     assert last == f"{reason} 6 {6 * 3 - 2 * (len(steps) // 2)}" and 3 <= len(steps) < 12
     assert list((store.root / ".claims").iterdir()) == [] and len(store.checkpoints()) == 1
     more, step = [], Training._step
-    monkeypatch.setattr(Training, "_step", lambda self, epoch: more.append(1) or step(self, epoch))
+    monkeypatch.setattr(Training, "_step", lambda self: more.append(1) or step(self))
     compute(store.root, "whole")
     assert len(steps) + len(more) == 18
     assert_whole(store.root, undisturbed["whole"])

@@ -15,6 +15,7 @@ import torch
 from lthlab import data, derive, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
 from lthlab.files import Files
+from lthlab.lanes import Lane
 from lthlab.parts import Data, InputError, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
@@ -406,7 +407,7 @@ def test_stopped_wherever_it_asks_it_goes_on_with_the_same_bits(tmp_path, monkey
     asked = [value for run, mask in rounds for value in (run, At(run, "5it"), mask)]
     asked.append(Measure("correlation_indicator", (At(rounds[0][0], "0ep"), At(rounds[0][0], "last"))))
     steps, step = [], Training._step
-    monkeypatch.setattr(Training, "_step", lambda self, epoch: steps.append(self.iteration) or step(self, epoch))
+    monkeypatch.setattr(Training, "_step", lambda self: steps.append(self.iteration) or step(self))
     reference = helpers.store(tmp_path / "reference")
     never = StopsAt(10**9)
     lab.compute(asked, reference, watcher=never)
@@ -449,7 +450,7 @@ def test_a_stop_while_somebody_else_has_the_claim(store):
 def test_what_a_group_took_before_it_was_stopped_counts(store, monkeypatch):
     run = dense(protocol(), helpers.recipe())
     step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda self, epoch: time.sleep(0.1) or step(self, epoch))
+    monkeypatch.setattr(Training, "_step", lambda self: time.sleep(0.1) or step(self))
     with pytest.raises(lab.Stopped):
         lab.compute([run], store, watcher=StopsAt(9))
     monkeypatch.setattr(Training, "_step", step)
@@ -476,14 +477,14 @@ def test_signs_of_life(store, monkeypatch):
     runs = [dense(protocol(r), helpers.recipe(lr=lr)) for r, lr in enumerate((0.05, 1e30))]
     step, seen = Training._step, []
 
-    def look(self, epoch):
+    def look(self):
         keys = [run.key for run in runs]
         ages = [store.claim_age(key) for key in keys]
         (group,) = in_training(store)
         seen.append((self.iteration, max(ages), group))
         for path in (store.root / ".claims").iterdir():
             os.utime(path, (time.time() - 100, time.time() - 100))
-        step(self, epoch)
+        step(self)
 
     monkeypatch.setattr(Training, "_step", look)
     lab.compute(runs, store)
@@ -646,12 +647,10 @@ def test_damage_in_the_midst_of_computing(store, monkeypatch, caplog):
 def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     run = dense(protocol(), helpers.recipe())
     recipe, net, dataset = run.recipe, run.net, run.data
-    bf16 = recipe.model_copy(update={"precision": "bf16"})
     noisy = Data(name="digits", random_labels=1)
     values = {
         Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
         Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
-        Train(net, dataset, bf16, Fresh(0), 0): "bf16",
         Train(net, noisy, recipe, Fresh(0), 0): "random labels",
         Magnitude(At(run, "last"), "0.5", granularity="filter"): "filters",
     }
@@ -786,8 +785,8 @@ def test_what_was_made_from_other_bits_is_stale(store, monkeypatch):
     lab.compute([ticket, Permuted(mask)], store, "cpu")
     helpers.flip(store.root / run.key / "0" / "2ep.safetensors")
     with monkeypatch.context() as patch:
-        original = Training._update
-        patch.setattr(Training, "_update", lambda self, rates: original(self, [rate * 1.001 for rate in rates]))
+        original = Lane.update
+        patch.setattr(Lane, "update", lambda self, rates: original(self, rates * 1.001))
         summary = lab.compute([ticket, Permuted(mask)], store, "cpu")
     assert summary.trained == 1 and set(summary.stale) == {mask, ticket, Permuted(mask)}
     again = lab.compute([ticket, Permuted(mask)], store, "cpu")

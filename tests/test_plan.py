@@ -109,7 +109,6 @@ UNSUPPORTED = {
     "pruning during a training": PRUNING,
     "the mask of a training that prunes": MaskOf(PRUNING),
     "grafted weights": train(init=Graft(At(TRUNK, "last"), Fresh(0))),
-    "precision bf16": train(recipe=Recipe(epochs=1, batch_size=64, lr=0.1, precision="bf16")),
     "random labels": train(data=Data(name="digits", random_labels=0)),
     "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
 }

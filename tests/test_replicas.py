@@ -29,7 +29,7 @@ def dataset():
 
 
 @functools.cache
-def jobs(net, optimizer):
+def jobs(net, optimizer, precision="fp32"):
     """Nine trainings that differ in all in which those of a group may differ."""
     found = []
     for number in range(9):
@@ -43,6 +43,7 @@ def jobs(net, optimizer):
             momentum=(0.9, 0.0, 0.5)[number // 3],
             weight_decay=(0.0, 1e-3)[number % 2],
             warmup=("0ep", "2it")[number // 5],
+            precision=precision,
         )
         mask = None if number % 4 == 1 else helpers.half_mask(NETS[net], DATA, number)
         found.append(helpers.job(value, mask, {"1ep", "4it", "best_val"}))
@@ -58,25 +59,31 @@ def outcome(training, number):
 
 
 @functools.cache
-def alone(net, optimizer, form, number, threads=1):
+def alone(net, optimizer, form, number, threads=1, precision="fp32"):
     with replicas.threads(threads):
-        return outcome(helpers.run([jobs(net, optimizer)[number]], dataset(), form=form), 0)
+        return outcome(helpers.run([jobs(net, optimizer, precision)[number]], dataset(), form=form), 0)
 
 
 GROUPS = ([4, 0], [0, 1], [2, 0, 3], [3, 1, 4, 0, 5, 8, 2, 6, 7])
-CASES = [(optimizer, 1, GROUPS) for optimizer in ("sgd", "adam")] + [("sgd", 2, GROUPS[1:3])]
+CASES = {
+    "sgd": ("sgd", "fp32", 1, GROUPS),
+    "adam": ("adam", "fp32", 1, GROUPS),
+    "two threads": ("sgd", "fp32", 2, GROUPS[2:]),
+    "bf16": ("sgd", "bf16", 2, GROUPS[1:3]),
+}
 
 
-@pytest.mark.parametrize("optimizer, threads, groups", CASES, ids=["sgd", "adam", "two threads"])
+@pytest.mark.parametrize("optimizer, precision, threads, groups", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("net", NETS)
-def test_bits_do_not_depend_on_the_group(net, form, optimizer, threads, groups):
+def test_bits_do_not_depend_on_the_group(net, form, optimizer, precision, threads, groups):
     for group in groups:
+        members = [jobs(net, optimizer, precision)[number] for number in group]
         with replicas.threads(threads):
-            training = helpers.run([jobs(net, optimizer)[number] for number in group], dataset(), form=form)
+            training = helpers.run(members, dataset(), form=form)
         for slot, number in enumerate(group):
             bits, metrics = outcome(training, slot)
-            expected, expected_metrics = alone(net, optimizer, form, number, threads)
+            expected, expected_metrics = alone(net, optimizer, form, number, threads, precision)
             differing = [place for place in expected if bits.get(place) != expected[place]]
             assert not differing, f"replica {number} in slot {slot} of {group}: {differing}"
             assert bits.keys() == expected.keys() and metrics == expected_metrics
@@ -143,7 +150,8 @@ def test_the_form_follows_from_network_and_images(monkeypatch):
 def test_evaluation_in_parts_is_that_of_the_whole(form):
     net, facts = helpers.narrow(4), DATA.facts
     states = [nets.fresh(net, DATA, number) for number in range(3)]
-    group = replicas.Group(net, DATA, states, "fp64", torch.device("cpu"), form)
+    trains = [helpers.train(net, DATA, number, precision="fp64") for number in range(3)]
+    group = replicas.Group(trains, states, dataset(), torch.device("cpu"), form)
     images = torch.randn(25, *facts.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(25) % 10
     loss, accuracy = group.evaluate(images, labels, batch=10)
@@ -155,7 +163,7 @@ def test_evaluation_in_parts_is_that_of_the_whole(form):
         expected = torch.nn.functional.cross_entropy(logits, labels)
         assert loss[number].item() == pytest.approx(expected.item(), rel=1e-12)
         assert accuracy[number].item() == (logits.argmax(1) == labels).sum().item() / 25
-    assert all(not tensor.any() for tensor in group.gradients.values())
+    assert not any(lane.gradient.any() for lane in group.lanes)
 
 
 @pytest.mark.gpu

@@ -345,7 +345,10 @@ def test_two_runs_side_by_side(folder, computed):
         (["run", "tiny.yaml", "--notebooks", "none"], "--notebooks none: no such folder"),
         (["run", "tiny.yaml", "--device", "tpu"], "device 'tpu' is not known"),
         (["run", "tiny.yaml", "--set", "reports=cuonts"], "notebook 'cuonts' is not in notebooks; allowed: counts, "),
-        (["run", "tiny.yaml", "--set", "find.precision=bf16"], "this version does not compute precision bf16"),
+        (
+            ["run", "tiny.yaml", "--set", "data={name: digits, random_labels: 1}"],
+            "this version does not compute random labels",
+        ),
         (["run", "tiny.yaml", "--cluster", "tcp://127.0.0.1:1"], "--cluster tcp://127.0.0.1:1: "),
         (["publish", "tiny.yaml"], "counts.ipynb: is not there; to make it: lthlab run tiny.yaml\n"),
         (["publish", "tiny.yaml", "--set", "reports=[]"], "study tiny has no reports"),

@@ -1,0 +1,320 @@
+"""One network of one or more replicas that takes whole training steps by itself."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lthlab import nets
+from lthlab.data import Dataset, crop_flip, normalise
+from lthlab.masks import Mask
+from lthlab.nets import Weights
+from lthlab.parts import Recipe
+from lthlab.values import Train
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+"""Types of the weights that are trained, by precision; bf16 is the type of the arithmetic between them."""
+MOMENTS = {"sgd": 1, "adam": 2}
+"""Number of buffers that an optimizer has for each parameter."""
+PAD = 4
+_ALIGNED = 16  # numbers; rows and parameters begin at multiples of 64 bytes
+_WHOLE = 1 << 26  # numbers of a training set that is normalised once, not batch by batch
+_PLAIN = {"dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+_EAGER = 2  # steps before one is captured in a CUDA graph: libraries set themselves up in them
+
+
+class Source:
+    """Training images on a device, of which batches are made.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Images and labels.
+    augment : str
+        As in `lthlab.parts.Data`.
+    dtype : torch.dtype
+        Type of the batches.
+    device : torch.device
+        Where they are kept, as uint8 unless the set is small and is not augmented.
+    """
+
+    def __init__(self, dataset: Dataset, augment: str, dtype: torch.dtype, device: torch.device) -> None:
+        self.dataset, self.dtype = dataset, dtype
+        self.labels = dataset.train_y.to(device)
+        self.images = dataset.train_x.to(device)
+        self.whole = augment == "none" and self.images.numel() <= _WHOLE
+        if self.whole:
+            self.images = normalise(self.images, dataset, dtype)
+
+    def batch(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
+        """Make a batch of the images [slot, batch] that are chosen; `moves` [slot, batch, 3] augments them."""
+        images = self.images[chosen]
+        if moves is not None:
+            images = crop_flip(images.flatten(0, 1), PAD, moves.flatten(0, 1)).view(images.shape)
+        return images if self.whole else normalise(images, self.dataset, self.dtype)
+
+
+class Lane:
+    """Replicas of one network that are computed together, from the choice of a batch to the optimizer.
+
+    All numbers that a step needs are in tensors that stay where they are, so a step can be captured in a CUDA
+    graph; it then needs the host no more than to be started.
+
+    Parameters
+    ----------
+    trains : sequence of Train
+        What the replicas train, of one shape.
+    states : sequence of dict of str to Tensor
+        Their states to begin with, ordinary shapes.
+    source : Source
+        Images and labels.
+    device : torch.device
+        Where to compute. On a GPU, a lane has a stream of its own.
+    slots : int
+        Places for replicas. If there are more than replicas, the first is computed again in the others.
+
+    Attributes
+    ----------
+    weights, gradient : Tensor
+        [slot, number]: all parameters of a replica in one row, which `view` shows by name.
+    moments : list of Tensor
+        Buffers of the optimizer, laid out alike.
+    loss_sum, correct_sum : Tensor
+        [slot]: summed over the images since the sums were cleared: loss, fp64, and images classified correctly.
+    """
+
+    def __init__(
+        self, trains: Sequence[Train], states: Sequence[Weights], source: Source, device: torch.device, slots: int
+    ) -> None:
+        first = trains[0]
+        self.recipe, self.replicas, self.slots, self.source = first.recipe, len(trains), slots, source
+        self.device, self.dtype = device, DTYPES[first.recipe.precision]
+        self.network = nets.build(first.net, first.data, slots, device).to(self.dtype)
+        self.network.load([*states, *states[:1]][:slots])
+        self.convolutional = nets.convolutional(self.network)
+        self._places: dict[str, tuple[int, torch.Size]] = {}
+        self._lay_out()
+        self.decay = self._decay(trains)
+        self._fused = [self._of_row(slot, train.recipe) for slot, train in enumerate([*trains, *trains[:1]][:slots])]
+        self.pruned: Tensor | None = None
+        self.loss_sum = torch.zeros(slots, dtype=torch.float64, device=device)
+        self.correct_sum = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._ones = torch.ones(slots, dtype=self.dtype, device=device)
+        self._ranges: dict[int, Tensor] = {}
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)
+        self._inputs: dict[str, Tensor] = {}
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._steps: Counter[int] = Counter()
+
+    # --- parameters -----------------------------------------------------------------------------------------
+
+    def _lay_out(self) -> None:
+        parameters, total = dict(self.network.named_parameters()), 0
+        for name, parameter in parameters.items():
+            shape = parameter.shape[self.slots > 1 :]
+            self._places[name] = total, shape
+            total += -(-shape.numel() // _ALIGNED) * _ALIGNED
+        self.weights, self.gradient, *self.moments = (
+            torch.zeros(self.slots, total, dtype=self.dtype, device=self.device)
+            for _ in range(2 + MOMENTS[self.recipe.optimizer])
+        )
+        self._scratch = torch.empty_like(self.weights)
+        for name, parameter in parameters.items():
+            view = self.view(self.weights, name)
+            parameter.data = (view[0] if self.slots == 1 else view).copy_(parameter.data)
+        self._parameters = list(parameters.values())
+        gradients = (self.view(self.gradient, name) for name in parameters)
+        self._gradients = [view[0] if self.slots == 1 else view for view in gradients]
+
+    def view(self, rows: Tensor, name: str) -> Tensor:
+        """Show the part of rows [slot, number] that belongs to a parameter, [slot, …]."""
+        first, shape = self._places[name]
+        return rows[:, first : first + shape.numel()].view(len(rows), *shape)
+
+    def column(self, numbers: Sequence[float]) -> Tensor:
+        """Put a number of each replica beside its row, [slot, 1]."""
+        filled = [*numbers, *numbers[:1]][: self.slots]
+        return torch.tensor(filled, dtype=self.dtype, device=self.device)[:, None]
+
+    def _decay(self, trains: Sequence[Train]) -> Tensor | None:
+        """Coefficients of weight decay, as they are multiplied with the weights; None if that is no step by itself."""
+        column = self.column([train.recipe.weight_decay for train in trains])
+        if not column.any() or (self.recipe.optimizer == "sgd" and self.recipe.decay_on == "all"):
+            return None
+        decayed = torch.full_like(self.weights, self.recipe.decay_on == "all")
+        if self.recipe.decay_on == "weights":
+            for name in nets.decayed(self.network, "weights"):
+                self.view(decayed, name).fill_(1)
+        return decayed * column
+
+    def _of_row(self, slot: int, recipe: Recipe) -> tuple[list[list[Tensor]], dict[str, Any]]:
+        """Rows and settings of a replica for the fused step of SGD, which has no velocity without momentum."""
+        rows = [[self.weights[slot]], [self.gradient[slot]], [self.moments[0][slot]] if recipe.momentum else []]
+        decay = recipe.weight_decay if self.decay is None else 0.0
+        return rows, {"momentum": recipe.momentum, "weight_decay": decay, **_PLAIN}
+
+    def prune(self, slot: int, mask: Mask) -> None:
+        """Clear a replica's weights outside a mask, and the optimizer's buffers of them, and keep them so."""
+        if self.pruned is None:
+            self.pruned = torch.zeros_like(self.weights, dtype=torch.bool)
+            self._graphs.clear()
+        for place in self.places(slot):
+            for name, kept in mask.items():
+                self.view(self.pruned, name)[place] |= ~kept.to(self.device)
+            for rows in (self.weights, *self.moments):
+                rows[place].masked_fill_(self.pruned[place], 0)
+
+    def places(self, slot: int) -> list[int]:
+        """Slots in which the replica of a slot is computed."""
+        return [slot, *range(self.replicas, self.slots)] if slot == 0 else [slot]
+
+    def revived(self, slot: int) -> list[str]:
+        """Name the parameters of a replica of which a pruned weight is not zero."""
+        if self.pruned is None:
+            return []
+        alive = (self.weights[slot : slot + 1] != 0) & self.pruned[slot : slot + 1]
+        return [name for name in self._places if self.view(alive, name).any()] if alive.any() else []
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def begin(self, step: int, **inputs: Tensor) -> None:
+        """Prepare the steps of an epoch from a step on.
+
+        Parameters
+        ----------
+        step : int
+            Number of the next step within the epoch.
+        **inputs : Tensor
+            `order`, int64 [slot, image]; `moves`, int64 [slot, image, 3], if images are augmented; `rates`
+            [step, term, slot, 1], the numbers that an optimizer needs at a step: the learning rate, and of Adam
+            also the correction of its second moment.
+        """
+        self._place.fill_(step)
+        for name, tensor in inputs.items():
+            if name in self._inputs:
+                self._inputs[name].copy_(tensor)
+            else:
+                self._inputs[name] = tensor.to(self.device, copy=True)
+
+    def step(self, size: int) -> None:
+        """Train on the next `size` images; on a GPU this only starts it."""
+        if self.stream is None:
+            self._step(size)
+            return
+        with torch.cuda.stream(self.stream):
+            if size not in self._graphs and self._steps[size] < _EAGER:
+                self._steps[size] += 1
+                self._step(size)
+                return
+            if size not in self._graphs:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream):
+                    self._step(size)
+                self._graphs[size] = graph
+            self._graphs[size].replay()
+
+    def _step(self, size: int) -> None:
+        chosen, rates, moves = self._now(size)
+        losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
+        self.update(rates)
+        self.loss_sum += losses.double() * size
+        self.correct_sum += correct
+        self._place += 1
+
+    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Find the inputs of the next step: images, rates and moves."""
+        inputs = [name for name in ("order", "moves") if name in self._inputs]
+        if self.stream is None:
+            place = int(self._place)
+            first = place * self.recipe.batch_size
+            found = [self._inputs[name][:, first : first + size] for name in inputs]
+            return found[0], self._inputs["rates"][place], found[1] if found[1:] else None
+        if size not in self._ranges:
+            self._ranges[size] = torch.arange(size, device=self.device)
+        at = self._place * self.recipe.batch_size + self._ranges[size]
+        found = [self._inputs[name].index_select(1, at) for name in inputs]
+        return found[0], self._inputs["rates"].index_select(0, self._place)[0], found[1] if found[1:] else None
+
+    def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute every replica's gradient of its own mean loss, in training mode.
+
+        Parameters
+        ----------
+        images : Tensor
+            [slot, batch, channel, y, x].
+        labels : Tensor
+            [slot, batch], int64.
+
+        Returns
+        -------
+        losses, correct : Tensor
+            [slot]: mean cross-entropy and number of images classified correctly.
+        """
+        if not self.network.training:
+            self.network.train()
+        losses, correct = self._loss(images, labels)
+        found = torch.autograd.grad(losses, self._parameters, self._ones, allow_unused=True, materialize_grads=True)
+        torch._foreach_copy_(self._gradients, found)
+        return losses.detach(), correct
+
+    def update(self, rates: Tensor) -> None:
+        """Apply one step of the optimizer.
+
+        What is computed rounds alike at every place of a tensor: single additions, products, quotients and roots,
+        and the fused step of SGD, which is given whole rows, as it may differ between a vector's body and its tail.
+        """
+        gradient, weights, scratch = self.gradient, self.weights, self._scratch
+        if self.pruned is not None:
+            gradient.masked_fill_(self.pruned, 0)
+        if self.decay is not None:
+            gradient.add_(torch.mul(weights, self.decay, out=scratch))
+        if self.recipe.optimizer == "sgd":
+            lrs = rates[0, :, 0].tolist() if self.stream is None else rates[0, :, 0]
+            for (rows, settings), lr in zip(self._fused, lrs, strict=True):
+                torch._fused_sgd_(*rows, lr=lr, **settings)
+            return
+        (first, second), (beta1, beta2) = self.moments, self.recipe.betas
+        first.mul_(beta1).add_(torch.mul(gradient, 1 - beta1, out=scratch))
+        second.mul_(beta2).add_(torch.mul(gradient, gradient, out=scratch).mul_(1 - beta2))
+        scale = torch.sqrt(second, out=scratch).div_(rates[1]).add_(1e-8)
+        weights.sub_(torch.div(first, scale, out=scratch).mul_(rates[0]))
+
+    # --- evaluation -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute mean loss and number of images [image, channel, y, x] classified correctly, [replica]."""
+        if self.network.training:
+            self.network.eval()
+        shared = images.expand(self.slots, *images.shape)
+        with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+            losses, correct = self._loss(shared, labels.expand(self.slots, -1))
+        return losses[: self.replicas], correct[: self.replicas]
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        half = self.recipe.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
+            logits = self._logits(images)
+        logits = logits.to(self.dtype)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
+        return losses, (logits.detach().argmax(-1) == labels).sum(-1)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if self.slots > 1 or not self.convolutional:
+            return self.network(images)
+        return self.network(images[0].contiguous(memory_format=torch.channels_last))[None]
+
+    def state(self, slot: int) -> Weights:
+        """Copy the state of one replica, on the CPU, with ordinary names and shapes."""
+        return {name: tensor.cpu() for name, tensor in self.network.state(slot).items()}
+
+    def carried(self, slot: int) -> Iterator[tuple[str, Tensor]]:
+        """Name and show the optimizer's buffers of a replica."""
+        for index, moment in enumerate(self.moments):
+            for name in self._places:
+                yield f"moment{index}.{name}", self.view(moment, name)[slot]
