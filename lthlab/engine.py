@@ -322,7 +322,8 @@ class Training:
         best = self.progress[number].best
         sums = [lane.loss_sum[slot].item(), best.get("val", -1.0), best.get("test", -1.0)]
         counts = [self.updates, self.seen, int(lane.correct_sum[slot].item())]
-        return {name: moment.cpu().clone() for name, moment in lane.carried(slot)} | {
+        kept = {"memory_format": torch.contiguous_format}
+        return {name: moment.cpu().clone(**kept) for name, moment in lane.carried(slot)} | {
             "sums": torch.tensor(sums, dtype=torch.float64),
             "counts": torch.tensor(counts, dtype=torch.int64),
         }

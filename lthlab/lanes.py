@@ -98,8 +98,10 @@ class Lane:
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
+        self.momentum = self.column([train.recipe.momentum for train in trains])
         self.decay = self._decay(trains)
-        self._fused = [self._of_row(slot, train.recipe) for slot, train in enumerate([*trains, *trains[:1]][:slots])]
+        filled = [*trains, *trains[:1]][:slots]
+        self._fused_rows = [self._of_row(slot, train.recipe) for slot, train in enumerate(filled)]
         self.pruned: Tensor | None = None
         self.loss_sum = torch.zeros(slots, dtype=torch.float64, device=device)
         self.correct_sum = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -110,6 +112,11 @@ class Lane:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._steps: Counter[int] = Counter()
+
+    @property
+    def fused(self) -> bool:
+        """Whether a step of the optimizer is one pass over each row, which on CPUs is the fastest form."""
+        return self.recipe.optimizer == "sgd" and self.device.type == "cpu"
 
     # --- parameters -----------------------------------------------------------------------------------------
 
@@ -134,7 +141,11 @@ class Lane:
     def view(self, rows: Tensor, name: str) -> Tensor:
         """Show the part of rows [slot, number] that belongs to a parameter, [slot, …]."""
         first, shape = self._places[name]
-        return rows[:, first : first + shape.numel()].view(len(rows), *shape)
+        part = rows[:, first : first + shape.numel()]
+        if self.slots == 1 and len(shape) == 4:  # as convolutions over images in channels_last want them
+            outputs, inputs, *size = shape
+            return part.view(len(rows), outputs, *size, inputs).permute(0, 1, 4, 2, 3)
+        return part.view(len(rows), *shape)
 
     def column(self, numbers: Sequence[float]) -> Tensor:
         """Put a number of each replica beside its row, [slot, 1]."""
@@ -144,7 +155,7 @@ class Lane:
     def _decay(self, trains: Sequence[Train]) -> Tensor | None:
         """Coefficients of weight decay, as they are multiplied with the weights; None if that is no step by itself."""
         column = self.column([train.recipe.weight_decay for train in trains])
-        if not column.any() or (self.recipe.optimizer == "sgd" and self.recipe.decay_on == "all"):
+        if not column.any() or (self.fused and self.recipe.decay_on == "all"):
             return None
         decayed = torch.full_like(self.weights, self.recipe.decay_on == "all")
         if self.recipe.decay_on == "weights":
@@ -273,10 +284,13 @@ class Lane:
             gradient.masked_fill_(self.pruned, 0)
         if self.decay is not None:
             gradient.add_(torch.mul(weights, self.decay, out=scratch))
-        if self.recipe.optimizer == "sgd":
-            lrs = rates[0, :, 0].tolist() if self.stream is None else rates[0, :, 0]
-            for (rows, settings), lr in zip(self._fused, lrs, strict=True):
+        if self.fused:
+            for (rows, settings), lr in zip(self._fused_rows, rates[0, :, 0].tolist(), strict=True):
                 torch._fused_sgd_(*rows, lr=lr, **settings)
+            return
+        if self.recipe.optimizer == "sgd":
+            velocity = self.moments[0].mul_(self.momentum).add_(gradient)
+            weights.sub_(torch.mul(velocity, rates[0], out=scratch))
             return
         (first, second), (beta1, beta2) = self.moments, self.recipe.betas
         first.mul_(beta1).add_(torch.mul(gradient, 1 - beta1, out=scratch))

@@ -1,7 +1,9 @@
 """The training loop against plain torch: schedules, optimizers, masks, batches, checkpoints, divergence."""
 
+import functools
 import math
 import random
+import statistics
 from dataclasses import replace
 
 import helpers
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 
 from lthlab import data, engine, nets
 from lthlab.engine import Job, Training, learning_rate
+from lthlab.lanes import Lane
 from lthlab.parts import Data
 from lthlab.replicas import Group
 from lthlab.values import At, Fresh, Train
@@ -146,6 +149,14 @@ def unlike(net, dataset, count=3, **fields):
     return jobs
 
 
+@pytest.fixture(params=["fused", "by parts"])
+def update(request, monkeypatch):
+    """Both forms in which SGD is computed: on a CPU, and on a GPU."""
+    if request.param == "by parts":
+        monkeypatch.setattr(Lane, "fused", False)
+
+
+@pytest.mark.usefixtures("update")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "net, steps, fields",
@@ -243,6 +254,45 @@ def test_a_weight_that_comes_back_is_an_error(dataset):
     training.group.lanes[0].update = lambda rates: None
     with pytest.raises(RuntimeError, match=rf"{value.key}.* are not zero in fc1.weight, fc2.weight"):
         training.advance(4)
+
+
+# --- accuracy -------------------------------------------------------------------------------------------------
+
+SEEDS, SHORT = 10, {"epochs": 5, "batch_size": 64, "lr": 0.05, "weight_decay": 1e-3}
+
+
+@functools.cache
+def plain_accuracies(net, dataset):
+    """Test accuracies of ten seeds of plain torch, with other draws than ours."""
+    loaded, found = helpers.load(dataset, thin=1), []
+    images, held_out = (data.normalise(x, loaded, torch.float32) for x in (loaded.train_x, loaded.test_x))
+    for seed in range(SEEDS):
+        theirs = helpers.plain(net, dataset.facts)
+        theirs.load_state_dict(nets.fresh(net, dataset, 1000 + seed))
+        optimizer = torch.optim.SGD(theirs.parameters(), SHORT["lr"], 0.9, weight_decay=SHORT["weight_decay"])
+        draws = torch.Generator().manual_seed(seed)
+        for _ in range(SHORT["epochs"]):
+            for chosen in torch.randperm(len(images), generator=draws).split(SHORT["batch_size"]):
+                optimizer.zero_grad()
+                F.cross_entropy(theirs(images[chosen]), loaded.train_y[chosen]).backward()
+                optimizer.step()
+        with torch.no_grad():
+            right = theirs.eval()(held_out).argmax(1) == loaded.test_y
+        found.append(right.double().mean().item())
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(8)], ids=["lenet", "resnet"])
+def test_mean_accuracy_is_that_of_plain_torch(net, form, precision):
+    """Over ten seeds, within two standard errors."""
+    dataset = Data(name="digits")
+    jobs = [helpers.job(helpers.train(net, dataset, r, precision=precision, **SHORT)) for r in range(SEEDS)]
+    progress = helpers.run(jobs, helpers.load(dataset, thin=1), form=form).progress
+    ours, theirs = [p.metrics[-1]["test_accuracy"] for p in progress], plain_accuracies(net, dataset)
+    error = math.sqrt((statistics.variance(ours) + statistics.variance(theirs)) / SEEDS)
+    assert abs(statistics.mean(ours) - statistics.mean(theirs)) <= 2 * error < 0.05
 
 
 # --- numbers that must not move -------------------------------------------------------------------------------
