@@ -25,9 +25,9 @@ def plain(net: str, images: int, batch_size: int, workers: int) -> Turn:
 
     from benchmarks import ours
     from benchmarks import plain as networks
-    from lthlab.parts import Data, Net
+    from lthlab.parts import Net
 
-    described = Data(name="synthetic_32", train_size=images)
+    described = ours.describe("synthetic_32", train_size=images)
     made = ours.synthetic(described)
     change = transforms.Compose(
         [
@@ -79,9 +79,9 @@ def engine(net: str, images: int, batch_size: int, precision: str) -> Turn:
 
     from benchmarks import ours
     from lthlab import devices
-    from lthlab.parts import Data, Net
+    from lthlab.parts import Net
 
-    described = Data(name="synthetic_32", train_size=images, augment="crop_flip")
+    described = ours.describe("synthetic_32", train_size=images, augment="crop_flip")
     settings = ExitStack()
     settings.enter_context(devices.settings(torch.device("cpu")))
     training = ours.training(

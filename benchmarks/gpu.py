@@ -6,16 +6,17 @@ only torch, numpy, pandas, safetensors, pydantic and ruamel.yaml.
 
 import argparse
 import itertools
+import math
 import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch.autograd.profiler_util import FunctionEvent
 
 from benchmarks import ours
 from benchmarks.catalogue import FORMS, GPU_NETS, GROUP_SIZES, PRECISIONS, gpu_name
@@ -28,9 +29,10 @@ RESULTS = Path("build", "benchmarks", "gpu.json")
 TRAINED, TESTED = 6400, 1280
 """Images of a measured epoch: so many whole batches of 64 and of 128, and a test set in proportion."""
 _ORDER = (8, 16, 1, 32, 4, 2)
-_EPOCHS, _LIMIT_S = 5, 10.0
+_EPOCHS, _LIMIT_S = 9, 10.0
+_PROFILED_STEPS = 4
 _START_S = 30.0
-"""What the first group may take, before any has shown how long they take."""
+"""What a group may take, if none took longer yet."""
 MEASURED = ("seconds_per_epoch", "peak_mebibytes")
 PROFILED = {
     "kernels": "per step",
@@ -71,7 +73,7 @@ class Group:
 def groups(nets: Sequence[str], quick: bool = False) -> list[Group]:
     """List what is measured, the most telling first: bf16, one by one, small batches, groups of 8 and 16."""
     if quick:
-        return [Group(net, size, 16, "fp32", form) for net in nets for size in (1, 2) for form in FORMS]
+        return [Group(net, size, 16, "bf16", form) for net in nets for size in (1, 2) for form in FORMS]
     found = [
         Group(net, size, batch, precision, form)
         for net in nets
@@ -137,7 +139,8 @@ class Bench:
         found: list[float] = []
         ours.seconds(training, steps)
         began = time.monotonic()
-        while not found or (not self.quick and len(found) < _EPOCHS and time.monotonic() - began < _LIMIT_S):
+        most = 1 if self.quick else _EPOCHS
+        while not found or time.monotonic() - began < (_LIMIT_S if len(found) < most else 0.0):
             seconds = ours.seconds(training, steps)
             found.append(seconds / group.replicas * training.data.facts.train / images)
         if on_gpu:
@@ -146,34 +149,38 @@ class Bench:
 
     def _images(self, group: Group, number: int) -> Data:
         small = group.net.startswith("lenet") or self.quick
-        described = Data(name="digits" if small else "synthetic_32", augment="none" if small else "crop_flip")
-        number = 4 * group.batch if self.quick else min(number, described.images)
-        return described.model_copy(update={"train_size": number}) if number < described.images else described
+        name, augment = ("digits", "none") if small else ("synthetic_32", "crop_flip")
+        most = 4 * group.batch if self.quick else ours.describe(name).images
+        return ours.describe(name, train_size=min(number, most), augment=augment)
 
-    def _training(self, group: Group, described: Data, test: int) -> Training:
+    def _training(self, group: Group, described: Data, test: int, start: int | None = None) -> Training:
         net = Net(name=group.net, width=4) if self.quick and "resnet" in group.net else Net(name=group.net)
         test = min(test, described.facts.test)
         dataset = ours.synthetic(described, 20 if self.quick else test)
         return ours.training(
-            net, described, dataset, range(group.replicas), group.batch, group.precision, group.form, str(self.device)
+            net,
+            described,
+            dataset,
+            range(group.replicas),
+            group.batch,
+            group.precision,
+            group.form,
+            str(self.device),
+            start,
         )
 
-    def look_closer(self, net: str, batch: int) -> None:
-        """Profile a step of the fastest group of a network and batch size, and time whole epochs of it."""
-        name = "seconds_per_epoch"
-        alike = (group for group in groups([net], self.quick) if group.batch == batch)
-        done = {g: found for g in alike if (found := self.rows.get(g.figure(name), {}).get("value"))}
-        best = min(done, key=lambda group: done[group], default=None)
-        if best is None or best.figure("seconds_per_whole_epoch") in self.rows:
-            return
+    def look_closer(self, best: Group) -> None:
+        """Profile steps of a group, and time a whole epoch of it."""
         devices.free_memory()
         everything = self._images(best, sys.maxsize)
-        training = self._training(best, everything, everything.facts.test)
-        ours.seconds(training, 8)
-        for what, number in profile(training, self.path.with_name(f"gpu_{net}_batch{batch}_profile.txt")).items():
+        steps = everything.steps_per_epoch(best.batch)
+        training = self._training(best, everything, everything.facts.test, start=max(0, steps - 4 * _PROFILED_STEPS))
+        ours.seconds(training, 2 * _PROFILED_STEPS)
+        table = self.path.with_name(f"gpu_{best.net}_batch{best.batch}_profile.txt")
+        for what, number in profile(training, table).items():
             self.keep(row(best.figure(f"step_{what}"), PROFILED[what], [number], self.machine))
-        ours.seconds(training, -training.iteration % training.steps_per_epoch)
-        whole = [ours.seconds(training, training.steps_per_epoch) / best.replicas for _ in range(2)]
+        ours.seconds(training, -training.iteration % steps)
+        whole = [ours.seconds(training, steps) / best.replicas]
         self.keep(row(best.figure("seconds_per_whole_epoch"), "s", whole, self.machine))
 
     def run(self, wanted: Sequence[Group], minutes: float) -> int | None:
@@ -191,26 +198,42 @@ class Bench:
         others = [group for group in wanted if group not in telling]
         turns: list[Group | tuple[str, int]] = [*telling, *first, *others, *sizes]
         for turn in turns:
-            if isinstance(turn, Group) and {turn.figure(what) for what in MEASURED} <= self.rows.keys():
+            due = self._due(turn)
+            if due is None:
                 continue
+            act, seconds = due
             before = time.monotonic()
-            if before - began + (longest or _START_S) > 60 * minutes:
+            if before - began + max(longest, _START_S) + seconds > 60 * minutes:
                 print("the time is up; the same command goes on from here", flush=True)
                 return None
             try:
-                if isinstance(turn, Group):
-                    self.measure(turn)
-                else:
-                    self.look_closer(*turn)
+                act()
             except Exception:  # the others are still worth the machine's time
                 traceback.print_exc()
                 failed += 1
-            longest = max(longest, time.monotonic() - before)
+            longest = max(longest, time.monotonic() - before - seconds)
         return failed
+
+    def _due(self, turn: Group | tuple[str, int]) -> tuple[Callable[[], None], float] | None:
+        """What a turn has to do, and the seconds of a whole epoch in it; None if it is done."""
+        if isinstance(turn, Group):
+            done = {turn.figure(what) for what in MEASURED} <= self.rows.keys()
+            return None if done else (partial(self.measure, turn), 0.0)
+        fastest = self._fastest(*turn)
+        if fastest is None or fastest[0].figure("seconds_per_whole_epoch") in self.rows:
+            return None
+        return partial(self.look_closer, fastest[0]), fastest[1]
+
+    def _fastest(self, net: str, batch: int) -> tuple[Group, float] | None:
+        """Find the fastest group of a network and batch size, and seconds of its epochs, all replicas together."""
+        alike = (group for group in groups([net], self.quick) if group.batch == batch)
+        done = {g: found for g in alike if (found := self.rows.get(g.figure("seconds_per_epoch"), {}).get("value"))}
+        best = min(done, key=lambda group: done[group], default=None)
+        return None if best is None else (best, best.replicas * done[best])
 
 
 def profile(training: Training, table: Path) -> dict[str, float]:
-    """Profile one step; the operations that take longest are written to `table`.
+    """Profile some steps; the operations that take longest are written to `table`.
 
     Returns
     -------
@@ -220,37 +243,32 @@ def profile(training: Training, table: Path) -> dict[str, float]:
     on_gpu = training.device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * on_gpu
     with torch.profiler.profile(activities=activities) as profiler:
-        ours.seconds(training, 1)
-    key = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+        ours.seconds(training, _PROFILED_STEPS)
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     table.write_text(profiler.key_averages().table(sort_by=key, row_limit=30), encoding="utf-8")
     events = list(profiler.events())
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    kernels = sorted((e for e in events if e.device_type == kind and not e.is_user_annotation), key=_begin)
+    spans = [e.time_range for e in events if e.device_type == kind and not e.is_user_annotation]
+    kernels = [(span.start, span.end) for span in spans]
     launches = [e for e in events if "Launch" in e.name and e.device_type != torch.autograd.DeviceType.CUDA]
-    span = max(e.time_range.end for e in kernels) - _begin(kernels[0])
-    busy = sum(end - begin for begin, end in _covered(kernels))
+    span = max(end for _, end in kernels) - min(begin for begin, _ in kernels)
+    rest = span - busy(kernels)
     return {
-        "kernels": len(kernels),
-        "launches": len(launches),
-        "microseconds": span,
-        "busy_share": busy / span,
-        "gap_microseconds": (span - busy) / len(kernels),
+        "kernels": len(kernels) / _PROFILED_STEPS,
+        "launches": len(launches) / _PROFILED_STEPS,
+        "microseconds": span / _PROFILED_STEPS,
+        "busy_share": 1 - rest / span,
+        "gap_microseconds": rest / len(kernels),
     }
 
 
-def _begin(event: FunctionEvent) -> float:
-    return event.time_range.start
-
-
-def _covered(events: Sequence[FunctionEvent]) -> Iterator[tuple[float, float]]:
-    """Intervals in which at least one of the events, given in order of their begin, goes on."""
-    begin, end = _begin(events[0]), events[0].time_range.end
-    for event in events:
-        if _begin(event) > end:
-            yield begin, end
-            begin, end = _begin(event), event.time_range.end
-        end = max(end, event.time_range.end)
-    yield begin, end
+def busy(spans: Iterable[tuple[float, float]]) -> float:
+    """Add up the time in which at least one of some spans, each from begin to end, goes on."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -274,6 +292,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = Bench(device, options.results, options.quick)
     print(bench.machine, flush=True)
     wanted = [g for g in groups(nets, options.quick) if g.figure("seconds_per_epoch").startswith(options.only)]
+    if not wanted:
+        print(f"--only {options.only}: no figure of {options.networks} begins so", file=sys.stderr)
+        return 2
     with devices.settings(device):
         return 1 if bench.run(wanted, options.minutes) else 0
 
@@ -284,13 +305,14 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
         print("gpu: not measured, there is no CUDA device here", file=sys.stderr)
         return
     device = torch.device("cuda")
-    bench = Bench(device, RESULTS, quick)
+    path = RESULTS.with_name("gpu-quick.json") if quick else RESULTS
+    bench = Bench(device, path, quick)
     wanted = [g for g in groups(list(GPU_NETS), quick) if {g.figure(what) for what in MEASURED} & {*chosen}]
     with devices.settings(device):
         complete = bench.run(wanted, 9.0) is not None
     yield from bench.rows.values()
     if complete:
-        RESULTS.unlink()
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

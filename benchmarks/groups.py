@@ -8,7 +8,7 @@ from benchmarks import ours
 from benchmarks.record import Row, machine, ratios, row
 from benchmarks.rounds import interleave
 from lthlab import devices
-from lthlab.parts import Data, Net
+from lthlab.parts import Net
 
 _LENET, _RESNET20, _RESNET8 = (Net(name=name) for name in ("lenet_300_100", "resnet20", "resnet8"))
 CONFIGURATIONS = {
@@ -32,7 +32,7 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
         if data == "digits":
             described, dataset = ours.digits()
         else:
-            described = Data(name=data, train_size=20 * BATCH)
+            described = ours.describe(data, train_size=None if data == "synthetic_32" else 20 * BATCH)
             dataset = ours.synthetic(described)
         with devices.settings(torch.device("cpu")):
             group = ours.training(net, described, dataset, range(replicas), BATCH)

@@ -22,10 +22,10 @@ def images() -> Callable[[int, int], dict[str, Any]]:
 
     from benchmarks import ours
     from lthlab import devices
-    from lthlab.parts import Data, Net
+    from lthlab.parts import Net
 
     def once(number: int, epochs: int) -> dict[str, Any]:
-        described = Data(name="synthetic_28", train_size=number)
+        described = ours.describe("synthetic_28", train_size=number)
         dataset = ours.synthetic(described)
         began = time.perf_counter()
         with devices.settings(torch.device("cpu")):

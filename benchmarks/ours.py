@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -11,11 +12,19 @@ from lthlab.engine import Job, Training
 from lthlab.parts import DATASETS, Data, DataFacts, Net, Recipe
 from lthlab.values import Fresh, Train
 
-DATASETS |= {
+SYNTHETIC = {
     "synthetic_16": DataFacts((3, 16, 16), 10, 50_000, 10_000, "16" * 16),
     "synthetic_28": DataFacts((1, 28, 28), 10, 60_000, 10_000, "28" * 16),
     "synthetic_32": DataFacts((3, 32, 32), 10, 50_000, 10_000, "32" * 16),
 }
+"""Data sets of random images that `describe` knows."""
+
+
+def describe(name: str, **fields: Any) -> Data:
+    """Describe a data set, also a synthetic one; `fields` are those of `lthlab.parts.Data`."""
+    if name in SYNTHETIC:
+        DATASETS[name] = SYNTHETIC[name]
+    return Data(name=name, **fields)
 
 
 def synthetic(described: Data, test: int = 0) -> Dataset:
@@ -67,13 +76,14 @@ def training(
     precision: str = "fp32",
     form: str | None = None,
     device: str = "cpu",
+    start: int | None = None,
 ) -> Training:
     """Begin to train replicas, each with its own seed, for as long as one likes."""
     fields = {"epochs": 10_000, "batch_size": batch_size, "lr": 0.01, "weight_decay": 1e-4, "precision": precision}
     recipe = Recipe.model_validate(fields)
     trains = [Train(net, described, recipe, Fresh(number), number) for number in replicas]
     jobs = [Job(train, nets.fresh(net, described, train.order)) for train in trains]
-    return Training(jobs, dataset, device, form=form)
+    return Training(jobs, dataset, device, start, form)
 
 
 def seconds(training: Training, steps: int) -> float:

@@ -9,7 +9,7 @@ from benchmarks import ours, plain
 from benchmarks.record import Row, machine, ratios, row
 from benchmarks.rounds import interleave
 from lthlab import devices
-from lthlab.parts import Data, Net
+from lthlab.parts import Net
 
 
 def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
@@ -17,14 +17,14 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
     rounds = 2 if quick else 9
     for name in chosen:
         lenet = "lenet" in name
-        batch, epochs = (64, 1 if quick else 15) if lenet else (16 if quick else 128, 1)
         if lenet:
+            batch, steps = 64, 21 if quick else 315  # whole epochs
             described, dataset = ours.digits()
         else:
-            described = Data(name="synthetic_32", train_size=(1 if quick else 10) * batch)
+            batch, steps = (16, 1) if quick else (128, 10)
+            described = ours.describe("synthetic_32")
             dataset = ours.synthetic(described)
         net = Net(name="lenet_300_100" if lenet else "resnet20")
-        steps = epochs * described.steps_per_epoch(batch)
         with devices.settings(torch.device("cpu")):
             training = ours.training(net, described, dataset, range(1), batch)
             loop = plain.bare_loop(net, described.facts, dataset, batch)

@@ -15,6 +15,7 @@ from benchmarks.page import page
 from benchmarks.worker import Worker
 from lthlab.engine import Training
 from lthlab.machine import leaks
+from lthlab.parts import DATASETS
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,15 @@ TARGETS = {
     "lenet_group16_vs_sequential": (3.0, None), "resnet20_digits_group8_vs_sequential": (1.6, None),
     "lenet_imp_nine_chains_seconds": (None, 15), "threshold_25m_seconds": (None, 0.35),
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def known_data():
+    """Forget the synthetic data sets that a benchmark adds."""
+    known = dict(DATASETS)
+    yield
+    for name in DATASETS.keys() - known.keys():
+        del DATASETS[name]
 
 
 def a_row(name, value=2.0, **fields):
@@ -328,6 +338,10 @@ def test_script_for_gpus_runs_where_little_is_installed_and_goes_on(tmp_path):
     assert {name for name in today if "_whole_" not in name and "_step_" not in name} == {measured[2], measured[3]}
 
 
+def test_time_in_which_several_kernels_run_counts_once():
+    assert gpu.busy([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.75), (6.0, 6.5)]) == 4.5
+
+
 def test_script_for_gpus_ends_in_time(tmp_path, capsys):
     path = tmp_path / "gpu.json"
     assert gpu.main(["--device", "cpu", "--quick", "--minutes", "0", "--results", str(path)]) == 0
@@ -353,7 +367,7 @@ def test_lack_of_memory_is_a_result_and_other_failures_are_not(tmp_path, monkeyp
     assert "ValueError: stacked is broken" in capsys.readouterr().err
     rows = record.read(path)
     values = {name: row["value"] for name, row in rows.items() if "seconds_per_epoch" in name}
-    name = "gpu_lenet_300_100_seconds_per_epoch_group{}_batch16_fp32_{}"
+    name = "gpu_lenet_300_100_seconds_per_epoch_group{}_batch16_bf16_{}"
     assert values.pop(name.format(1, "sequential")) > 0
     assert values == {name.format(2, form): None for form in gpu.FORMS}
     assert rows[name.format(2, "stacked")]["n"] == 0 and json.loads(path.read_text())
@@ -362,5 +376,7 @@ def test_lack_of_memory_is_a_result_and_other_failures_are_not(tmp_path, monkeyp
 def test_script_for_gpus_refuses_networks_and_devices_that_are_not_there(tmp_path, capsys):
     assert gpu.main(["--device", "cpu", "--networks", "resnet21", "--results", str(tmp_path / "x")]) == 2
     assert "--networks: 'resnet21' is not measured" in capsys.readouterr().err
+    assert gpu.main(["--device", "cpu", "--only", "gpu_resnet20_s_", "--results", str(tmp_path / "x")]) == 2
+    assert "--only gpu_resnet20_s_: no figure of resnet20,lenet_300_100 begins so" in capsys.readouterr().err
     assert gpu.main(["--device", "cpus", "--results", str(tmp_path / "x")]) == 2
     assert "did you mean 'cpu'?" in capsys.readouterr().err
