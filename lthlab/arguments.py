@@ -90,11 +90,14 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
         folder.complete = _FOLDERS  # type: ignore[attr-defined]
     for made in (ahead, run, compute):
-        device = made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: auto)")
+        text = "auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share each training (default: auto)"
+        device = made.add_argument("--device", default="auto", help=text)
         device.complete = _DEVICES  # type: ignore[attr-defined]
     for made in (run, compute):
         text = "stop in time with everything saved, as 30s, 9min or 2h"
         made.add_argument("--for", type=seconds, dest="limit", metavar="TIME", help=text)
+        text = "give the same bits every time on a GPU too, though slower"
+        made.add_argument("--deterministic", action="store_true", help=text)
     one = compute.add_argument("--only", metavar="NAME", help="only this configuration or stage")
     text = "only this configuration, stage or report; may be repeated"
     some = run.add_argument("--only", action="append", default=[], metavar="NAME", help=text)

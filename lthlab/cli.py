@@ -175,6 +175,7 @@ def _run(options: argparse.Namespace) -> int:
     settings = stages.Settings(
         notebooks=Path(options.notebooks),
         device=options.device,
+        deterministic=options.deterministic,
         slots=options.slots,
         cluster=options.cluster,
         cores=options.cores or shared,
@@ -229,15 +230,16 @@ def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more:
         words += ["--set", text]
     own: dict[str, tuple[tuple[str, object], ...]] = {
         "run": (
-            ("notebooks", "notebooks"), ("device", "auto"), ("cluster", None), ("slots", None), ("cores", None),
-            ("cell_timeout", None), ("stall_after", STALL_S),
+            ("notebooks", "notebooks"), ("device", "auto"), ("deterministic", False), ("cluster", None),
+            ("slots", None), ("cores", None), ("cell_timeout", None), ("stall_after", STALL_S),
         ),
         "publish": (("to", None),),
     }  # fmt: skip
     for field, usual in (("runs", "runs"), *own.get(verb, ())):
         given = getattr(options, field, usual)
         if given != usual:
-            words += [f"--{field.replace('_', '-')}", f"{given:g}s" if isinstance(given, float) else str(given)]
+            words += [f"--{field.replace('_', '-')}"]
+            words += [] if given is True else [f"{given:g}s" if isinstance(given, float) else str(given)]
     return shlex.join(words)
 
 
@@ -251,7 +253,14 @@ def _compute(options: argparse.Namespace) -> int:
     deadline = _deadline(options, store, "compute")
     with stopping(None if deadline is None else deadline - time.monotonic()) as wish:
         try:
-            summary = lab.compute_study(config, store, options.device, watcher=Bar(wish), configuration=options.only)
+            summary = lab.compute_study(
+                config,
+                store,
+                options.device,
+                watcher=Bar(wish),
+                configuration=options.only,
+                deterministic=options.deterministic or None,
+            )
         except lab.Stopped as stop:
             summary = stop.summary
     left = _left(config, options) if wish.reason else None

@@ -1,6 +1,7 @@
 """What stands in the way of computing on this machine and in this store, and what to do about it."""
 
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -15,7 +16,9 @@ from typing import Literal
 
 from lthlab.files import Files, StoreError
 from lthlab.kernels import THREAD_VARIABLES, cores
+from lthlab.parts import DATASETS, Data, InputError, Net, Recipe
 from lthlab.store import Damaged, Store
+from lthlab.values import Fresh, Train
 
 PYTHON = (3, 11)
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -121,16 +124,37 @@ def _devices() -> Iterator[Finding]:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for number in range(count):
         facts = torch.cuda.get_device_properties(number)
-        text = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB"
+        able = "TF32 and bf16" if facts.major >= 8 else "neither TF32 nor bf16"
+        text = f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, {able}"
         known = [int(arch[3:].rstrip("af")) for arch in torch.cuda.get_arch_list() if arch.startswith("sm_")]
         if any(arch // 10 == facts.major and arch % 10 <= facts.minor for arch in known):
-            yield Finding(f"cuda:{number}", "ok", text)
+            yield Finding(f"cuda:{number}", "ok", f"{text}; {_groups(facts.total_memory)}")
         else:
             remedy = "use --device cpu, or a torch that is built for it"
             text = f"{text}: this torch has no code for compute capability {facts.major}.{facts.minor}"
             yield Finding(f"cuda:{number}", "problem", text, remedy)
     if not count:
         yield _no_gpu(built, " ".join(str(each.message) for each in caught))
+    yield _allocator()
+
+
+def _groups(memory: int) -> str:
+    """How large groups are on a GPU, for one example."""
+    from lthlab import devices
+
+    name = max(DATASETS, key=lambda name: math.prod(DATASETS[name].shape))
+    recipe = Recipe(epochs=1, batch_size=128, lr=0.1)
+    example = Train(Net(name="resnet20"), Data(name=name), recipe, Fresh(0), 0)
+    return f"groups of at most {devices.fitting(example, memory)} of resnet20 on {name}, batch size 128"
+
+
+def _allocator() -> Finding:
+    from lthlab import devices
+
+    try:
+        return Finding("allocator", "ok", devices.allocator())
+    except InputError as error:
+        return Finding("allocator", "problem", str(error), f"unset {devices.ALLOCATOR}")
 
 
 def _no_gpu(built: str, said: str) -> Finding:

@@ -15,7 +15,7 @@ from lthlab.masks import Mask
 from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
-from lthlab.replicas import Group
+from lthlab.replicas import Group, Team
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
@@ -122,6 +122,8 @@ class Training:
         Iteration to begin with; `Train.start` by default.
     form : {'stacked', 'sequential'}, optional
         Override of the rule in `lthlab.replicas`.
+    team : Team, optional
+        Processes that share the steps of a single training.
 
     Raises
     ------
@@ -136,6 +138,7 @@ class Training:
         device: str | torch.device = "cpu",
         start: int | None = None,
         form: str | None = None,
+        team: Team | None = None,
     ) -> None:
         if len({shape_of(job.train) for job in jobs}) != 1:
             raise ValueError("trainings of unlike shapes cannot form a group")
@@ -145,7 +148,7 @@ class Training:
         self.iteration = first.start if start is None else start
         self.device = torch.device(device)
         trains, states = [job.train for job in jobs], [job.state for job in jobs]
-        self.group = Group(trains, states, dataset, self.device, form)
+        self.group = Group(trains, states, dataset, self.device, form, team)
         self.progress = [Progress() for _ in jobs]
         self.held_out = {
             name: (normalise(x.to(self.device), dataset, self.group.dtype), y.to(self.device))
@@ -367,6 +370,7 @@ class Training:
         plain: Mapping[str, Any],
         device: str | torch.device = "cpu",
         form: str | None = None,
+        team: Team | None = None,
     ) -> "Training":
         """Rebuild a group from what `checkpoint` returned; `jobs` need no states of their own."""
         parts: list[dict[str, Weights]] = [{} for _ in jobs]
@@ -377,7 +381,7 @@ class Training:
             Job(job.train, part["state"], job.mask, job.keep, part["carry"])
             for job, part in zip(jobs, parts, strict=True)
         ]
-        training = cls(again, dataset, device, plain["iteration"], form)
+        training = cls(again, dataset, device, plain["iteration"], form, team)
         for progress, row, items in zip(training.progress, plain["progress"], parts, strict=True):
             progress.metrics, progress.diverged = list(row["metrics"]), row["diverged"]
             progress.snapshots = {

@@ -5,7 +5,6 @@ import functools
 import json
 import math
 import os
-import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import DATASETS, DEVICES, Count, Data, InputError, Net, Positive, nearest
+from lthlab.parts import DATASETS, Count, Data, Net, Positive, device_names
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -119,7 +118,8 @@ def forecast(
     takes R times its steps times the seconds per step and replica that groups took before, with the same network,
     widths, data set, batch size and precision, on the same device, processor and number of cores. Taken is the
     median over the latest groups of the size nearest to R. Start and commits are part of that time; masks and
-    measures are not.
+    measures are not. On a GPU, whose memory cannot be told without torch, groups are taken to be as large as they
+    are where it suffices: 32.
 
     Where there are none, it is a guess: six operations for each weight of each image and each place where the weight
     is used, at 20 billion operations per second and core, or 5,000 billion on a GPU, and a fixed time per step. If
@@ -272,18 +272,19 @@ def device_name(device: str) -> str:
     InputError
         If no device has such a name.
     """
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device, re.ASCII)
-    if match is None:
-        raise InputError(f"device '{device}' is not known; {nearest(device, DEVICES)}")
     models = []
     if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         for path in sorted(_GPUS.glob("*/information")):
             fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
             models.append(fields.get("Model", "").strip())
-    if device == "auto":
-        return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
-    number = int(match[1] or 0)
-    return models[number] if device != "cpu" and number < len(models) else device
+
+    def model(name: str) -> str:
+        if name == "auto":
+            return models[0] if models and not provenance.versions().get("torch", "").endswith("+cpu") else "cpu"
+        number = int(name.partition(":")[2] or 0)
+        return models[number] if name != "cpu" and number < len(models) else name
+
+    return ",".join(map(model, device_names(device)))
 
 
 # --- a configuration ------------------------------------------------------------------------------------------
@@ -315,8 +316,11 @@ def _work(
     def kind(train: Train) -> object:
         return depths[train], plan.shape_of(train), own[train]
 
+    def limit(train: Train) -> int:
+        return 1 if "," in rates.device else _shape(train).capacity(rates.device == "cpu")
+
     seconds, guessed = 0.0, False
-    for group in plan.groups(own, kind, dict.fromkeys(own, ""), lambda train: _shape(train).capacity):
+    for group in plan.groups(own, kind, dict.fromkeys(own, ""), limit):
         start, until = own[group[0]]
         rate, measured = rates.of(_shape(group[0]), len(group))
         seconds += rate * len(group) * (until - start)
@@ -353,10 +357,9 @@ class _Shape(NamedTuple):
         """Whether groups are stacked, by the rule of `lthlab.replicas`."""
         return self.network.startswith("lenet") or max(DATASETS[self.data].shape[1:]) <= 16
 
-    @property
-    def capacity(self) -> int:
-        """Largest group, by the rule of `lthlab.replicas`."""
-        return 24 if self.stacked else 8
+    def capacity(self, on_cpu: bool) -> int:
+        """Largest group, by the rule of `lthlab.devices`; on a GPU that of one with plenty of memory."""
+        return 32 if not on_cpu else 24 if self.stacked else 8
 
     def guess(self, on_cpu: bool) -> float:
         """Guess the seconds per step and replica; see `forecast`."""
@@ -490,7 +493,7 @@ class _Rates:
         return self._known[shape, replicas]
 
     def _guess(self, shape: _Shape) -> float:
-        return shape.guess(self.device == "cpu")
+        return shape.guess(self.device.startswith("cpu"))
 
     def _measured(self, shape: _Shape, replicas: int) -> float:
         past = self._past[shape]

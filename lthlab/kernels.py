@@ -36,13 +36,17 @@ nothing where they do not. It counts only if it is set before torch is imported.
 STOP, NOW, HUNG = "stop", "now", "hung"
 ASKED: dict[str, Status] = {STOP: "stopped", NOW: "stopped", HUNG: "hung"}
 
-# The kernel polls for the death of its parent, but not while a cell holds the interpreter's lock.
-_KERNEL = """
+WITH_PARENT = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(os.environ["JPY_PARENT_PID"]):
     sys.exit("the parent has ended")
+"""
+"""Begin of a script that is killed when its parent ends, however that ends; JPY_PARENT_PID names the parent."""
+
+# The kernel polls for the death of its parent, but not while a cell holds the interpreter's lock.
+_KERNEL = f"""{WITH_PARENT}
 from ipykernel.kernelapp import launch_new_instance
 launch_new_instance()
 """

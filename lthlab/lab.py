@@ -1,19 +1,20 @@
 """From values to results: look in the store first, then group what is missing and train it."""
 
 import logging
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
-from lthlab import plan, studies, tickets
+from lthlab import devices, parallel, plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
-from lthlab.parts import InputError, nearest
-from lthlab.replicas import capacity
+from lthlab.parts import InputError
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
-from lthlab.store import Damaged, Store
+from lthlab.store import Claim, Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
 from lthlab.values import Train, Value, ancestors, canonical
 
@@ -65,29 +66,13 @@ class Stopped(Exception):
         return f"stopped with {self.left} trainings and {self.epochs} epochs left; the same call goes on from there"
 
 
-def device_named(name: str) -> torch.device:
-    """Find a device; 'auto' is the first GPU, or the CPU where there is none.
-
-    Raises
-    ------
-    InputError
-        If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    allowed = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
-    allowed += [f"cuda:{number}" for number in range(torch.cuda.device_count())]
-    if name not in allowed:
-        raise InputError(f"device '{name}' is not here; {nearest(name, allowed)}")
-    return torch.device(name)
-
-
 def compute(
     asked: Iterable[Value],
     store: Store,
     device: str = "auto",
     checkpoint_seconds: float = 60.0,
     watcher: Watcher | None = None,
+    deterministic: bool | None = None,
 ) -> Summary:
     """Compute values, with all that they are made from, as far as the store does not have them.
 
@@ -99,11 +84,15 @@ def compute(
     store : Store
         Where results are and go.
     device : str, optional
-        'auto', 'cpu', 'cuda' or 'cuda:1'.
+        'auto', 'cpu', 'cuda' or 'cuda:1'; or several with commas, as 'cuda:0,cuda:1', which then share each training
+        (see `lthlab.parallel`): for networks that one GPU takes long for.
     checkpoint_seconds : float, optional
         Time between checkpoints of a group in training.
     watcher : Watcher, optional
         Told of the progress, and asked after every step whether to stop.
+    deterministic : bool, optional
+        Whether a GPU has to give the same bits every time, whatever else is trained beside; a CPU does anyhow. By
+        default what the environment variable LTHLAB_DETERMINISTIC says, 1 or 0, and no without it.
 
     Returns
     -------
@@ -112,15 +101,22 @@ def compute(
     Raises
     ------
     InputError
-        Before anything is computed, if this version cannot compute a value or there is no such device.
+        Before anything is computed, if this version cannot compute a value, there is no such device, devices cannot
+        share a training, or it is too late in this process to be deterministic (see `lthlab.devices.settings`). Later,
+        if a single training does not fit into the device's memory, or a group does not that has trained already;
+        nothing is lost.
+    ProcessEnded
+        If one of the processes of several devices has ended; the same call goes on from the last checkpoint.
     StoreError
         If the store cannot be written.
     Stopped
         If the watcher asked to stop. What was trained is in a checkpoint, and the same call goes on from there.
     """
     asked = list(asked)
-    place = _prepare(asked, store, device)
-    return _compute(asked, store, place, checkpoint_seconds, watcher)
+    places = devices.devices_named(device)
+    with devices.settings(places[0], _deterministic(deterministic)):
+        _prepare(asked, store, places)
+        return _compute(asked, store, places, checkpoint_seconds, watcher)
 
 
 def compute_study(
@@ -130,6 +126,7 @@ def compute_study(
     checkpoint_seconds: float = 60.0,
     watcher: Watcher | None = None,
     configuration: str | None = None,
+    deterministic: bool | None = None,
 ) -> Summary:
     """Compute the values of a study and note the roles of all of them in the store.
 
@@ -137,7 +134,7 @@ def compute_study(
     ----------
     config : Config
         The study.
-    store, device, checkpoint_seconds, watcher
+    store, device, checkpoint_seconds, watcher, deterministic
         As of `compute`, which also says what is returned and raised.
     configuration : str, optional
         Compute only what has a role in this configuration, such as 'find_tickets.lenet_300_100.digits', or in
@@ -151,40 +148,49 @@ def compute_study(
     labelled = tickets.expand(config)
     everything = [item.value for item in labelled]
     asked = [item.value for item in studies.select(labelled, configuration)]
-    place = _prepare(everything, store, device)
-    studies.note(config, labelled, store)
-    return _compute(asked, store, place, checkpoint_seconds, watcher, everything)
+    places = devices.devices_named(device)
+    with devices.settings(places[0], _deterministic(deterministic)):
+        _prepare(everything, store, places)
+        studies.note(config, labelled, store)
+        return _compute(asked, store, places, checkpoint_seconds, watcher, everything)
+
+
+def _deterministic(asked: bool | None) -> bool:
+    told = os.environ.get(studies.DETERMINISTIC) or "0"
+    if asked is None and told not in ("0", "1"):
+        raise InputError(f"{studies.DETERMINISTIC} is '{told}'; allowed: 0, 1")
+    return told == "1" if asked is None else asked
 
 
 def _compute(
     asked: list[Value],
     store: Store,
-    place: torch.device,
+    places: Sequence[torch.device],
     seconds: float,
     watcher: Watcher | None,
     study: Sequence[Value] = (),
 ) -> Summary:
     began = time.monotonic()
-    for _ in range(1000):
-        look = Outlook(asked, store, study)
-        try:
-            return _Computation(asked, look, place, seconds, watcher, began).run()
-        except Damaged as damage:
-            log.warning("%s: computed again", damage)
-            _drop(store, damage)
+    with parallel.Team(places) if len(places) > 1 else nullcontext() as team:
+        for _ in range(1000):
+            look = Outlook(asked, store, study)
+            try:
+                return _Computation(asked, look, places[0], seconds, watcher, began, team).run()
+            except Damaged as damage:
+                log.warning("%s: computed again", damage)
+                _drop(store, damage)
     raise RuntimeError("results are damaged as fast as they are computed")
 
 
-def _prepare(asked: Iterable[Value], store: Store, device: str) -> torch.device:
+def _prepare(asked: Iterable[Value], store: Store, places: Sequence[torch.device]) -> None:
     """Refuse what cannot be computed or stored, then store the descriptions of everything."""
     everything = ancestors(asked)
     plan.refuse_unsupported(everything)
     refuse_impossible(everything)
-    place = device_named(device)
+    parallel.refuse((value for value in everything if isinstance(value, Train)), places)
     store.check_writable()
     for value in everything:
         store.describe(canonical(value.form()))
-    return place
 
 
 def _drop(store: Store, damage: Damaged) -> None:
@@ -213,10 +219,11 @@ class _Computation:
         seconds: float,
         watcher: Watcher | None,
         began: float,
+        team: parallel.Team | None = None,
     ) -> None:
         self.store, self.outlook, self.values, self.needs = look.store, look, look.values, look.needs
         self.device, self.watcher, self.began = device, watcher, began
-        self.trainer = Trainer(self.store, device, look, seconds, watcher)
+        self.trainer = Trainer(self.store, device, look, seconds, watcher, team)
         self.depths = plan.depths(self.values)
         self.families = plan.families(self.values)
         uses = [value for value in asked if isinstance(value, Train)]
@@ -299,7 +306,8 @@ class _Computation:
             if not pending:
                 break
             progressed = False
-            for group in [*self._interrupted(pending), *self._groups(wave, pending)]:
+            candidates = pending if devices.repeats(self.device) else [t for t in wave if self.outlook.runnable(t)]
+            for group in [*self._interrupted(candidates), *self._groups(candidates)]:
                 members = [train for train in group if self.outlook.missing(train)]
                 if members:
                     self._pause()
@@ -310,30 +318,29 @@ class _Computation:
             if Run(train, self.store).stale:
                 self.outlook.bury(train, "stale")
 
-    def _interrupted(self, pending: list[Train]) -> Iterator[list[Train]]:
+    def _interrupted(self, candidates: list[Train]) -> Iterator[list[Train]]:
         """Groups that have a checkpoint, with the members that they had."""
-        known = {train.key: train for train in pending}
+        known, look = {train.key: train for train in candidates}, self.outlook
         for checkpoint in self.store.checkpoints().values():
             members = [known[key] for key in checkpoint.members if key in known]
-            kinds = {(plan.shape_of(train), self.outlook.span(train)) for train in members}
+            kinds = {(plan.shape_of(train), look.span(train)) for train in members if look.missing(train)}
             if len(members) == len(checkpoint.members) and len(kinds) == 1:
                 yield members
 
-    def _groups(self, wave: list[Train], pending: list[Train]) -> Iterator[list[Train]]:
+    def _groups(self, candidates: list[Train]) -> Iterator[list[Train]]:
         """Cut what is to be trained into groups.
 
-        On a CPU, bits do not depend on the group, so only what is missing counts. Elsewhere the group follows
-        from all that the plan asks for, and what is there already is trained beside what is not.
+        Where bits do not depend on the group, only what is missing is a candidate. Elsewhere the group follows from
+        all that the plan asks for, and what is there already is trained beside what is not.
         """
-        on_cpu, look = self.device.type == "cpu", self.outlook
+        alone, look = devices.repeats(self.device), self.outlook
 
         def kind(train: Train) -> object:
-            return plan.shape_of(train), look.span(train) if on_cpu else self.needs[train].until
+            return plan.shape_of(train), look.span(train) if alone else self.needs[train].until
 
         def limit(train: Train) -> int:
-            return capacity(train.net, train.data)
+            return devices.capacity(train, self.device) if self.trainer.team is None else 1
 
-        candidates = pending if on_cpu else [train for train in wave if look.runnable(train)]
         return plan.groups(candidates, kind, self.families, limit)
 
     def _train_claimed(self, members: list[Train], group: list[Train]) -> bool:
@@ -344,15 +351,26 @@ class _Computation:
             if mine:
                 span = look.span(mine[0])
                 wanted = {train: claims[train] for train in mine if look.span(train) == span}
-                beside = [] if self.device.type == "cpu" or span[0] != mine[0].start else group
-                together = [t for t in group if t in wanted or (t in beside and not look.missing(t))]
-                if not self.trainer.train(together, wanted, span):
-                    raise self._stopped()
-                self.trained += len(wanted)
-                for train in wanted:
-                    if look.missing(train) and look.span(train) == span:
-                        raise RuntimeError(f"{train!r} was trained from step {span[0]} to {span[1]} to no avail")
+                beside = [] if devices.repeats(self.device) or span[0] != mine[0].start else group
+                self._train([t for t in group if t in wanted or (t in beside and not look.missing(t))], wanted, span)
             return bool(claims)
         finally:
             for claim in claims.values():
                 claim.release()
+
+    def _train(self, group: list[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]) -> None:
+        """Train a group, or its halves if it does not fit into the device's memory."""
+        own = {train: wanted[train] for train in group if train in wanted}
+        halves = self.trainer.train(group, own, span)
+        if halves is None:
+            raise self._stopped()
+        if halves:
+            devices.free_memory()
+            self._tell()
+            for half in halves:
+                self._train(half, wanted, span)
+            return
+        self.trained += len(own)
+        for train in own:
+            if self.outlook.missing(train) and self.outlook.span(train) == span:
+                raise RuntimeError(f"{train!r} was trained from step {span[0]} to {span[1]} to no avail")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lthlab import nets
 from lthlab.data import Dataset, crop_flip, normalise
@@ -95,6 +95,9 @@ class Lane:
         self.device, self.dtype = device, DTYPES[first.recipe.precision]
         self.network = nets.build(first.net, first.data, slots, device).to(self.dtype)
         self.network.load([*states, *states[:1]][:slots])
+        if self.recipe.processes > 1:
+            self.network.normalise_by(nets.in_parts(self.recipe.processes))
+        self.model: nn.Module = self.network
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
@@ -233,7 +236,7 @@ class Lane:
         chosen, rates, moves = self._now(size)
         losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
         self.update(rates)
-        self.loss_sum += losses.double() * size
+        self.loss_sum += losses.double() * chosen.shape[1]
         self.correct_sum += correct
         self._place += 1
 
@@ -298,6 +301,9 @@ class Lane:
         scale = torch.sqrt(second, out=scratch).div_(rates[1]).add_(1e-8)
         weights.sub_(torch.div(first, scale, out=scratch).mul_(rates[0]))
 
+    def settle(self) -> None:
+        """Bring the sums of loss and of correctly classified images up to date."""
+
     # --- evaluation -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -320,8 +326,8 @@ class Lane:
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.slots > 1 or not self.convolutional:
-            return self.network(images)
-        return self.network(images[0].contiguous(memory_format=torch.channels_last))[None]
+            return self.model(images)
+        return self.model(images[0].contiguous(memory_format=torch.channels_last))[None]
 
     def state(self, slot: int) -> Weights:
         """Copy the state of one replica, on the CPU, with ordinary names and shapes."""

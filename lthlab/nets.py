@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lthlab import sizes
 from lthlab.draws import Stream
 from lthlab.parts import DATASETS, NETS, Data, Net
-from lthlab.values import Narrow
+from lthlab.values import Narrow, plain
 
 Weights = dict[str, Tensor]
 
@@ -132,8 +132,34 @@ class Conv2d(Layer):
         return {"weight": weight.float().view(self.shape)}
 
 
+Normalise = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Normalises a batch in training: images, running mean and variance, which it updates, weight and bias."""
+
+
+def whole_batch(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalise by the mean and variance of all images."""
+    return F.batch_norm(x, mean, var, weight, bias, training=True)
+
+
+def in_parts(number: int) -> Normalise:
+    """Normalise each of `number` parts of a batch by its own mean and variance; the first gives running statistics."""
+
+    def normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        first, *others = x.tensor_split(number)
+        rest = [F.batch_norm(part, None, None, weight, bias, training=True) for part in others]
+        return torch.cat([whole_batch(first, mean, var, weight, bias), *rest])
+
+    return normalise
+
+
 class BatchNorm2d(Layer):
-    """Batch normalisation of each replica's channels; arithmetic and state as in PyTorch."""
+    """Batch normalisation of each replica's channels; arithmetic and state as in PyTorch.
+
+    Attributes
+    ----------
+    normalise : callable
+        What is done in training, such as `whole_batch`.
+    """
 
     running_mean: Tensor
     running_var: Tensor
@@ -142,6 +168,7 @@ class BatchNorm2d(Layer):
     def __init__(self, replicas: int, channels: int) -> None:
         super().__init__(replicas)
         self.channels = channels
+        self.normalise: Normalise = whole_batch
         self.weight, self.bias = self._parameter(channels), self._parameter(channels)
         shape = (channels,) if replicas == 1 else (replicas, channels)
         self.register_buffer("running_mean", torch.zeros(shape))
@@ -149,12 +176,13 @@ class BatchNorm2d(Layer):
         self.register_buffer("num_batches_tracked", torch.zeros(shape[:-1], dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.num_batches_tracked += 1
         mean, var, weight, bias = (
             item.flatten() for item in (self.running_mean, self.running_var, self.weight, self.bias)
         )
-        return F.batch_norm(x, mean, var, weight, bias, training=self.training)
+        if not self.training:
+            return F.batch_norm(x, mean, var, weight, bias)
+        self.num_batches_tracked += 1
+        return self.normalise(x, mean, var, weight, bias)
 
     def draw(self, stream: Stream) -> Weights:
         return {
@@ -196,6 +224,12 @@ class Network(nn.Module):
         """Return a replica's state with BatchNorm statistics of a replica that has seen no batch."""
         norms = ((name, layer) for name, layer in self.layers() if isinstance(layer, BatchNorm2d))
         return state | {f"{n}.{key}": value for n, layer in norms for key, value in layer.fresh_statistics().items()}
+
+    def normalise_by(self, normalise: Normalise) -> None:
+        """Choose what BatchNorm does in training."""
+        for _, layer in self.layers():
+            if isinstance(layer, BatchNorm2d):
+                layer.normalise = normalise
 
     def load(self, states: list[Weights]) -> None:
         """Fill the replicas with states of ordinary shapes."""
@@ -321,6 +355,11 @@ def register(name: str, builder: Builder) -> None:
     _BUILDERS[name] = builder
 
 
+def module_of(name: str) -> str | None:
+    """Name the module whose builder was registered for a network; None for the networks of this package."""
+    return _BUILDERS[name].__module__ if name in _BUILDERS else None
+
+
 def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | torch.device = "cpu") -> Network:
     """Build a network with all parameters zero.
 
@@ -399,7 +438,7 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
     InputError
         If the policy is not known, or is one of ResNets and the network is none.
     """
-    without = sizes.left_out(net.net if isinstance(net, Narrow) else net, policy)
+    without = sizes.left_out(plain(net), policy)
     layers = ((name, layer) for name, layer in build(net, data).layers() if not isinstance(layer, BatchNorm2d))
     return {
         f"{name}.weight": layer.get_parameter("weight").shape for name, layer in layers if layer.role not in without

@@ -25,6 +25,26 @@ def nearest(name: object, allowed: Iterable[str]) -> str:
     return f"allowed: {', '.join(options.values())}" + (f"; did you mean '{options[match[0]]}'?" if match else "")
 
 
+def device_names(text: str) -> list[str]:
+    """Read the name of a device, or those of several that share each training, as 'cuda:0,cuda:1' or 'cpu,cpu'.
+
+    Raises
+    ------
+    InputError
+        If no device has such a name, or if the devices are not different GPUs or the CPU several times.
+    """
+    names = text.split(",")
+    for name in names:
+        if not _DEVICE.fullmatch(name):
+            raise InputError(f"device '{name}' is not known; {nearest(name, DEVICES)}")
+    several, kinds = len(names) > 1, set(names)
+    if several and kinds != {"cpu"} and (len(kinds) < len(names) or not all(":" in name for name in names)):
+        raise InputError(
+            f"devices '{text}' cannot share a training; allowed: different GPUs as 'cuda:0,cuda:1', 'cpu,cpu'"
+        )
+    return names
+
+
 # --- facts about data sets and networks -----------------------------------------------------------------------
 
 
@@ -57,8 +77,11 @@ NETS: dict[str, frozenset[str]] = {
     **{f"resnet{depth}": frozenset({"width", "shortcut"}) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
 }
 """Known networks, each with the fields of `Net` that it has."""
+WITHOUT_BATCHNORM = frozenset({"lenet_300_100"})
+"""Networks of which it is known that they have no BatchNorm."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
 """Names of devices, as far as messages list them."""
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
 POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet32")
 """Prunable sets by name; `lthlab.nets.prunable` says what each means."""
 
@@ -285,6 +308,10 @@ class Data(Part):
         """Count the steps of an epoch; the last may have a smaller batch."""
         return -(-self.images // batch_size)
 
+    def smallest_batch(self, batch_size: int) -> int:
+        """Count the images in the last batch of an epoch."""
+        return self.images % batch_size or batch_size
+
     def form(self) -> dict[str, Any]:
         return {**super().form(), "fingerprint": self.facts.fingerprint}
 
@@ -293,7 +320,7 @@ class Recipe(Part):
     """How a network is trained, from the first epoch of the schedule to the last.
 
     Fields that have no effect are set to their defaults: `betas` with SGD, `momentum` with Adam, `decay_on`
-    without decay, `gamma` without milestones.
+    without decay, `gamma` without milestones, `processes` with synchronised BatchNorm and the other way round.
 
     Parameters
     ----------
@@ -321,6 +348,12 @@ class Recipe(Part):
         '5ep' or '500it' over which the learning rate grows linearly to `lr`.
     precision : {'fp32', 'bf16', 'fp64'}, optional
         Of the arithmetic; bf16 keeps fp32 weights.
+    batchnorm : {'synchronised', 'per_process'}, optional
+        What BatchNorm normalises by in training: all images of a step, or those of one process (Morcos et al. 2019).
+    processes : int, optional
+        Among how many processes the images of a step are divided, as evenly as they can be, the first ones having
+        one more. Running statistics are those of the first process. On how many devices it is computed is no part
+        of a recipe.
     """
 
     epochs: Count
@@ -336,6 +369,8 @@ class Recipe(Part):
     gamma: Positive = 0.1
     warmup: Duration = "0ep"
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    batchnorm: Literal["synchronised", "per_process"] = "synchronised"
+    processes: Count = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -354,6 +389,8 @@ class Recipe(Part):
             self._reset("decay_on")
         if not self.milestones:
             self._reset("gamma")
+        if self.batchnorm == "synchronised" or self.processes == 1:
+            self._reset("batchnorm", "processes")
         return self
 
     def _moments(self) -> list[tuple[str, str]]:
@@ -378,3 +415,28 @@ class Recipe(Part):
         if (milestones, warmup) == (self.milestones, self.warmup):
             return self
         return self.model_copy(update={"milestones": milestones, "warmup": warmup})
+
+    def divided(self, net: Net, data: Data) -> Self:
+        """Bring `batchnorm` and `processes` to the form that they have in keys.
+
+        Parameters
+        ----------
+        net : Net
+            What is trained; without BatchNorm they have no effect.
+        data : Data
+            What it is trained on.
+
+        Raises
+        ------
+        ValueError
+            If there are more processes than images in the smallest batch of an epoch.
+        """
+        if net.name in WITHOUT_BATCHNORM and self.processes > 1:
+            return self.model_copy(update={"batchnorm": "synchronised", "processes": 1})
+        smallest = data.smallest_batch(self.batch_size)
+        if self.processes > smallest:
+            raise ValueError(
+                f"processes: {self.processes} cannot share the last batch of an epoch, which has {smallest} of the "
+                f"{data.images} images; allowed: 1 to {smallest}"
+            )
+        return self

@@ -124,6 +124,8 @@ def shape_of(train: Train) -> tuple[object, ...]:
         recipe.betas,
         recipe.decay_on,
         recipe.precision,
+        recipe.batchnorm,
+        recipe.processes,
         train.start,
         train.end,
     )

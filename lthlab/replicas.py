@@ -5,11 +5,11 @@ the machine idle. *Sequential* has a set of kernels for each replica: one after 
 own on a GPU. Which is used follows from network, image size and device alone.
 """
 
-import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,11 +41,6 @@ def form_of(net: Net | Narrow, data: Data, device: torch.device | str = "cpu") -
     return "stacked" if on_cpu and max(data.facts.shape[1:]) <= 16 else "sequential"
 
 
-def capacity(net: Net | Narrow, data: Data) -> int:
-    """Number of replicas that train together at the most."""
-    return 24 if form_of(net, data) == "stacked" else 8
-
-
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Use `count` threads within; None leaves the number as it is."""
@@ -58,6 +53,13 @@ def threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+class Team(Protocol):
+    """Processes that train one replica together, such as `lthlab.parallel.Team`."""
+
+    def lane(self, train: Train, state: Weights, source: Source) -> Lane:
+        """Make a lane whose steps they share."""
 
 
 class Group:
@@ -80,6 +82,8 @@ class Group:
         Where the replicas live.
     form : {'stacked', 'sequential'}, optional
         Override of `form_of`.
+    team : Team, optional
+        Processes that share the steps of a single replica; its form is 'parallel'.
 
     Attributes
     ----------
@@ -96,9 +100,12 @@ class Group:
         dataset: Dataset,
         device: torch.device,
         form: str | None = None,
+        team: Team | None = None,
     ) -> None:
         first = trains[0]
-        self.form = form or form_of(first.net, first.data, device)
+        if team is not None and len(trains) > 1:
+            raise ValueError(f"{len(trains)} replicas for a team; allowed: 1")
+        self.form = "parallel" if team else form or form_of(first.net, first.data, device)
         self.replicas, self.device, self.dtype = len(trains), device, DTYPES[first.recipe.precision]
         grouped = self.form == "stacked" and nets.convolutional(nets.build(first.net, first.data))
         self.thread_count = 1 if self.form == "stacked" and device.type == "cpu" else None
@@ -109,14 +116,18 @@ class Group:
         for size in self._sizes(2 if grouped else 1):
             part = slice(begin, begin + size)
             self._where += [(len(self.lanes), slot) for slot in range(size)]
-            self.lanes.append(Lane(trains[part], states[part], source, device, max(size, 2) if grouped else size))
+            slots = max(size, 2) if grouped else size
+            if team is None:
+                self.lanes.append(Lane(trains[part], states[part], source, device, slots))
+            else:
+                self.lanes.append(team.lane(trains[0], states[0], source))
             begin += size
         several = self.thread_count == 1 and len(self.lanes) > 1
         self._pool = ThreadPoolExecutor(len(self.lanes) - 1, initializer=_alone) if several else None
 
     def _sizes(self, least: int) -> list[int]:
         """Cut the replicas into lanes; of a stacked group on a CPU, into lanes of at least so many slots."""
-        if self.form == "sequential":
+        if self.form in ("sequential", "parallel"):
             return [1] * self.replicas
         if self.thread_count is None:
             return [self.replicas]
@@ -142,6 +153,8 @@ class Group:
             self._order(lambda own, current: own.wait_stream(current))
             yield
             self._order(lambda own, current: current.wait_stream(own))
+            for lane in self.lanes:
+                lane.settle()
 
     def _order(self, act: Callable[[torch.cuda.Stream, torch.cuda.Stream], None]) -> None:
         for lane in self.lanes:
@@ -208,7 +221,7 @@ class Group:
                 return None
             part, truth = images[first : first + batch], labels[first : first + batch]
             with self.running():
-                found = self._each(functools.partial(Lane.evaluate, images=part, labels=truth))
+                found = self._each(operator.methodcaller("evaluate", part, truth))
             loss += torch.cat([losses for losses, _ in found]).double() * len(truth)
             correct += torch.cat([right for _, right in found])
         return loss.cpu() / len(labels), correct.cpu().double() / len(labels)

@@ -559,6 +559,7 @@ def _recipes(recipes: Sequence[Recipe]) -> str:
 
 def _idle(recipe: Recipe) -> set[str]:
     """Fields that change nothing beside the others."""
-    return {"betas" if recipe.optimizer == "sgd" else "momentum"} | (
-        {"milestones", "gamma"} if recipe.lr_schedule != "step" else set()
+    return {"betas" if recipe.optimizer == "sgd" else "momentum"}.union(
+        {"milestones", "gamma"} if recipe.lr_schedule != "step" else (),
+        {"batchnorm", "processes"} if recipe.batchnorm == "synchronised" else (),
     )

@@ -532,7 +532,7 @@ def _recipes(study: Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Plac
 
     def recipe(fields: Mapping[str, Any], section: str) -> Recipe | None:
         try:
-            found = Recipe(**fields)
+            found = Recipe(**fields).divided(study.net, study.data)
             found.aligned(study.data.steps_per_epoch(found.batch_size))
             return found
         except ValidationError as error:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ from lthlab import estimates, jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
-from lthlab.parts import DEVICES, InputError, nearest
+from lthlab.parts import InputError, device_names, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store, StoreError
@@ -33,6 +32,8 @@ class Settings:
         Folder of the notebooks of stages and reports.
     device : str
         As `lthlab.lab.compute` takes it.
+    deterministic : bool
+        Whether notebooks compute so; else as their environment says.
     slots, cluster, stall_after_s
         As of `lthlab.batch.execute`.
     cores, cell_timeout_s
@@ -47,6 +48,7 @@ class Settings:
 
     notebooks: Path = Path("notebooks")
     device: str = "auto"
+    deterministic: bool = False
     slots: int | None = None
     cluster: str | None = None
     cores: int = 1
@@ -237,7 +239,8 @@ def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, setti
     """
     _refuse(config, pieces, settings)
     told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
-    environment = {"LTHLAB_RUNS": str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    environment = {studies.STORE: str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
+    environment |= {studies.DETERMINISTIC: "1"} if settings.deterministic else {}
     owners: dict[Value, set[str]] = {}
     made: dict[str, Job] = {}
 
@@ -284,8 +287,10 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
     problems += [
         f"--only {name}: not in the study; {nearest(name, names)}" for name in settings.only if name not in names
     ]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", settings.device):
-        problems.append(f"device '{settings.device}' is not known; {nearest(settings.device, DEVICES)}")
+    try:
+        device_names(settings.device)
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
 

@@ -16,6 +16,8 @@ from lthlab.tickets import Labelled
 FOLDER = "params"
 STORE = "LTHLAB_RUNS"
 """Variable of the environment that names the store of notebooks."""
+DETERMINISTIC = "LTHLAB_DETERMINISTIC"
+"""Variable of the environment that says whether computing is deterministic, 1 or 0."""
 DEFAULTS: dict[str, Any] = {"study": "demo", "configuration": None, "device": "auto"}
 """What the notebooks are told."""
 

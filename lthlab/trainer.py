@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -12,20 +12,21 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, estimates, nets, provenance
+from lthlab import data, devices, estimates, nets, provenance
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import Data
+from lthlab.parallel import Team
+from lthlab.parts import Data, InputError
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
-from lthlab.values import At, Fresh, Train
+from lthlab.values import At, Fresh, Narrow, Train
 from lthlab.values import Mask as MaskValue
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = 2
+CHECKPOINT = 3
 """Format of checkpoints; one of another format is not continued."""
 SIGN_S = 1.0
 """Seconds between signs of life."""
@@ -61,18 +62,31 @@ class Trainer:
         Time between checkpoints.
     watcher : Watcher or None
         Told of the progress.
+    team : Team, optional
+        Processes that share the steps of every training that is not in a group.
     """
 
     def __init__(
-        self, store: Store, device: torch.device, outlook: Outlook, seconds: float, watcher: Watcher | None
+        self,
+        store: Store,
+        device: torch.device,
+        outlook: Outlook,
+        seconds: float,
+        watcher: Watcher | None,
+        team: Team | None = None,
     ) -> None:
-        self.store, self.device, self.outlook = store, device, outlook
+        self.store, self.device, self.outlook, self.team = store, device, outlook, team
         self.seconds, self.watcher = seconds, watcher
         self._datasets: dict[Data, data.Dataset] = {}
         self._masks: dict[str, Mask | None] = {}
 
-    def train(self, members: Sequence[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]) -> bool:
+    def train(
+        self, members: Sequence[Train], wanted: Mapping[Train, Claim], span: tuple[int, int]
+    ) -> list[list[Train]] | None:
         """Train a group and commit what is wanted of it.
+
+        A group that does not fit into the device's memory, and has no checkpoint yet, is halved. Each half gets a
+        checkpoint that says so at once: whoever goes on later has the same groups.
 
         Parameters
         ----------
@@ -85,22 +99,31 @@ class Trainer:
 
         Returns
         -------
-        bool
-            True if all is committed; False if the watcher asked to stop, then a checkpoint has what was trained.
+        list of list of Train, or None
+            Empty if all is committed; else the halves that are to be trained in its place, those that nothing is
+            wanted of left out. None if the watcher asked to stop, then a checkpoint has what was trained.
+
+        Raises
+        ------
+        InputError
+            If the group does not fit into the device's memory and cannot be halved: it is a single training, or has
+            a checkpoint.
         """
         name = self.outlook.group(members, span)
         claim = self.store.claim(name)
         with claim or nullcontext():  # else a sweep elsewhere takes the progress file
             group = _Group(self, name, members, [*wanted.values(), *([claim] if claim else [])], span)
-            whole = group.advance(len(wanted))
-            if whole:
+            ended = group.train(len(wanted))
+            halves = group.halve(wanted) if ended == "no memory" else []
+            if ended == "whole":
                 sizes = [group.commit(train) for train in wanted]
                 group.time(sum(sizes) / len(sizes))
+            if ended != "stopped":
                 self.store.remove_checkpoint(name)
             self.store.remove_progress(name)
-        if whole and self.watcher is not None:
+        if ended == "whole" and self.watcher is not None:
             self.watcher.advance(0, len(wanted))
-        return whole
+        return None if ended == "stopped" else halves
 
     def forget(self) -> None:
         """Let go of the masks that were read."""
@@ -133,7 +156,9 @@ class Trainer:
 
 
 class _Group:
-    """A group on its way: from the store or its checkpoint to the commits of its members."""
+    """A group on its way: from the store or its checkpoint to the commits of its members, or to its halves."""
+
+    training: Training
 
     def __init__(
         self, trainer: Trainer, name: str, members: Sequence[Train], claims: Sequence[Claim], span: tuple[int, int]
@@ -143,8 +168,11 @@ class _Group:
         self.before = {train: Run(train, trainer.store) for train in members}
         self.began = self.signed = self.noted = time.monotonic()
         self.spent = 0.0
-        self.training = self._saved() or self._begun()
-        self.first = self.training.iteration
+        self.team = trainer.team if len(members) == 1 else None
+        self.devices = [trainer.device] if self.team is None else self.team.devices
+        self.first = span[0]
+        self.saved = False
+        self.halved_from: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -160,7 +188,8 @@ class _Group:
             states = as_tensors(carried[0]) if carried else self.trainer.initial(train)
             carry = as_tensors(carried[1]) if carried else None
             jobs.append(Job(train, states, self.trainer.mask(train.mask), self._keep(train), carry))
-        return Training(jobs, self.trainer.dataset(jobs[0].train.data), self.trainer.device, self.span[0])
+        dataset = self.trainer.dataset(jobs[0].train.data)
+        return Training(jobs, dataset, self.trainer.device, self.span[0], team=self.team)
 
     def _saved(self) -> Training | None:
         """Go on from the checkpoint; one that is damaged is named and the group trained from the start."""
@@ -169,10 +198,13 @@ class _Group:
         try:
             plain, tensors = _unpack(self.store.read_checkpoint(self.name))
             if plain["format"] == CHECKPOINT:
-                self.spent = plain["seconds"]
+                self.halved_from = plain.get("halved_from")
+                if "iteration" not in plain:
+                    return None
+                self.spent, self.saved = plain["seconds"], True
                 jobs = [Job(t, {}, self.trainer.mask(t.mask), self._keep(t)) for t in self.members]
                 dataset = self.trainer.dataset(jobs[0].train.data)
-                return Training.restore(jobs, dataset, tensors, plain, self.trainer.device)
+                return Training.restore(jobs, dataset, tensors, plain, self.trainer.device, team=self.team)
             reason = f"checkpoint {self.name} has format {plain['format']}, this version reads {CHECKPOINT}"
         except Damaged as damage:
             reason = str(damage)
@@ -185,11 +217,22 @@ class _Group:
 
     # --- training -------------------------------------------------------------------------------------------
 
-    def advance(self, wanted: int) -> bool:
-        """Train to the end; False if the watcher asked to stop before, then a checkpoint is written.
+    def train(self, wanted: int) -> str:
+        """Train to the end; says whether the group is 'whole' now, 'stopped', or the device has 'no memory' for it.
 
-        A group that has not moved since its checkpoint, or since its start, writes none.
+        If the watcher asked to stop, a checkpoint is written, unless the group has not moved since its last one or
+        its start.
         """
+        try:
+            return "whole" if self._advance(wanted) else "stopped"
+        except RuntimeError as error:
+            if not devices.lacked_memory(error):
+                raise
+        return "no memory"
+
+    def _advance(self, wanted: int) -> bool:
+        self.training = self._saved() or self._begun()
+        self.first = self.training.iteration
         training, until, watcher = self.training, self.span[1], self.trainer.watcher
         saved, at_saved = time.monotonic(), training.iteration
         training.advance(training.iteration, self._sign)
@@ -238,9 +281,42 @@ class _Group:
 
     def _checkpoint(self) -> None:
         tensors, plain = self.training.checkpoint()
-        payload = _pack(tensors, plain | {"format": CHECKPOINT, "seconds": self.seconds})
-        keys = [train.key for train in self.members]
-        self.store.write_checkpoint(self.name, payload, keys, self.training.iteration)
+        self._write(self.name, self.members, tensors, plain | {"seconds": self.seconds}, self.training.iteration)
+        self.saved = True
+
+    def _write(
+        self, name: str, members: Sequence[Train], tensors: Weights, plain: Mapping[str, Any], iteration: int
+    ) -> None:
+        halved = {} if self.halved_from is None else {"halved_from": self.halved_from}
+        payload = _pack(tensors, {"format": CHECKPOINT, **halved, **plain})
+        self.store.write_checkpoint(name, payload, [train.key for train in members], iteration)
+
+    def halve(self, wanted: Collection[Train]) -> list[list[Train]]:
+        """Write the checkpoints of the halves that something is wanted of; they have nothing in them yet."""
+        first, device, size = self.members[0], self.trainer.device, len(self.members)
+        net = first.net.net if isinstance(first.net, Narrow) else first.net
+        recipe = first.recipe
+        what = f"{net.name} on {first.data.name}, batch size {recipe.batch_size}, {recipe.precision}"
+        where = f"the memory of {device} ({devices.memory(device) / 1e9:.1f} GB)"
+        if self.saved:
+            raise InputError(
+                f"a group of {size} ({what}) does not fit into {where} any more; its checkpoint is kept. Make room on "
+                "the device and give the same command again, or have the group begin anew by removing "
+                f"{self.store.root / '.work' / self.name}.checkpoint"
+            )
+        if size == 1:
+            raise InputError(
+                f"a single training ({what}) does not fit into {where}; it needs a smaller batch_size, "
+                "precision: bf16, or a device with more memory that is free"
+            )
+        self.halved_from = self.halved_from or size
+        halves = [list(self.members[: -(size // 2)]), list(self.members[-(size // 2) :])]
+        parts = " and ".join(str(len(half)) for half in halves)
+        log.warning("a group of %d (%s) does not fit into %s; it trains as %s instead", size, what, where, parts)
+        halves = [half for half in halves if any(train in wanted for train in half)]
+        for half in halves:
+            self._write(self.trainer.outlook.group(half, self.span), half, {}, {}, self.span[0])
+        return halves
 
     # --- end ------------------------------------------------------------------------------------------------
 
@@ -276,14 +352,19 @@ class _Group:
                 files["carry.safetensors"] = tensor_bytes(_arrays(training.carry(number)))
                 files["state.safetensors"] = tensor_bytes(_arrays(final))
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
-        files |= origin(device=str(self.trainer.device), seconds=self.seconds, **form)
+        if self.halved_from is not None:
+            form["halved_from"] = self.halved_from
+        device = self.trainer.device
+        files |= origin(
+            device=",".join(map(str, self.devices)), deterministic=devices.repeats(device), seconds=self.seconds, **form
+        )
         self.store.commit(train.key, len(before.parts), files, record)
         return sum(map(len, files.values()))
 
     def time(self, size: float) -> None:
         """Note how long this process took, for forecasts."""
-        device, group = self.trainer.device, self.training.group
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+        group = self.training.group
+        name = ",".join(torch.cuda.get_device_name(d) if d.type == "cuda" else str(d) for d in self.devices)
         seconds = time.monotonic() - self.began
         run = {"device": name, "threads": torch.get_num_threads(), "form": group.form, "bytes": round(size)}
         steps = self.training.iteration - self.first

@@ -403,6 +403,11 @@ class Narrow(Value):
         _choice(self.denominator, ("prunable", "all"), "denominator")
 
 
+def plain(net: Net | Narrow) -> Net:
+    """Return the network that a narrow one is made from, or the network itself."""
+    return net.net if isinstance(net, Narrow) else net
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Gradual(Value):
     """Prune on the way along a curve (Zhu and Gupta; Sooner eq. 6).
@@ -563,7 +568,7 @@ class Train(Value):
             if start >= self.end:
                 raise ValueError(f"schedule 'resume' at {source.step}: nothing is left of {self.recipe.epochs}ep")
         self._set(schedule="resume" if start else "restart", _start=start)
-        self._set(recipe=self.recipe.aligned(self.steps_per_epoch))
+        self._set(recipe=self.recipe.aligned(self.steps_per_epoch).divided(plain(self.net), self.data))
         if isinstance(self.init, Fresh):
             self._set(batchnorm="rewound")
         if self.pruning is not None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import lthlab
-from lthlab import cli, lab, pages, results, runs, spec, watch
+from lthlab import cli, lab, pages, results, runs, spec, stages, watch
 from lthlab.arguments import seconds as seconds_of
 from lthlab.runs import InTraining
 from lthlab.store import Store
@@ -159,6 +159,19 @@ def test_what_makes_computing_a_failure(folder, capsys, monkeypatch, name, code)
     assert out.splitlines()[1] == f"{name}: 1; `lthlab status tiny.yaml` lists them"
     found, out, _ = lthlab_command(capsys, "compute", "tiny.yaml", "--json")
     assert (found, json.loads(out)[name]) == (code, [value.key])
+
+
+@pytest.mark.parametrize("flag", [[], ["--deterministic"]])
+def test_deterministic(folder, capsys, monkeypatch, flag):
+    """Without the flag, the environment decides."""
+    asked = []
+    monkeypatch.setattr(lab, "compute_study", lambda *_, **named: asked.append(named) or lab.Summary())
+    assert lthlab_command(capsys, "compute", "tiny.yaml", *flag)[0] == 0
+    assert asked[0]["deterministic"] is (True if flag else None)
+    monkeypatch.setattr(stages, "run", lambda config, store, settings: asked.append(settings) or nothing)
+    nothing = stages.Ran([], [], "", dict.fromkeys(results.STATUSES, 0))
+    assert lthlab_command(capsys, "run", "tiny.yaml", *flag)[0] == 0
+    assert asked[1].deterministic is bool(flag)
 
 
 # --- plans ----------------------------------------------------------------------------------------------------
@@ -541,7 +554,7 @@ def test_slots_do_not_share_cores(folder, capsys, monkeypatch):
 
 
 def test_the_command_that_runs_again_has_the_options_that_were_given():
-    given = "--device cpu --slots 2 --cores 1 --cell-timeout {} --stall-after 30s"
+    given = "--device cpu --deterministic --slots 2 --cores 1 --cell-timeout {} --stall-after 30s"
     options = cli.parser(cli.RUNS).parse(["run", "a.yaml", *given.format("5min").split()])
     again = cli._command(options, "run", ["find.lr=0.1"], "--only", "x")
     assert again == "lthlab run a.yaml --only x --set find.lr=0.1 " + given.format("300s")

@@ -12,7 +12,7 @@ import helpers
 import pytest
 import torch
 
-from lthlab import cli, doctor
+from lthlab import cli, devices, doctor
 from lthlab.doctor import examine
 from lthlab.files import Files
 from lthlab.kernels import cores
@@ -40,6 +40,7 @@ def test_a_sound_store_on_a_sound_machine(store):
     assert findings["results"].text == "1 in 0 studies, all checksums right"
     assert findings["torch"].text.startswith(torch.__version__)
     assert findings["packages to compute"].text.startswith("all ")
+    assert findings["allocator"].text == devices.allocator()
     assert findings["cores"].text.startswith(f"{cores()} ")
 
 
@@ -187,7 +188,18 @@ def test_a_gpu_that_torch_has_no_code_for(store, monkeypatch, major, minor, stat
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: facts)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_86", "sm_90", "sm_120a", "compute_120"])
     finding = found(store)["cuda:0"]
-    assert (finding.state, finding.text.startswith("A GPU, 16 GB")) == (state, True)
+    able = "neither TF32 nor bf16" if major == 7 else "TF32 and bf16"
+    assert (finding.state, finding.text.startswith(f"A GPU, 16 GB, {able}")) == (state, True)
+    assert ("groups of at most 32 of resnet20 on digits, batch size 128" in finding.text) == (state == "ok")
+
+
+def test_the_allocator(store, monkeypatch):
+    monkeypatch.setenv("LTHLAB_ALLOCATOR", "system")
+    assert found(store)["allocator"].state == "ok"
+    monkeypatch.setenv("LTHLAB_ALLOCATOR", "mine")
+    finding = found(store)["allocator"]
+    assert (finding.state, finding.remedy) == ("problem", "unset LTHLAB_ALLOCATOR")
+    assert "is 'mine'; allowed: system" in finding.text
 
 
 def test_torch_that_cannot_be_imported(store, monkeypatch):

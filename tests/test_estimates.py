@@ -9,8 +9,9 @@ from pathlib import Path
 
 import helpers
 import pytest
+import torch
 
-from lthlab import estimates, lab, parts, provenance, replicas, sizes, spec, stages, tickets
+from lthlab import devices, estimates, lab, parts, provenance, sizes, spec, stages, tickets
 from lthlab.estimates import Work, device_name, forecast
 from lthlab.parts import Data, InputError, Level, Net
 from lthlab.runs import epochs
@@ -189,6 +190,27 @@ def test_hours_are_those_of_groups(store):
     assert find.hours * 3600 == pytest.approx(2 * each) and evaluate.hours * 3600 == pytest.approx(each)
 
 
+def test_hours_on_a_gpu_are_those_of_larger_groups(store):
+    """30 replicas are one group there; on a CPU they are one of 24 and one of 6."""
+    study = re.sub("tickets: .*", "tickets: {LT: {methods: [OMP]}}", STUDY.replace("replicates: 2", "replicates: 30"))
+    config = spec.parse(study.replace("lr: [0.05, 0.1]", "lr: 0.1"))
+    for device in ("cpu", "cuda"):
+        for seconds, replicas in ((1.0, 6), (2.0, 24), (5.0, 30)):
+            note(store, seconds, replicas, device=device)
+        find = forecast(config, store, device).configurations[0]
+        assert (find.left, find.guessed) == (30, False)
+        assert find.hours * 3600 == pytest.approx(4 / 10 * (5.0 if device == "cuda" else 3.0))
+
+
+def test_devices_that_share_each_training_have_no_groups(store):
+    assert rate(store, 1, device="cpu,cpu") == rate(store, 1, device="cpu") != rate(store, 1, device="cuda:0,cuda:1")
+    config = spec.parse(STUDY.replace("lr: [0.05, 0.1]", "lr: 0.1"))
+    for seconds, replicas, device in ((1.0, 1, "cpu"), (3.0, 1, "cpu,cpu"), (1.0, 2, "cpu,cpu")):
+        note(store, seconds, replicas, device=device)
+    find = forecast(config, store, "cpu,cpu").configurations[0]
+    assert not find.guessed and find.hours * 3600 == pytest.approx(find.left * 4 * 3.0 / 10)
+
+
 def test_the_latest_groups_of_the_nearest_size_count(store):
     for seconds in [*[100.0] * 20, *[2.0] * 4, 4.0, *[6.0] * 4]:
         note(store, seconds, 8)
@@ -275,7 +297,9 @@ def test_groups_are_as_large_as_those_that_train(monkeypatch):
     for name in parts.NETS:
         for data in (Data(name="digits"), Data(name="large")):
             value = helpers.train(Net(name=name), data)
-            assert estimates._shape(value).capacity == replicas.capacity(value.net, value.data), (name, data.name)
+            expected = devices.capacity(value, torch.device("cpu"))
+            assert estimates._shape(value).capacity(on_cpu=True) == expected, (name, data.name)
+            assert estimates._shape(value).capacity(on_cpu=False) == devices.fitting(value, 144 * 10**9)
 
 
 def test_a_narrow_network_is_a_shape_of_its_own():
@@ -301,6 +325,7 @@ def test_names_of_devices(tmp_path, monkeypatch):
     ]  # fmt: skip
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.11.0+cpu"})
     assert device_name("auto") == "cpu"
+    assert [device_name(names) for names in ("cuda:1,cuda:0", "cpu,cpu")] == ["NVIDIA L4,NVIDIA H200", "cpu,cpu"]
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "2.11.0"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert device_name("auto") == "cpu"

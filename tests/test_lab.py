@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from lthlab import data, derive, lab, masks, nets, spec, tickets, trainer
+from lthlab import data, derive, devices, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.lanes import Lane
@@ -278,7 +278,7 @@ def test_groups_are_cut_to_what_fits(store, monkeypatch):
         start(self, jobs, *args, **kwargs)
 
     monkeypatch.setattr(Training, "__init__", record)
-    monkeypatch.setattr(lab, "capacity", lambda net, data: 3)
+    monkeypatch.setattr(devices, "capacity", lambda train, device: 3)
     runs = [dense(protocol(r), helpers.recipe(epochs=1)) for r in range(7)]
     others = [dense(protocol(r), helpers.recipe(epochs=1, batch_size=32)) for r in range(2)]
     assert lab.compute([*runs, *others], store).trained == 9
@@ -673,7 +673,16 @@ def test_an_unknown_device_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(ValueError, match=f"device '{device}'"):
             lab.compute_study(config, store, device)
     with pytest.raises(ValueError, match="did you mean 'cpu'"):
-        lab.device_named("cpus")
+        devices.device_named("cpus")
+    few = dense(protocol(), helpers.recipe(batch_size=199))  # of 200 images
+    for names, message in {
+        "cpu,tpu": "device 'tpu' is not known; allowed: auto, cpu",
+        "cpu,cuda:0": "devices 'cpu,cuda:0' cannot share a training; allowed: ",
+        "cuda:98,cuda:99": "device 'cuda:98' is not here; allowed: auto, cpu",
+        "cpu,cpu": rf"2 devices cannot share a training: the last batch .* 1 images; allowed: 1 to 1 \(.*{few.key}",
+    }.items():
+        with pytest.raises(ValueError, match=f"^{message}"):
+            lab.compute([few], store, names)
     assert not store.root.exists()
 
 
@@ -731,7 +740,12 @@ def test_a_damaged_checkpoint_is_named_and_not_used(store, monkeypatch, caplog):
     value = helpers.train(epochs=3)
     used = []
     restore = Training.restore.__func__
-    monkeypatch.setattr(Training, "restore", classmethod(lambda cls, *args: used.append(1) or restore(cls, *args)))
+
+    def counted(cls, *args, **named):
+        used.append(1)
+        return restore(cls, *args, **named)
+
+    monkeypatch.setattr(Training, "restore", classmethod(counted))
 
     def stop(self):
         original(self)
@@ -814,6 +828,7 @@ def test_off_the_cpu_a_group_has_all_that_the_plan_asks_for(store, monkeypatch):
         return train(self, members, wanted, span)
 
     monkeypatch.setattr(trainer.Trainer, "train", note)
+    monkeypatch.setattr(devices, "capacity", lambda train, device: 8)
     computation = lab._Computation(values, Outlook(values, store), torch.device("cpu"), 60, None, 0.0)
     computation.device = type("Device", (), {"type": "meta"})()
     computation.run()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lthlab import spec
+from lthlab import parts, spec
 from lthlab.parts import (
     DATASETS,
     NETS,
@@ -197,6 +197,9 @@ def test_steps_and_iterations_convert_into_each_other(iteration, steps_per_epoch
         (recipe(weight_decay=0), recipe(weight_decay=-0.0)),
         (recipe(momentum=0), recipe(momentum=-0.0)),
         (recipe(), Recipe(lr=0.1, batch_size=64, epochs=20)),
+        (recipe(), recipe(batchnorm="synchronised", processes=4)),
+        (recipe(), recipe(batchnorm="per_process")),
+        (recipe(), recipe(batchnorm="per_process", processes=1)),
         (Recipe(**STEPPED), Recipe(**STEPPED | {"milestones": ["10ep"]})),
     ],
 )
@@ -229,6 +232,9 @@ def test_what_has_an_effect_is_in_the_form(fields):
     [
         ({"optimizer": "adam"}, {"betas": (0.8, 0.999)}),
         ({"weight_decay": 1e-4}, {"decay_on": "weights"}),
+        ({"processes": 2}, {"batchnorm": "per_process"}),
+        ({"batchnorm": "per_process"}, {"processes": 2}),
+        ({"batchnorm": "per_process", "processes": 2}, {"processes": 4}),
         (STEPPED, {"gamma": 0.2}),
         (STEPPED, {"milestones": ("11ep",)}),
     ],
@@ -254,6 +260,20 @@ def test_warmup_has_one_form_on_a_clock():
     assert recipe(warmup="42it").aligned(21) == recipe(warmup="2ep").aligned(21) == recipe(warmup="2ep")
     assert recipe(warmup="0it").aligned(21) == recipe()
     assert recipe(warmup="43it").aligned(21).warmup == "43it"
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "smallest"), [(1297, 64, 17), (1297, 1297, 1297), (128, 64, 64), (129, 64, 1)]
+)
+def test_no_more_processes_than_images_in_the_smallest_batch(images, batch_size, smallest):
+    dataset, net = Data(name="digits", train_size=images), Net(name="resnet8")
+    most = recipe(batch_size=batch_size, batchnorm="per_process", processes=smallest)
+    assert most.divided(net, dataset) == most
+    more = recipe(batch_size=batch_size, batchnorm="per_process", processes=smallest + 1)
+    message = f"processes: {smallest + 1} cannot share .* {smallest} of the {images} images; allowed: 1 to {smallest}$"
+    with pytest.raises(ValueError, match=message):
+        more.divided(net, dataset)
+    assert more.divided(Net(name="lenet_300_100"), dataset) == recipe(batch_size=batch_size)
 
 
 @pytest.mark.parametrize("fields", [{"lr_schedule": "step", "milestones": ("10ep", "420it")}, {"warmup": "420it"}])
@@ -294,6 +314,9 @@ def test_no_milestone_or_warmup_after_the_end_on_a_clock(fields):
         ({"lr_schedule": "step", "milestones": ("last",)}, "'last' is not a number of epochs"),
         ({"warmup": "20ep"}, "warmup: 20ep is not before the end"),
         ({"precision": "fp16"}, "'fp32', 'bf16' or 'fp64'"),
+        ({"batchnorm": "per_gpu"}, "'synchronised' or 'per_process'"),
+        ({"processes": 0}, "greater than or equal to 1"),
+        ({"processes": 2.0}, "valid integer"),
         ({"learning_rate": 0.1}, "Extra inputs are not permitted"),
     ],
 )
@@ -407,3 +430,25 @@ def test_nearest_lists_what_is_allowed_and_does_not_guess_wildly():
     assert nearest("lt", ["LT", "RR"]) == "allowed: LT, RR; did you mean 'LT'?"
     assert nearest("zzzz", ["LT", "RR"]) == "allowed: LT, RR"
     assert nearest(3, ["LT"]) == "allowed: LT"
+
+
+# --- devices --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["auto", "cpu", "cuda", "cuda:3", "cpu,cpu", "cpu,cpu,cpu", "cuda:1,cuda:0,cuda:5"])
+def test_names_of_devices(text):
+    assert parts.device_names(text) == text.split(",")
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cpu:0", "cuda:0 ", "cuda:0,", "cuda:0, cuda:1", "cuda:٣"])
+def test_devices_of_no_known_name(text):
+    with pytest.raises(parts.InputError, match=r"^device '.*' is not known; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
+        parts.device_names(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:0", "auto,auto", "auto,cuda:0", "cuda,cuda"]
+)
+def test_devices_that_cannot_share_a_training(text):
+    with pytest.raises(parts.InputError, match=rf"^devices '{text}' cannot share a training; allowed: different GPUs"):
+        parts.device_names(text)

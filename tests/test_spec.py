@@ -610,3 +610,14 @@ def test_rewinding_is_checked_for_each_recipe():
 def test_a_problem_prints_as_file_line_column_field_message():
     assert str(spec.Problem("a.yaml", 3, 5, "find.lr", "wrong")) == "a.yaml:3:5: find.lr: wrong"
     assert str(spec.Problem("a.yaml", 1, 1, "", "wrong")) == "a.yaml:1:1: wrong"
+
+
+def test_processes_share_the_smallest_batch_of_an_epoch():
+    text = SMALL.replace("lr: 0.1", "lr: 0.1, batchnorm: per_process, §processes: [2, 18]")
+    text, places = marked(text)
+    (problem,) = problems(text)
+    assert [(problem.line, problem.column)] == places
+    assert (problem.field, "18 cannot share" in problem.message) == ("find.processes", True)
+    text = text.replace("[2, 18]", "2")
+    both = spec.parse(text.replace("net: resnet20", "net: [resnet20, lenet_300_100]"))
+    assert [panel.recipes[0][0].processes for panel in both.panels] == [2, 1]

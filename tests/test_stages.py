@@ -72,6 +72,8 @@ def test_what_kernels_are_told_by_their_environment(folder, monkeypatch):
     assert found[0].environment == {"LTHLAB_RUNS": str(store.root), "GOMP_SPINCOUNT": "1000"}
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert planned(folder)[3][0].environment == {"LTHLAB_RUNS": str(store.root)}
+    environment = planned(folder, deterministic=True)[3][0].environment
+    assert environment == {"LTHLAB_RUNS": str(store.root), "LTHLAB_DETERMINISTIC": "1"}
 
 
 def test_a_configuration_waits_for_all_that_it_is_made_from(folder):
@@ -112,7 +114,7 @@ def test_missing_notebooks_are_named_before_anything_begins(folder):
         planned(folder / "none")
 
 
-@pytest.mark.parametrize("device", ["tpu", "cuda:", "cpu:0", "cuda:0; import os"])
+@pytest.mark.parametrize("device", ["tpu", "cuda:", "cpu:0", "cuda:0; import os", "cuda:0,", "cpu,gpu"])
 def test_devices_that_there_are_nowhere(folder, device):
     with pytest.raises(InputError, match="device '.*' is not known; allowed: auto, cpu, cuda"):
         planned(folder, device=device)

@@ -74,6 +74,10 @@ PINNED = {
         train(recipe=Recipe(epochs=3, batch_size=8, lr=1, weight_decay=1e-4, decay_on="weights", lr_schedule="cosine")),
         "b05c2ec5bc90b059588aa4cf4d4435ce",
     ),
+    "Train, BatchNorm per process": (
+        train(recipe=RECIPE.model_copy(update={"batchnorm": "per_process", "processes": 2})),
+        "83c0c118a2dc2ade439bf66c74f2f14a",
+    ),
     "At, last": (END, "e633f3d56b81f8805fe7851db46cd970"),
     "At, iterations": (At(TRUNK, "500it"), "8fd0260ad6f0184da0949c6a94397e99"),
     "At, best": (At(TRUNK, "best_test"), "c85d708ddf0c9a9bdcdc1cd92f923cfd"),
@@ -163,6 +167,10 @@ def stepped(*milestones, **fields):
     return Recipe(**RECIPE.model_dump() | {"milestones": milestones} | fields)
 
 
+def divided(processes):
+    return stepped("80ep", "120ep", batchnorm="per_process", processes=processes)
+
+
 AT8 = {"init": At(TRUNK, "8ep"), "mask": MASK}
 ENDS = (At(TRUNK, "0ep"), END)
 
@@ -174,6 +182,12 @@ SAME = {
     "milestones in iterations": (train(recipe=stepped("80ep")), train(recipe=stepped(f"{80 * STEPS}it"))),
     "order of milestones": (train(recipe=stepped("80ep", "90ep")), train(recipe=stepped("90ep", "80ep"))),
     "warmup in iterations": (train(recipe=stepped("80ep", warmup="0it")), train(recipe=stepped("80ep", warmup="0ep"))),
+    "processes without BatchNorm": (train(net=LENET, recipe=divided(4)), train(net=LENET)),
+    "processes without BatchNorm, narrow": (
+        train(net=Narrow(LENET, "0.5"), recipe=divided(4)),
+        train(net=Narrow(LENET, "0.5")),
+    ),
+    "one process": (train(recipe=divided(1)), TRUNK),
     "no part of a step": (train(recipe=stepped("80ep", warmup="42it")), train(recipe=stepped("80ep", warmup="2ep"))),
     "width 16": (train(net=Net(name="resnet20", width=16, shortcut="B")), TRUNK),
     "all images": (train(data=Data(name="digits", train_size=1297)), TRUNK),
@@ -238,6 +252,8 @@ DIFFERENT = {
     "rate": (MASK, Magnitude(END, Level(3, "0.1"))),
     "resume": (train(**AT8), train(**AT8, schedule="resume")),
     "BatchNorm": (train(**AT8), train(**AT8, batchnorm="reset")),
+    "BatchNorm per process": (TRUNK, train(recipe=divided(2))),
+    "number of processes": (train(recipe=divided(2)), train(recipe=divided(3))),
     "milestones": (TRUNK, train(recipe=stepped("80ep", "121ep"))),
     "order of points": (Measure("correlation_indicator", ENDS), Measure("correlation_indicator", ENDS[::-1])),
     "denominator of a narrow network": (Narrow(RESNET, "0.5"), Narrow(RESNET, "0.5", denominator="all")),
@@ -558,6 +574,10 @@ REFUSED = {
     "batch": (
         lambda: train(recipe=Recipe(epochs=1, batch_size=1298, lr=0.1)),
         "batch_size 1298 is larger than the 1297",
+    ),
+    "processes": (
+        lambda: train(recipe=divided(18)),
+        "processes: 18 cannot share the last batch of an epoch, which has 17 of the 1297 images; allowed: 1 to 17",
     ),
     "milestone": (
         lambda: train(recipe=Recipe(epochs=2, batch_size=64, lr=0.1, lr_schedule="step", milestones=("42it",))),
