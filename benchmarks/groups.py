@@ -1,6 +1,7 @@
 """Groups of replicas, against the same trainings one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -8,6 +9,7 @@ from benchmarks import ours
 from benchmarks.record import Row, machine, ratios, row
 from benchmarks.rounds import interleave
 from lthlab import devices
+from lthlab.engine import Training
 from lthlab.parts import Net
 
 _LENET, _RESNET20, _RESNET8 = (Net(name=name) for name in ("lenet_300_100", "resnet20", "resnet8"))
@@ -40,12 +42,10 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
                 ours.training(net, described, dataset, range(number, number + 1), BATCH, form="sequential")
                 for number in range(replicas)
             ]
-
-            def together(group: ours.Training = group, steps: int = steps) -> float:
-                return ours.seconds(group, steps)
-
-            def one_by_one(alone: list[ours.Training] = alone, steps: int = steps) -> float:
-                return sum(ours.seconds(training, steps) for training in alone)
-
-            measured = interleave({"one by one": one_by_one, "together": together}, rounds)
+            sides = {"one by one": partial(_one_by_one, alone, steps), "together": partial(ours.seconds, group, steps)}
+            measured = interleave(sides, rounds)
         yield row(name, "times", ratios(measured["one by one"], measured["together"]), machine(torch.get_num_threads()))
+
+
+def _one_by_one(alone: Sequence[Training], steps: int) -> float:
+    return sum(ours.seconds(training, steps) for training in alone)

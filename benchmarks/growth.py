@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks import studies
 from benchmarks.catalogue import GROWTH
 from benchmarks.record import Row, machine, row
+from benchmarks.rounds import interleave
 from benchmarks.worker import Worker
 from lthlab.kernels import SPIN
 
@@ -43,10 +45,11 @@ def images() -> Callable[[int, int], dict[str, Any]]:
 def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
     """Yield the rows of this benchmark that are chosen."""
     for axis, (numbers, _) in GROWTH.items():
-        for number in numbers:
-            names = [name for name in chosen if name.startswith(f"growth_{axis}_{number}_")]
-            answers = [_point(axis, number, quick) for _ in range((1 if quick else 3) * bool(names))]
-            for name in names:
+        names = {n: [name for name in chosen if name.startswith(f"growth_{axis}_{n}_")] for n in numbers}
+        points = {str(number): partial(_point, axis, number, quick) for number in numbers if names[number]}
+        measured = interleave(points, 1 if quick else 3, warm=0)
+        for number, answers in measured.items():
+            for name in names[int(number)]:
                 what, unit = ("command_seconds", "s") if name.endswith("_seconds") else ("mebibytes", "MiB")
                 yield row(name, unit, [answer[what] for answer in answers], machine(answers[0]["threads"]))
 
@@ -80,8 +83,8 @@ def draw(rows: Mapping[str, Row], path: Path) -> None:
             ax.errorbar(
                 [number for number, _ in points], values, [below, above], color=_COLOUR, marker="o", ms=4, capsize=3
             )
-            ax.set_xlim(left=0)
-            ax.set_ylim(bottom=0)
+            ax.set_xlim(0, 1.05 * max(numbers))
+            ax.set_ylim(0, 1.1 * max((point["spread"]["max"] for _, point in points), default=1))
             ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
             ax.grid(alpha=0.3)
             ax.spines[["top", "right"]].set_visible(False)

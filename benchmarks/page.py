@@ -50,27 +50,31 @@ def _table(benchmark: Benchmark, rows: Mapping[str, Row]) -> list[str]:
     return [_grid(["", "", "value", "target", "met", "n"], lines)]
 
 
+_GPU_QUANTITIES = {"seconds_per_epoch": "seconds per epoch and replica", "peak_mebibytes": "memory of the group in MiB"}
+
+
 def _gpu(benchmark: Benchmark, rows: Mapping[str, Row]) -> list[str]:
     parts = []
     for net, batches in GPU_NETS.items():
         kinds = [(batch, precision, form) for batch in batches for precision in PRECISIONS for form in FORMS]
         heads = ["replicas", *(f"batch {batch}, {precision}, {form}" for batch, precision, form in kinds)]
-        for what, unit in (
-            ("seconds_per_epoch", "Seconds per epoch and replica"),
-            ("peak_mebibytes", "Peak memory in MiB"),
-        ):
+        for what, words in _GPU_QUANTITIES.items():
             lines = [
                 [str(size), *(_value(rows.get(gpu_name(net, what, size, *kind)), unit=False) for kind in kinds)]
                 for size in GROUP_SIZES
             ]
-            parts += [f"### {net}: {unit.lower()}", _grid(heads, lines)]
+            sets = [",".join(map(str, numbers)) for numbers in (GROUP_SIZES, batches, PRECISIONS, FORMS)]
+            names = "gpu_{}_{}_group{{{}}}_batch{{{}}}_{{{}}}_{{{}}}".format(net, what, *sets)
+            measured = any(cell != NOT_MEASURED for line in lines for cell in line[1:])
+            parts.append(f"{net}, {words} (`{names}`)" + (":" if measured else f": {NOT_MEASURED}."))
+            parts += [_grid(heads, lines)] * measured
         if net == "resnet20":
             parts.append(_gpu_target(rows))
     known = {figure.name for figure in benchmark.figures}
     further = [found for name, found in rows.items() if name.startswith("gpu_") and name not in known]
     if further:
         lines = [[f"`{found['name']}`", _value(found), str(found["n"])] for found in further]
-        parts += ["### A step of the fastest groups, and whole epochs of them", _grid(["", "value", "n"], lines)]
+        parts += ["Steps of the fastest groups, and whole epochs of them:", _grid(["", "value", "n"], lines)]
     return parts
 
 

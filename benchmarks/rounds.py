@@ -2,14 +2,16 @@
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
+T = TypeVar("T")
 PAUSE_S = 0.3
 """Time for other processes' threads and loaders to come to rest before the next turn."""
 
 
 def interleave(
-    sides: Mapping[str, Callable[[], float]], rounds: int, warm: int = 1, pause: float = 0.0
-) -> dict[str, list[float]]:
+    sides: Mapping[str, Callable[[], T]], rounds: int, warm: int = 1, pause: float = 0.0
+) -> dict[str, list[T]]:
     """Let sides take turns; every other round goes backwards.
 
     Parameters
@@ -25,10 +27,10 @@ def interleave(
 
     Returns
     -------
-    dict of str to list of float
+    dict of str to list
         Measurements of the rounds, by side.
     """
-    measured: dict[str, list[float]] = {name: [] for name in sides}
+    measured: dict[str, list[T]] = {name: [] for name in sides}
     for number in range(-warm, rounds):
         for name in list(sides)[:: -1 if number % 2 else 1]:
             time.sleep(pause)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -28,15 +29,13 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
         with devices.settings(torch.device("cpu")):
             training = ours.training(net, described, dataset, range(1), batch)
             loop = plain.bare_loop(net, described.facts, dataset, batch)
-
-            def bare(loop: Iterator[None] = loop, steps: int = steps) -> float:
-                began = time.perf_counter()
-                for _ in range(steps):
-                    next(loop)
-                return time.perf_counter() - began
-
-            def engine(training: ours.Training = training, steps: int = steps) -> float:
-                return ours.seconds(training, steps)
-
-            measured = interleave({"bare": bare, "engine": engine}, rounds)
+            sides = {"bare": partial(_steps, loop, steps), "engine": partial(ours.seconds, training, steps)}
+            measured = interleave(sides, rounds)
         yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(torch.get_num_threads()))
+
+
+def _steps(loop: Iterator[None], steps: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return time.perf_counter() - began

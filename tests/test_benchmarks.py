@@ -99,8 +99,13 @@ def test_page_of_a_gpu():
     rows = [a_row(name.format(8), 0.26), a_row(name.format(16), 0.31), a_row(name.format(32), None)]
     text = page({row["name"]: row for row in rows})
     assert f"Fastest at batch 64, aim ≤ 0.25 s on an H200: 0.26 s [0.26, 0.26], `{name.format(8)}`; met: no." in text
-    lines = text[text.index("### resnet20: seconds per epoch and replica") :].splitlines()
+    lines = text[text.index("resnet20, seconds per epoch and replica (`gpu_resnet20_") :].splitlines()
     row = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines[4:10]}
+    assert (
+        "resnet20, memory of the group in MiB (`gpu_resnet20_peak_mebibytes_group{1,2,4,8,16,32}_batch{64,128}_{bf16,"
+        in text
+    )
+    assert text.count("): not measured.\n") == 3
     assert row == {"1": "not measured", "2": "not measured", "4": "not measured", "8": "0.26", "16": "0.31",
                    "32": "out of memory"}  # fmt: skip
     assert "Fastest at batch 64, aim ≤ 0.25 s on an H200: not measured." in page({})
