@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets, replicas
+from lthlab.lanes import MOMENTS
 from lthlab.parts import Data, InputError, Net, device_names, nearest
 from lthlab.values import Narrow, Train
 
@@ -21,6 +22,7 @@ ALLOCATOR = "LTHLAB_ALLOCATOR"
 """Variable of the environment; 'system' leaves the allocator of the CPU's memory as it is."""
 
 _CUBLAS, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")  # what cuBLAS needs to repeat its bits
+_QUEUES = "CUDA_DEVICE_MAX_CONNECTIONS", "32"  # streams that a GPU can tell apart, read when CUDA starts; 8 by default
 _OWN_CHOICE = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from malloc.h
@@ -67,8 +69,8 @@ def settings(device: torch.device, deterministic: bool = False) -> Iterator[None
     is an error, as it is where `torch.use_deterministic_algorithms` was switched on before. On a CPU bits repeat in
     any case, and the allocator keeps large blocks (see `allocator`).
 
-    Two things last for the rest of the process: what the allocator was told, and the variable
-    CUBLAS_WORKSPACE_CONFIG, which the matrix library reads when it starts.
+    What lasts for the rest of the process: what the allocator was told, and the variables CUBLAS_WORKSPACE_CONFIG and
+    CUDA_DEVICE_MAX_CONNECTIONS (unless it is set), which CUDA and its libraries read when they start.
 
     Parameters
     ----------
@@ -92,6 +94,7 @@ def settings(device: torch.device, deterministic: bool = False) -> Iterator[None
         deterministic = False
     else:
         chosen.append((backends.cudnn, "benchmark", not deterministic))
+        os.environ.setdefault(*_QUEUES)
     if deterministic:
         _repeat_products()
         chosen += [(backends.cudnn, "deterministic", True)]
@@ -218,14 +221,15 @@ def fitting(train: Train, total: int) -> int:
     """Largest group that fits into the memory of a GPU: a power of two, at most 32, and one where none fits.
 
     A group may fill 80 % of the memory, so that the driver, a desktop and fragments have the rest. Counted are, in all,
-    1 GiB for CUDA itself, the images as bytes, and held-out images as numbers. For each replica:
+    1 GiB for CUDA itself, and all images as numbers. For each replica:
 
     - what a forward pass saves for its backward pass, counted exactly on torch's `meta` device, and three times the
       largest tensor of it for gradients on their way; once more for the smaller batch at the end of an epoch, if there
       is one, since the memory of a captured step is not shared;
     - three such tensors of 1000 images, for evaluation;
     - a quarter on top of these: the allocator rounds blocks up by as much as 2 MB, and convolutions need workspace;
-    - weights, gradients and moments of the optimizer, and 32 MiB of workspace for the matrix library of its stream.
+    - weights, and as much for each of: gradients, once more as they are computed, moments of the optimizer, decay, and
+      scratch; and 32 MiB of workspace for the matrix library of its stream.
 
     With bf16, what is saved is half of that in fp32; weights stay fp32, and there is a copy of them in bf16.
 
@@ -238,7 +242,7 @@ def fitting(train: Train, total: int) -> int:
     """
     pixels, facts = math.prod(train.data.facts.shape), train.data.facts
     width = _WIDTHS[train.recipe.precision]
-    shared = _CONTEXT + facts.train * pixels + (facts.test + train.data.val_size) * pixels * max(width, 4)
+    shared = _CONTEXT + (facts.train + facts.test) * pixels * max(width, 4)
     number = max(1, int((_SHARE * total - shared) / _replica(train)))
     return min(_LARGEST, 1 << number.bit_length() - 1)
 
@@ -249,7 +253,7 @@ def _replica(train: Train) -> float:
     passes = [_saved(train.net, train.data, batch) for batch in {min(size, images), images % size} - {0}]
     image = _saved(train.net, train.data, 1)
     numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * _EVALUATED * image.largest
-    copies = 2 + {"sgd": 1, "adam": 2}[train.recipe.optimizer]
+    copies = 5 + MOMENTS[train.recipe.optimizer]
     return _SLACK * width * numbers + image.weights * (copies * max(width, 4) + width * (width < 4)) + _STREAM
 
 

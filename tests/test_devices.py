@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from lthlab import devices, lab, nets, parts, trainer
+from lthlab.lanes import Lane
 from lthlab.parts import Data, InputError, Net
 from lthlab.replicas import Group
 from lthlab.store import Store
@@ -118,6 +119,17 @@ def test_settings_are_restored_after_an_error_too():
         assert arithmetic() == ["ieee"] * 4 and flags() == [True, False, False, False, True]
         raise ZeroDivisionError
     assert (arithmetic(), flags()) == before
+
+
+def test_a_gpu_tells_the_streams_of_a_whole_group_apart(monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "4")
+    with devices.settings(GPU):
+        assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "4"
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS")
+    with devices.settings(CPU):
+        assert "CUDA_DEVICE_MAX_CONNECTIONS" not in os.environ
+    with devices.settings(GPU):
+        assert os.environ["CUDA_DEVICE_MAX_CONNECTIONS"] == "32"
 
 
 def test_deterministic(monkeypatch):
@@ -292,8 +304,8 @@ def test_groups_on_a_gpu(large):
     assert by_precision == sorted(set(by_precision))
     assert fitting(16, "resnet110") < fitting(16)
     train = helpers.train(Net(name="resnet20"), large, batch_size=100)
-    images = (50_000 + 4 * 10_000) * 3 * 32 * 32
-    enough = ((1 << 30) + images + 8 * devices._replica(train)) / 0.8
+    images = 60_000 * 3 * 32 * 32
+    enough = ((1 << 30) + 4 * images + 8 * devices._replica(train)) / 0.8
     assert (devices.fitting(train, enough + 1), devices.fitting(train, enough - 1)) == (8, 4)
 
 
@@ -306,14 +318,14 @@ def test_the_parts_of_the_count(large):
     map_of_an_image = 16 * 32 * 32
     assert saved.largest == 100 * map_of_an_image
     activations = saved.all + 3 * saved.largest + 3 * 1000 * map_of_an_image
-    assert bytes_of(batch_size=100) == 1.25 * 4 * activations + 12 * weights + (32 << 20)
-    assert bytes_of(batch_size=100, precision="bf16") == 1.25 * 2 * activations + 14 * weights + (32 << 20)
-    assert bytes_of(batch_size=100, precision="fp64") == 1.25 * 8 * activations + 24 * weights + (32 << 20)
+    assert bytes_of(batch_size=100) == 1.25 * 4 * activations + 24 * weights + (32 << 20)
+    assert bytes_of(batch_size=100, precision="bf16") == 1.25 * 2 * activations + 26 * weights + (32 << 20)
+    assert bytes_of(batch_size=100, precision="fp64") == 1.25 * 8 * activations + 48 * weights + (32 << 20)
     assert bytes_of(batch_size=100, optimizer="adam") - bytes_of(batch_size=100) == 4 * weights
     rest = devices._saved(Net(name="resnet20"), large, 50000 % 128)
     both = devices._saved(Net(name="resnet20"), large, 128)
     steps = both.all + 3 * both.largest + rest.all + 3 * rest.largest
-    assert bytes_of(batch_size=128) == 5 * (steps + 3000 * map_of_an_image) + 12 * weights + (32 << 20)
+    assert bytes_of(batch_size=128) == 5 * (steps + 3000 * map_of_an_image) + 24 * weights + (32 << 20)
 
 
 def test_capacity_follows_from_the_device(large, monkeypatch):
@@ -348,20 +360,20 @@ def test_errors_of_too_little_memory():
     assert not devices.lacked_memory(ValueError("out of memory"))
 
 
-BACKWARD = Group.backward
+STEP = Group.step
 RUNS = [helpers.train(replicate=r, epochs=2) for r in range(7)]
 
 
 def small_device(fits, at=0, log=None):
-    """Computes gradients of groups of `fits` replicas at the most, from the step with number `at` of a group on."""
+    """Takes steps of groups of `fits` replicas at the most, from the step with number `at` of a group on."""
 
-    def run(self, images, labels):
+    def run(self, size):
         self.steps = getattr(self, "steps", -1) + 1
         if self.replicas > fits and self.steps >= at:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if log is not None:
             os.write(log, f"{self.replicas}\n".encode())
-        return BACKWARD(self, images, labels)
+        return STEP(self, size)
 
     return run
 
@@ -397,7 +409,7 @@ class Counter:
 
 @pytest.mark.parametrize("at", [0, 2, 6], ids=["first step", "third step", "second epoch"])
 def test_a_group_that_does_not_fit_is_halved(at, store, undisturbed, monkeypatch, caplog):
-    monkeypatch.setattr(Group, "backward", small_device(2, at))
+    monkeypatch.setattr(Group, "step", small_device(2, at))
     watcher = Counter()
     with caplog.at_level(logging.WARNING):
         summary = lab.compute(RUNS, store, "cpu", watcher=watcher)
@@ -406,12 +418,10 @@ def test_a_group_that_does_not_fit_is_halved(at, store, undisturbed, monkeypatch
     assert provenance(store, "replicas", "slot", "halved_from") == [
         (2, 0, 7), (2, 1, 7), (2, 0, 7), (2, 1, 7), (2, 0, 7), (2, 1, 7), (1, 0, 7),
     ]  # fmt: skip
-    what = (
-        r"trainings \(lenet_300_100 on digits, batch size 64, fp32\) do not fit into the memory of cpu \(\d+\.\d GB\)"
-    )
+    what = r"\(lenet_300_100 on digits, batch size 64, fp32\) does not fit into the memory of cpu \(\d+\.\d GB\)"
     said = [record.getMessage() for record in caplog.records]
     for text, (size, halves) in zip(said, [(7, "4 and 3"), (4, "2 and 2"), (3, "2 and 1")], strict=True):
-        assert re.fullmatch(rf"{size} {what}; they train as {halves} instead", text)
+        assert re.fullmatch(rf"a group of {size} {what}; it trains as {halves} instead", text)
     assert watcher.begun[0] == watcher.begun[1] == (7, 0, 0, 14) and len(watcher.begun) == 4
     assert store.checkpoints() == {} and list((store.root / ".work").iterdir()) == []
 
@@ -424,10 +434,10 @@ def test_what_fits_says_nothing_of_halves(store):
 def test_memory_that_building_a_group_lacks(store, undisturbed, monkeypatch):
     build = Group.__init__
 
-    def lacking(self, net, data, states, *args):
-        if len(states) > 4:
+    def lacking(self, trains, *args):
+        if len(trains) > 4:
             torch.empty(1 << 50, dtype=torch.uint8)
-        build(self, net, data, states, *args)
+        build(self, trains, *args)
 
     monkeypatch.setattr(Group, "__init__", lacking)
     lab.compute(RUNS, store, "cpu")
@@ -437,21 +447,21 @@ def test_memory_that_building_a_group_lacks(store, undisturbed, monkeypatch):
 
 def test_nothing_of_a_try_stays_in_memory(store, monkeypatch):
     """Neither the group nor the error holds a tensor when what is not used any more is given back."""
-    groups, alive, start, free = [], [], Group.__init__, devices.free_memory
+    lanes, alive, start, free = [], [], Lane.__init__, devices.free_memory
 
     def note(self, *args):
-        groups.append(weakref.ref(self))
+        lanes.append(weakref.ref(self))
         start(self, *args)
 
     def count():
         free()
-        alive.append([group().replicas for group in groups if group() is not None])
+        alive.append(sum(lane() is not None for lane in lanes))
 
-    monkeypatch.setattr(Group, "__init__", note)
+    monkeypatch.setattr(Lane, "__init__", note)
     monkeypatch.setattr(devices, "free_memory", count)
-    monkeypatch.setattr(Group, "backward", small_device(2, 2))
+    monkeypatch.setattr(Group, "step", small_device(2, 2))
     lab.compute(RUNS, store, "cpu")
-    assert alive == [[], [], []] and len(groups) == 7
+    assert alive == [0, 0, 0] and len(lanes) >= 7
 
 
 def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed, monkeypatch):
@@ -459,7 +469,7 @@ def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed
     steps = set()
     for at in (5, 14, 27, 60):
         store = helpers.store(tmp_path / str(at))
-        monkeypatch.setattr(Group, "backward", small_device(4))
+        monkeypatch.setattr(Group, "step", small_device(4))
         watcher = Counter(at)
         try:
             lab.compute(RUNS, store, "cpu", watcher=watcher)
@@ -470,7 +480,7 @@ def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed
             assert stopped.summary.trained == watcher.trainings == 7 - left
         members = sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values())
         steps.add(tuple(members))
-        monkeypatch.setattr(Group, "backward", BACKWARD)
+        monkeypatch.setattr(Group, "step", STEP)
         again = Counter()
         lab.compute(RUNS, store, "cpu", watcher=again)
         assert (again.begun, again.trainings) == ([(7, 7 - left, 0, epochs)], left) and again.epochs == epochs
@@ -498,14 +508,14 @@ def test_killed_in_a_half_it_goes_on_with_the_same_groups(half, store, undisturb
 def die_in_a_half(root, log, steps):
     torch.set_num_threads(1)
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    backward = small_device(4, log=out)
+    step = small_device(4, log=out)
 
-    def run(self, images, labels):
+    def run(self, size):
         if Path(log).read_text().count("\n") == steps:
             os.kill(os.getpid(), signal.SIGKILL)
-        return backward(self, images, labels)
+        return step(self, size)
 
-    Group.backward = run
+    Group.step = run
     lab.compute(RUNS, Store(root), "cpu", checkpoint_seconds=1000)
 
 
@@ -519,13 +529,13 @@ def test_killed_after_a_real_checkpoint(fits, first, store, undisturbed, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Group, "backward", small_device(fits))
+        patch.setattr(Group, "step", small_device(fits))
         patch.setattr(trainer._Group, "_checkpoint", killed)
         lab.compute(RUNS, store, "cpu", checkpoint_seconds=0)
     done = max(checkpoint.iteration for checkpoint in store.checkpoints().values())
     assert sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values()) == sorted(first) and done
     steps = []
-    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or BACKWARD(self, *args))
+    monkeypatch.setattr(Group, "step", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
     lab.compute(RUNS, store, "cpu")
     assert sorted(steps) == sorted([fits] * (8 - done) + [size for size in first[1:] for _ in range(8)])
     assert helpers.bits(store.root) == undisturbed
@@ -534,7 +544,7 @@ def test_killed_after_a_real_checkpoint(fits, first, store, undisturbed, monkeyp
 
 def test_a_single_training_that_does_not_fit(store, undisturbed, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(InputError) as error:
-        patch.setattr(Group, "backward", small_device(0))
+        patch.setattr(Group, "step", small_device(0))
         lab.compute(RUNS[:2], store, "cpu")
     assert re.fullmatch(
         r"a single training \(lenet_300_100 on digits, batch size 64, fp32\) does not fit into the memory of cpu "
@@ -555,26 +565,26 @@ def test_a_group_with_a_checkpoint_is_not_halved(same_process, store, undisturbe
         if not same_process:
             with pytest.raises(lab.Stopped):
                 lab.compute(RUNS, store, "cpu", watcher=Counter(15))
-        patch.setattr(Group, "backward", small_device(4, 5 if same_process else 0))
+        patch.setattr(Group, "step", small_device(4, 5 if same_process else 0))
         before = list(store.checkpoints())
-        with pytest.raises(InputError, match="7 trainings .* do not fit .*, though they began together") as error:
+        with pytest.raises(InputError, match="a group of 7 .* does not fit .* any more; its") as error:
             lab.compute(RUNS, store, "cpu", checkpoint_seconds=seconds)
     ((name, checkpoint),) = store.checkpoints().items()
     assert len(checkpoint.members) == 7 and checkpoint.iteration > 0 and before == [name] * (not same_process)
     path = Path(str(error.value).rpartition("by removing ")[2])
     assert path.exists()
     steps = []
-    monkeypatch.setattr(Group, "backward", lambda self, *args: steps.append(self.replicas) or BACKWARD(self, *args))
+    monkeypatch.setattr(Group, "step", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
     lab.compute(RUNS, store, "cpu")
     assert steps == [7] * (8 - checkpoint.iteration)
     assert helpers.bits(store.root) == undisturbed
 
 
 def test_an_error_of_another_kind_is_no_lack_of_memory(store, monkeypatch):
-    def broken(self, images, labels):
+    def broken(self, size):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Group, "backward", broken)
+    monkeypatch.setattr(Group, "step", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         lab.compute(RUNS, store, "cpu")
     assert store.checkpoints() == {}
@@ -584,7 +594,7 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
     """What is there already is trained beside, in the same halves, and a half that nothing is wanted of is not."""
     monkeypatch.setattr(devices, "repeats", lambda device: False)
     monkeypatch.setattr(devices, "capacity", lambda train, device: 32)
-    monkeypatch.setattr(Group, "backward", small_device(2))
+    monkeypatch.setattr(Group, "step", small_device(2))
     lab.compute(RUNS, store, "cpu")
     assert provenance(store, "replicas", "slot")[2:4] == [(2, 0), (2, 1)]
     for run in (RUNS[1], RUNS[3]):
@@ -600,7 +610,7 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
         patch.setattr(trainer._Group, "halve", note)
         lab.compute(RUNS, store, "cpu", watcher=Counter(20))
     assert sizes == [(7, 2, [4]), (4, 2, [2, 2])]
-    monkeypatch.setattr(Group, "backward", small_device(10))
+    monkeypatch.setattr(Group, "step", small_device(10))
     assert 0 < lab.compute(RUNS, store, "cpu").trained <= 2
     assert provenance(store, "replicas", "slot", "halved_from")[1::2][:2] == [(2, 1, 7)] * 2
     assert helpers.bits(store.root) == undisturbed
@@ -637,7 +647,7 @@ def compute_in(root, limit):
     """Train 16 ResNets of whole-set batches in so many bytes of the GPU; returns what the store says of groups."""
     torch.cuda.set_per_process_memory_fraction(limit / devices.memory(GPU))
     net, dataset = Net(name="resnet20"), Data(name="digits")
-    values = [helpers.train(net, dataset, r, epochs=1, batch_size=1297) for r in range(16)]
+    values = [helpers.train(net, dataset, r, epochs=4, batch_size=1297) for r in range(16)]
     store = Store(root)
     lab.compute(values, store, "cuda")
     facts = [store.read_json(value.key, "provenance.json") for value in values]
@@ -646,7 +656,7 @@ def compute_in(root, limit):
 
 @pytest.mark.gpu
 def test_a_group_that_does_not_fit_into_a_gpu_is_halved(tmp_path):
-    """Saved activations of one replica are 127 MB; 16 of them do not fit into 1 GB."""
+    """Captured steps keep their memory: 127 MB of activations each, so 16 do not fit into 1 GB."""
     facts = in_a_process(compute_in, str(helpers.store(tmp_path / "runs").root), 10**9)
     assert {halved_from for _, halved_from in facts} == {16}
     assert {size for size, _ in facts} <= {1, 2, 4}

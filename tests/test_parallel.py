@@ -371,10 +371,13 @@ def two(tmp_path_factory):
 @pytest.fixture(scope="module")
 def team(two):
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
     with Team([CPU, CPU]) as found:
         yield found
         folder, process = found.folder, found.processes[0]
-    assert not folder.exists() and process.returncode == 0 and torch.get_num_threads() == before
+        assert torch.get_num_threads() == 1  # its part of three
+    assert not folder.exists() and process.returncode == 0 and torch.get_num_threads() == 3
+    torch.set_num_threads(before)
 
 
 def train_to(training, until):

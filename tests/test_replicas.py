@@ -117,11 +117,11 @@ def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
 
 @pytest.mark.parametrize("net", NETS)
 def test_forms_agree(net):
-    training = {form: helpers.run(jobs(net, "sgd")[:3], dataset(), form=form) for form in FORMS}
+    training = {form: helpers.run(jobs(net, "sgd", "fp64")[:3], dataset(), form=form) for form in FORMS}
     for number in range(3):
         first, second = (training[form].progress[number].metrics for form in FORMS)
         for row, other in zip(first, second, strict=True):
-            assert row == pytest.approx(other, rel=2e-3)
+            assert row == pytest.approx(other, rel=1e-9)
 
 
 @pytest.mark.parametrize("form", FORMS)
