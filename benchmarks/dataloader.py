@@ -99,8 +99,8 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
     precisions = [p for p in ("fp32", "bf16") if any(p in name for name in chosen)]
     ratio = any(name.endswith("_vs_dataloader") for name in chosen)
     loaders = [workers for workers in (0, 2) if ratio or f"dataloader_workers{workers}_images_per_second" in chosen]
-    net, images, batch, rounds = ("resnet8", 64, 16, 2) if quick else ("resnet20", 50_000, 128, 7)
-    steps = 1 if quick else 8
+    net, images, batch, rounds = ("resnet8", 64, 16, 2) if quick else ("resnet20", 50_000, 128, 9)
+    steps = 1 if quick else 6
     threads: set[int] = set()
     with ExitStack() as stack:
         sizes: dict[str, Any] = {"net": net, "images": images, "batch_size": batch}
