@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             failed.append(benchmark)
-        report.show()
+        finally:
+            report.show()
     return 1 if failed else 0
 
 

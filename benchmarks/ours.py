@@ -88,11 +88,15 @@ def training(
 
 def seconds(training: Training, steps: int) -> float:
     """Train so many steps, and wait until the device has done them; returns the wall time."""
-    wait = torch.cuda.synchronize if training.device.type == "cuda" else lambda: None
     until = training.iteration + steps
-    wait()
+    _wait(training.device)
     began = time.perf_counter()
     while training.iteration < until:
         training.advance(until)
-    wait()
+    _wait(training.device)
     return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
