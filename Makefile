@@ -5,7 +5,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 GALLERY := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gallery lab test lint test-oldest mutants clean
+.PHONY: help setup demo gallery lab bench test lint test-oldest mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,9 @@ gallery: .venv/installed ## Make the pages that are kept with the repository, in
 lab: .venv/installed ## Open JupyterLab on notebooks/
 	$(PY) -m jupyterlab notebooks
 
+bench: .venv/installed ## Measure speed and memory (NAME=… only some), write docs/performance.md
+	$(PY) -m benchmarks $(NAME)
+
 test: lint ## Check the code (make lint), then run all tests
 	$(PY) -m pytest
 
@@ -44,7 +47,7 @@ mutants: .venv/installed ## Inject faults one at a time and check that a test no
 
 clean: ## Remove environments, caches and build/, but neither runs/ nor reports/
 	rm -rf .venv .venv-oldest build lthlab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find lthlab tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	find lthlab tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/installed: pyproject.toml constraints.txt
 	$(call environment,.venv)

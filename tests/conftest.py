@@ -1,9 +1,13 @@
 """What all tests share: the marker `gpu`, hypothesis without deadlines, and what was skipped and why."""
 
+import sys
 from collections import defaultdict
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks; at the end, since mutants of lthlab go first
 
 hypothesis.settings.register_profile("lthlab", deadline=None)
 hypothesis.settings.load_profile("lthlab")

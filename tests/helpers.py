@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from torch import nn
 
+from benchmarks.plain import plain  # noqa: F401 (the networks once more, in plain torch)
 from lthlab import data, masks, nets, tickets
 from lthlab.engine import Job, Training
 from lthlab.parts import Data, DataFacts, Net, Recipe
@@ -112,69 +111,6 @@ def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-
-
-# --- the networks once more, in plain torch -------------------------------------------------------------------
-
-
-class PlainLeNet(nn.Module):
-    def __init__(self, inputs, classes):
-        super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(inputs, 300), nn.Linear(300, 100), nn.Linear(100, classes)
-
-    def forward(self, x):
-        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x.flatten(1))))))
-
-
-class PlainBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride, shortcut):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.more = stride, outputs - inputs
-        self.downsample = None
-        if shortcut == "B" and (stride > 1 or self.more):
-            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        if self.downsample:
-            return torch.relu(out + self.downsample(x))
-        x = x[:, :, :: self.stride, :: self.stride]
-        front = self.more // 2
-        return torch.relu(out + F.pad(x, (0, 0, 0, 0, front, self.more - front)))
-
-
-class PlainResNet(nn.Module):
-    def __init__(self, depth, channels, classes, width=16, shortcut="B"):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        inputs = width
-        for stage in (1, 2, 3):
-            outputs = width * 2 ** (stage - 1)
-            blocks = []
-            for number in range((depth - 2) // 6):
-                blocks.append(PlainBlock(inputs, outputs, 2 if stage > 1 and not number else 1, shortcut))
-                inputs = outputs
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(inputs, classes)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-def plain(net, facts):
-    """Build a network of plain torch for images of a data set."""
-    channels, height, width = facts.shape
-    if net.name.startswith("lenet"):
-        return PlainLeNet(channels * height * width, facts.classes)
-    return PlainResNet(int(net.name.removeprefix("resnet")), channels, facts.classes, net.width, net.shortcut)
 
 
 # --- frames ---------------------------------------------------------------------------------------------------

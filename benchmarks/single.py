@@ -1,0 +1,41 @@
+"""One replica by the engine, against a bare loop over tensors in the same process."""
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from benchmarks import ours, plain
+from benchmarks.record import Row, machine, ratios, row
+from benchmarks.rounds import interleave
+from lthlab import devices
+from lthlab.parts import Net
+
+
+def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
+    """Yield the rows of this benchmark that are chosen."""
+    rounds = 2 if quick else 9
+    for name in chosen:
+        lenet = "lenet" in name
+        if lenet:
+            batch, steps = 64, 21 if quick else 315  # whole epochs
+            described, dataset = ours.digits()
+        else:
+            batch, steps = (16, 1) if quick else (128, 10)
+            described = ours.describe("synthetic_32")
+            dataset = ours.synthetic(described)
+        net = Net(name="lenet_300_100" if lenet else "resnet20")
+        with devices.settings(torch.device("cpu")):
+            training = ours.training(net, described, dataset, range(1), batch)
+            loop = plain.bare_loop(net, described.facts, dataset, batch)
+            sides = {"bare": partial(_steps, loop, steps), "engine": partial(ours.seconds, training, steps)}
+            measured = interleave(sides, rounds)
+        yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(torch.get_num_threads()))
+
+
+def _steps(loop: Iterator[None], steps: int) -> float:
+    began = time.perf_counter()
+    for _ in range(steps):
+        next(loop)
+    return time.perf_counter() - began
