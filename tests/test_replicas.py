@@ -115,6 +115,22 @@ def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
         assert all(map(torch.equal, found[0], replica))
 
 
+@pytest.mark.parametrize("inputs, outputs", [(64, 10), (87, 10), (100, 1), (7, 1), (1, 3)])
+def test_a_single_replica_of_a_linear_layer_has_the_bits_that_it_has_among_others(inputs, outputs):
+    found = []
+    for count in (1, 2, 5):
+        layer, draws = nets.Linear(count, inputs, outputs, "head", "torch"), torch.Generator().manual_seed(0)
+        weight = torch.randn(outputs, inputs, generator=draws)
+        layer.weight.data.copy_(weight.expand(layer.weight.shape))
+        x = torch.randn(22, inputs, generator=draws).repeat(*([count, 1, 1] if count > 1 else [1, 1])).requires_grad_()
+        y = layer(x)
+        (y * torch.linspace(-1, 1, 22)[:, None]).sum().backward()
+        parts = (y, x.grad, layer.weight.grad, layer.bias.grad)
+        found.append([part if count == 1 else part[-1] for part in parts])
+    for replica in found[1:]:
+        assert all(map(torch.equal, found[0], replica))
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_forms_agree(net):
     training = {form: helpers.run(jobs(net, "sgd", "fp64")[:3], dataset(), form=form) for form in FORMS}
