@@ -30,7 +30,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from malloc.h
 _LARGEST, _SHARE, _SLACK = 32, 0.8, 1.25
 _EVALUATED = 1000  # images at a time, as `lthlab.replicas.Group.evaluate` takes them
 _ALIVE = 3  # maps alive beside those that are saved: a gradient, the one it becomes, and that of a shortcut
-_CONTEXT, _STREAM = 1 << 30, 32 << 20  # bytes of CUDA and its libraries' code; of the matrix library for each stream
+_CONTEXT, _STREAM = 1 << 30, 64 << 20  # bytes of CUDA and its libraries' code; of the matrix library for each stream
 _WIDTHS = {"bf16": 2, "fp32": 4, "fp64": 8}
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
 
@@ -229,7 +229,8 @@ def fitting(train: Train, total: int) -> int:
     - three such tensors of 1000 images, for evaluation;
     - a quarter on top of these: the allocator rounds blocks up by as much as 2 MB, and convolutions need workspace;
     - weights, and as much for each of: gradients, once more as they are computed, moments of the optimizer, decay, and
-      scratch; and 32 MiB of workspace for the matrix library of its stream.
+      scratch; and for its stream 32 MiB of workspace for the matrix library in each of two threads, that of the forward
+      pass and autograd's.
 
     With bf16, what is saved is half of that in fp32; weights stay fp32, and there is a copy of them in bf16.
 

@@ -78,12 +78,15 @@ class Linear(Layer):
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        alone, ordinary = self.replicas == 1, x.dim() == 2
+        alone, ordinary, (outputs, inputs) = self.replicas == 1, x.dim() == 2, self.shape
         weight: Tensor = self.weight[None] if alone else self.weight
         bias = self.bias[None] if alone else self.bias
-        if spare := -self.shape[1] % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
+        if spare := -inputs % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
+        if vector := outputs == 1:  # a product with a vector is added up in another order for one replica
+            weight, bias = F.pad(weight, (0, 0, 0, 1)), F.pad(bias, (0, 1))
         out = _BatchedLinear.apply(x[None] if ordinary else x, weight, bias)
+        out = out[..., :1] if vector else out
         return out[0] if ordinary else out
 
     def draw(self, stream: Stream) -> Weights:

@@ -7,7 +7,7 @@ own on a GPU. Which is used follows from network, image size and device alone.
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -135,11 +135,15 @@ class Group:
         return [self.replicas // lanes + (number < self.replicas % lanes) for number in range(lanes)]
 
     def _each(self, act: Callable[[Lane], _T]) -> list[_T]:
-        """Do something with every lane, at once where that is of use."""
+        """Do something with every lane, at once where that is of use; no lane is at work any more after an error."""
         if self._pool is None:
             return [act(lane) for lane in self.lanes]
         others = [self._pool.submit(act, lane) for lane in self.lanes[1:]]
-        return [act(self.lanes[0]), *(other.result() for other in others)]
+        try:
+            first = act(self.lanes[0])
+        finally:
+            wait(others)
+        return [first, *(other.result() for other in others)]
 
     def at(self, replica: int) -> tuple[Lane, int]:
         """Find the lane of a replica and its slot there."""
@@ -151,8 +155,10 @@ class Group:
         """Set the number of threads within; on a GPU, put the work of the lanes between what is before and after."""
         with threads(self.thread_count):  # between its kernels, more threads cost more than they save
             self._order(lambda own, current: own.wait_stream(current))
-            yield
-            self._order(lambda own, current: current.wait_stream(own))
+            try:
+                yield
+            finally:  # after an interrupt too: memory that is let go of is used again while a lane still writes to it
+                self._order(lambda own, current: current.wait_stream(own))
             for lane in self.lanes:
                 lane.settle()
 

@@ -318,14 +318,14 @@ def test_the_parts_of_the_count(large):
     map_of_an_image = 16 * 32 * 32
     assert saved.largest == 100 * map_of_an_image
     activations = saved.all + 3 * saved.largest + 3 * 1000 * map_of_an_image
-    assert bytes_of(batch_size=100) == 1.25 * 4 * activations + 24 * weights + (32 << 20)
-    assert bytes_of(batch_size=100, precision="bf16") == 1.25 * 2 * activations + 26 * weights + (32 << 20)
-    assert bytes_of(batch_size=100, precision="fp64") == 1.25 * 8 * activations + 48 * weights + (32 << 20)
+    assert bytes_of(batch_size=100) == 1.25 * 4 * activations + 24 * weights + (64 << 20)
+    assert bytes_of(batch_size=100, precision="bf16") == 1.25 * 2 * activations + 26 * weights + (64 << 20)
+    assert bytes_of(batch_size=100, precision="fp64") == 1.25 * 8 * activations + 48 * weights + (64 << 20)
     assert bytes_of(batch_size=100, optimizer="adam") - bytes_of(batch_size=100) == 4 * weights
     rest = devices._saved(Net(name="resnet20"), large, 50000 % 128)
     both = devices._saved(Net(name="resnet20"), large, 128)
     steps = both.all + 3 * both.largest + rest.all + 3 * rest.largest
-    assert bytes_of(batch_size=128) == 5 * (steps + 3000 * map_of_an_image) + 24 * weights + (32 << 20)
+    assert bytes_of(batch_size=128) == 5 * (steps + 3000 * map_of_an_image) + 24 * weights + (64 << 20)
 
 
 def test_capacity_follows_from_the_device(large, monkeypatch):

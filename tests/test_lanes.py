@@ -1,5 +1,7 @@
 """Lanes: steps captured in graphs, where what is captured is not computed, and the rows of parameters."""
 
+import threading
+import time
 from contextlib import contextmanager, nullcontext
 
 import helpers
@@ -131,6 +133,48 @@ def test_lanes_wait_for_what_was_before_and_are_waited_for(captured):
     training.advance(3)
     assert current.waited[before : before + 3] == [lane.stream for lane in training.group.lanes]
     assert all(lane.stream.waited and set(lane.stream.waited) == {current} for lane in training.group.lanes)
+
+
+def test_lanes_are_waited_for_after_an_interrupt_too(captured):
+    training = Training(jobs(helpers.narrow(4)), helpers.load(DATA), form="sequential")
+    training.group.lanes[1].step = interrupt
+    waited = torch.cuda.current_stream(None).waited
+    training.advance(0)
+    before = len(waited)
+    with pytest.raises(KeyboardInterrupt):
+        training.advance(3)
+    assert waited[before:] == [lane.stream for lane in training.group.lanes]
+
+
+def interrupt(size):
+    raise KeyboardInterrupt
+
+
+def test_no_lane_is_at_work_after_an_error_in_another():
+    worked, before = [], torch.get_num_threads()
+    with replicas.threads(3):
+        training = Training(jobs(helpers.LENET), helpers.load(DATA))
+        first, *others = training.group.lanes
+        first.step = interrupt
+        for lane in others:
+            lane.step = lambda size: worked.append(time.sleep(0.05))
+        with pytest.raises(KeyboardInterrupt):
+            training.advance(3)
+        assert len(worked) == len(others) == 2
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before
+
+
+def test_threads_end_with_their_group():
+    before = set(threading.enumerate())
+    with replicas.threads(3):
+        training = helpers.run(jobs(helpers.LENET), helpers.load(DATA))
+        own = set(threading.enumerate()) - before
+        assert len(own) == 2
+        del training
+    for thread in own:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 # --- how a group is cut ---------------------------------------------------------------------------------------

@@ -115,6 +115,22 @@ def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
         assert all(map(torch.equal, found[0], replica))
 
 
+@pytest.mark.parametrize("inputs, outputs", [(64, 10), (87, 10), (100, 1), (7, 1), (1, 3)])
+def test_a_single_replica_of_a_linear_layer_has_the_bits_that_it_has_among_others(inputs, outputs):
+    found = []
+    for count in (1, 2, 5):
+        layer, draws = nets.Linear(count, inputs, outputs, "head", "torch"), torch.Generator().manual_seed(0)
+        weight = torch.randn(outputs, inputs, generator=draws)
+        layer.weight.data.copy_(weight.expand(layer.weight.shape))
+        x = torch.randn(22, inputs, generator=draws).repeat(*([count, 1, 1] if count > 1 else [1, 1])).requires_grad_()
+        y = layer(x)
+        (y * torch.linspace(-1, 1, 22)[:, None]).sum().backward()
+        parts = (y, x.grad, layer.weight.grad, layer.bias.grad)
+        found.append([part if count == 1 else part[-1] for part in parts])
+    for replica in found[1:]:
+        assert all(map(torch.equal, found[0], replica))
+
+
 @pytest.mark.parametrize("net", NETS)
 def test_forms_agree(net):
     training = {form: helpers.run(jobs(net, "sgd", "fp64")[:3], dataset(), form=form) for form in FORMS}
@@ -167,24 +183,33 @@ def test_evaluation_in_parts_is_that_of_the_whole(form):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision, tolerance", [("fp64", 1e-9), ("fp32", 5e-3)])
+@pytest.mark.parametrize(
+    "precision, tolerance, optimizer, steps",
+    [("fp64", 1e-9, "sgd", 15), ("fp64", 1e-9, "adam", 15), ("fp32", 5e-3, "sgd", 3)],
+)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("net", ["lenet", "resnet8 of 5"])
-def test_cuda_agrees_with_the_cpu(net, form, precision, tolerance):
-    group = []
+def test_cuda_agrees_with_the_cpu(net, form, precision, tolerance, optimizer, steps):
+    """Over 15 steps, whole and smaller batches are captured and replayed, and those after a new mask again."""
+    group, more = [], helpers.half_mask(NETS[net], DATA, 7)
     for number in range(3):
-        value = helpers.train(NETS[net], DATA, number, batch_size=64, lr=0.01, precision=precision)
+        fields = {"batch_size": 64, "lr": 0.01, "precision": precision, "optimizer": optimizer, "epochs": 5}
+        value = helpers.train(NETS[net], DATA, number, **fields)
         mask = None if number == 1 else helpers.half_mask(NETS[net], DATA, number)
         group.append(helpers.job(value, mask, {"0ep", "1ep", "best_val"}))
     on_cpu, on_cuda = (Training(group, dataset(), device, form=form) for device in ("cpu", "cuda"))
     for training in (on_cpu, on_cuda):
-        training.advance(3)
-        assert training.iteration == 3
+        while training.iteration < steps:
+            training.advance(steps)
+            if training.iteration == 12:
+                training.prune(1, more)
+    assert all(len(lane._graphs) == (2 if steps > 3 else 0) for lane in on_cuda.group.lanes)
     for number, job in enumerate(group):
         first, second = on_cpu.group.state(number), on_cuda.group.state(number)
         for name, tensor in first.items():
             torch.testing.assert_close(second[name], tensor, rtol=tolerance, atol=tolerance)
-        assert not any(second[name][~kept].any() for name, kept in (job.mask or {}).items())
+        kept_of = (job.mask or {}) | (more if steps > 12 and number == 1 else {})
+        assert not any(second[name][~kept].any() for name, kept in kept_of.items())
         ours, theirs = on_cuda.progress[number], on_cpu.progress[number]
         assert ours.snapshots.keys() == theirs.snapshots.keys() >= {"0ep", "1ep"}
         assert helpers.equal(ours.snapshots["0ep"], theirs.snapshots["0ep"])
