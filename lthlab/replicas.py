@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from threading import Barrier
 from typing import Protocol, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from lthlab.nets import Weights
 from lthlab.parts import Data, Net
 from lthlab.values import Narrow, Train
 
+_LITTLE = 1 << 24  # products in a batch of a fully connected network, for which a second thread does not pay
 _MOST_LANES = 4  # threads of one interpreter that still do not wait for each other much
 _T = TypeVar("_T")
 
@@ -68,7 +70,8 @@ class Group:
     A stacked group on a CPU has a lane for each thread, up to four; one of convolutions has two replicas at least in
     each: a grouped convolution splits sums among threads by the number of groups, and one replica alone would be
     computed by other kernels, so bits would depend on the group. On a GPU a stacked group is one lane. A sequential
-    group has a lane for each replica; on a CPU, one after the other uses all threads.
+    group has a lane for each replica; on a CPU they take their steps one after the other. A lane that computes alone
+    uses all threads, unless it is of a small fully connected network, which is faster on one.
 
     Parameters
     ----------
@@ -107,8 +110,9 @@ class Group:
             raise ValueError(f"{len(trains)} replicas for a team; allowed: 1")
         self.form = "parallel" if team else form or form_of(first.net, first.data, device)
         self.replicas, self.device, self.dtype = len(trains), device, DTYPES[first.recipe.precision]
-        grouped = self.form == "stacked" and nets.convolutional(nets.build(first.net, first.data))
-        self.thread_count = 1 if self.form == "stacked" and device.type == "cpu" else None
+        network = nets.build(first.net, first.data, device="meta")
+        convolutional = nets.convolutional(network)
+        grouped = self.form == "stacked" and convolutional
         source = Source(dataset, first.data.augment, self.dtype, device)
         self.lanes: list[Lane] = []
         self._where: list[tuple[int, int]] = []
@@ -122,17 +126,30 @@ class Group:
             else:
                 self.lanes.append(team.lane(trains[0], states[0], source))
             begin += size
-        several = self.thread_count == 1 and len(self.lanes) > 1
-        self._pool = ThreadPoolExecutor(len(self.lanes) - 1, initializer=_alone) if several else None
+        several = self.form == "stacked" and len(self.lanes) > 1
+        work = sum(parameter.numel() for parameter in network.parameters()) * first.recipe.batch_size
+        single = several or grouped or (not convolutional and work <= _LITTLE)
+        self.thread_count = 1 if single and device.type == "cpu" and team is None else None
+        self._pool = self._threads_of_lanes() if several else None
 
     def _sizes(self, least: int) -> list[int]:
         """Cut the replicas into lanes; of a stacked group on a CPU, into lanes of at least so many slots."""
         if self.form in ("sequential", "parallel"):
             return [1] * self.replicas
-        if self.thread_count is None:
+        if self.device.type != "cpu":
             return [self.replicas]
         lanes = min(torch.get_num_threads(), _MOST_LANES, -(-self.replicas // least))
         return [self.replicas // lanes + (number < self.replicas % lanes) for number in range(lanes)]
+
+    def _threads_of_lanes(self) -> ThreadPoolExecutor:
+        """Start a thread for each lane but the first; what torch counts in one does not reach other threads."""
+        count = len(self.lanes) - 1
+        pool, together = ThreadPoolExecutor(count, initializer=_alone), Barrier(count + 1)
+        with threads(1):
+            for _ in range(count):
+                pool.submit(together.wait)
+            together.wait()
+        return pool
 
     def _each(self, act: Callable[[Lane], _T]) -> list[_T]:
         """Do something with every lane, at once where that is of use; no lane is at work any more after an error."""

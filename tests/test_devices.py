@@ -622,7 +622,7 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
 def compute_deterministic(root, replicates):
     """Train LeNets and small ResNets; returns what the store says of where."""
     nets = (helpers.LENET, helpers.narrow(8))
-    values = [helpers.train(net, replicate=r, epochs=2) for net in nets for r in replicates]
+    values = [helpers.train(net, replicate=r, epochs=4) for net in nets for r in replicates]
     store = Store(root)
     lab.compute(values, store, "cuda", deterministic=True)
     return {value.key: store.read_json(value.key, "provenance.json") for value in values}

@@ -181,6 +181,26 @@ def test_threads_end_with_their_group():
 
 
 @pytest.mark.parametrize(
+    ("net", "form", "batch", "count", "threads"),
+    [
+        (helpers.LENET, "stacked", 64, 1, 1),
+        (helpers.LENET, "sequential", 64, 2, 1),
+        (helpers.LENET, "stacked", 1000, 1, None),
+        (helpers.LENET, "stacked", 1000, 2, 1),
+        (helpers.narrow(4), "stacked", 64, 1, 1),
+        (helpers.narrow(4), "sequential", 64, 2, None),
+    ],
+)
+def test_threads_within_a_lane(net, form, batch, count, threads):
+    whole = Data(name="digits")
+    values = [helpers.train(net, whole, r, batch_size=batch) for r in range(count)]
+    states = [helpers.job(value).state for value in values]
+    with replicas.threads(2):
+        group = replicas.Group(values, states, helpers.load(whole), torch.device("cpu"), form)
+    assert group.thread_count == threads
+
+
+@pytest.mark.parametrize(
     ("net", "form", "threads", "count", "sizes"),
     [
         (helpers.LENET, "stacked", 2, 5, [3, 2]),
