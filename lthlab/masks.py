@@ -201,12 +201,14 @@ def _prune(
     mask: Mask = {}
     for place, names, count in groups:
         layers = {name: weights[name] for name in names}
-        alive = None if previous is None else _pieces(previous[name].to(weights[name].device) for name in names)
-        gone = sum(len(piece) - int(piece.count_nonzero()) for piece in alive or ())
-        if not gone <= count <= _size(layers):
-            already = f" ({gone} are pruned already)" if gone else ""
-            raise ValueError(f"to prune in {place}: {count}; allowed is {gone} … {_size(layers)}{already}")
-        mask |= _like(_without_smallest(_pieces(layers.values()), alive, count - gone), layers)
+        gone = None
+        if previous is not None:
+            gone = [~piece for piece in _pieces(previous[name].to(weights[name].device) for name in names)]
+        least = sum(int(piece.count_nonzero()) for piece in gone or ())
+        if not least <= count <= _size(layers):
+            already = f" ({least} are pruned already)" if least else ""
+            raise ValueError(f"to prune in {place}: {count}; allowed is {least} … {_size(layers)}{already}")
+        mask |= _like(_without_smallest(_pieces(layers.values()), gone, count - least), layers)
     return mask
 
 
@@ -226,15 +228,15 @@ def _pieces(layers: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @torch.inference_mode(False)  # it is a thread's own, and what is made in it cannot be written in another thread
-def _without_smallest(weights: list[torch.Tensor], alive: list[torch.Tensor] | None, count: int) -> torch.Tensor:
-    """Mark [n] all of `weights`, or of those `alive`, except the `count` smallest; ties go by position.
+def _without_smallest(weights: list[torch.Tensor], gone: list[torch.Tensor] | None, count: int) -> torch.Tensor:
+    """Mark [n] all of `weights` but those `gone` and the `count` smallest of the others; ties go by position.
 
     The rank of the last one that goes is found by counting, 11 bits a pass. Unlike partition and sort, its
     time does not depend on how many weights are equal, as zeros are.
     """
     dtype = functools.reduce(torch.promote_types, {piece.dtype for piece in weights})
     bits = [piece.to(dtype).view(_INTEGERS[dtype]) for piece in weights]
-    known = [None] * len(bits) if alive is None else alive
+    known = [None] * len(bits) if gone is None else gone
     last, left = 0, count
     for top in range(torch.iinfo(_INTEGERS[dtype]).bits - 1, 0, -_BITS):
         shift = max(top - _BITS, 0)
@@ -264,9 +266,9 @@ def _each(work: Callable[..., torch.Tensor], bits: list[torch.Tensor], *columns:
 
     def share(start: int) -> list[torch.Tensor]:
         mine = slice(start, start + size)
-        place = torch.empty_like(max(bits[mine], key=len))
+        places = {size: bits[0].new_empty(size) for size in set(map(len, bits[mine]))}
         rows = zip(bits[mine], *(column[mine] for column in columns), strict=True)
-        return [work(torch.bitwise_and(row[0], most, out=place[: len(row[0])]), *row[1:]) for row in rows]
+        return [work(torch.bitwise_and(own, most, out=places[len(own)]), *others) for own, *others in rows]
 
     if threads == 1:
         return share(0)
@@ -274,25 +276,29 @@ def _each(work: Callable[..., torch.Tensor], bits: list[torch.Tensor], *columns:
         return list(chain.from_iterable(pool.map(share, range(0, len(bits), size))))
 
 
-def _count(ranks: torch.Tensor, alive: torch.Tensor | None, last: int, shift: int) -> torch.Tensor:
-    """Count the digits at `shift` of the ranks that are alive and agree with `last` above it."""
+def _count(ranks: torch.Tensor, gone: torch.Tensor | None, last: int, shift: int) -> torch.Tensor:
+    """Count the digits at `shift` of the ranks that agree with `last` above it; the last bin holds the others."""
     bins = 1 << _BITS
-    digits = ranks.bitwise_right_shift_(shift).bitwise_xor_(last >> shift).clamp_(max=bins)
-    if alive is not None:
-        digits.add_(~alive, alpha=bins)
-    return torch.bincount(digits, minlength=bins)[:bins]
+    if last:
+        ranks.bitwise_xor_(last)
+    if shift:
+        ranks.bitwise_right_shift_(shift)
+    ranks.clamp_(max=bins)
+    if gone is not None:
+        ranks.add_(gone, alpha=bins).clamp_(max=bins)
+    return torch.bincount(ranks, minlength=bins + 1)
 
 
 def _mark(
-    ranks: torch.Tensor, alive: torch.Tensor | None, marked: torch.Tensor, ties: int, going: int, last: int
+    ranks: torch.Tensor, gone: torch.Tensor | None, marked: torch.Tensor, ties: int, going: int, last: int
 ) -> torch.Tensor:
-    """Mark what is alive and above `last`, and of the `ties` at `last` those after the first `going`."""
+    """Mark what is above `last`, and of the `ties` at `last` those after the first `going`; not what is gone."""
     above = torch.gt if going > 0 else torch.ge
     above(ranks, last, out=marked)
-    if alive is not None:
-        marked &= alive
+    if gone is not None:
+        torch.gt(marked, gone, out=marked)
     if 0 < going < ties:
-        tied = ranks == last if alive is None else (ranks == last) & alive
+        tied = ranks == last if gone is None else (ranks == last) > gone
         marked |= tied & (tied.cumsum(0) > going)
     return marked
 
