@@ -1,10 +1,7 @@
 """Masks: which weights of a network survive, from magnitudes by exact counts or by permutation."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -17,10 +14,8 @@ from lthlab.parts import nearest
 Mask = dict[str, torch.Tensor]
 """A bool tensor for every prunable weight tensor, in network order; True = kept."""
 
-_PIECE = 1 << 15  # weights at a time on a CPU: they stay in the cache, and torch starts no threads for them
+_PIECE = 1 << 15  # weights at a time on a CPU: they stay in the cache, and torch takes one thread for so few
 _BITS = 11  # of a rank, counted a pass
-_FEW = 32  # pieces that no thread is worth
-_THREADS = 4  # more would wait for Python's lock
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
@@ -201,12 +196,16 @@ def _prune(
     mask: Mask = {}
     for place, names, count in groups:
         layers = {name: weights[name] for name in names}
-        alive = None if previous is None else _pieces(previous[name].to(weights[name].device) for name in names)
-        gone = sum(len(piece) - int(piece.count_nonzero()) for piece in alive or ())
-        if not gone <= count <= _size(layers):
-            already = f" ({gone} are pruned already)" if gone else ""
-            raise ValueError(f"to prune in {place}: {count}; allowed is {gone} … {_size(layers)}{already}")
-        mask |= _like(_without_smallest(_pieces(layers.values()), alive, count - gone), layers)
+        pieces = _pieces(layers.values())
+        gone: list[torch.Tensor] | list[None] = [None] * len(pieces)
+        least = 0
+        if previous is not None:
+            gone = [~piece for piece in _pieces(previous[name].to(weights[name].device) for name in names)]
+            least = sum(int(piece.count_nonzero()) for piece in gone)
+        if not least <= count <= _size(layers):
+            already = f" ({least} are pruned already)" if least else ""
+            raise ValueError(f"to prune in {place}: {count}; allowed is {least} … {_size(layers)}{already}")
+        mask |= _like(_without_smallest(pieces, gone, count - least), layers)
     return mask
 
 
@@ -225,20 +224,20 @@ def _pieces(layers: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     return [piece for layer in flat for piece in layer.split(_PIECE)]
 
 
-@torch.inference_mode(False)  # it is a thread's own, and what is made in it cannot be written in another thread
-def _without_smallest(weights: list[torch.Tensor], alive: list[torch.Tensor] | None, count: int) -> torch.Tensor:
-    """Mark [n] all of `weights`, or of those `alive`, except the `count` smallest; ties go by position.
+def _without_smallest(weights: list[torch.Tensor], gone: list[torch.Tensor] | list[None], count: int) -> torch.Tensor:
+    """Mark [n] all of `weights` but those `gone` and the `count` smallest of the others; ties go by position.
 
-    The rank of the last one that goes is found by counting, 11 bits a pass. Unlike partition and sort, its
-    time does not depend on how many weights are equal, as zeros are.
+    The rank of a weight is the bits of its magnitude: of floats that are not negative they have the same order.
+    That of the last one that goes is found by counting, 11 bits a pass. Unlike partition and sort, its time does
+    not depend on how many weights are equal, as zeros are.
     """
     dtype = functools.reduce(torch.promote_types, {piece.dtype for piece in weights})
     bits = [piece.to(dtype).view(_INTEGERS[dtype]) for piece in weights]
-    known = [None] * len(bits) if alive is None else alive
+    most = torch.iinfo(_INTEGERS[dtype]).max
     last, left = 0, count
-    for top in range(torch.iinfo(_INTEGERS[dtype]).bits - 1, 0, -_BITS):
+    for top in range(most.bit_length(), 0, -_BITS):
         shift = max(top - _BITS, 0)
-        counts = _each(functools.partial(_count, last=last, shift=shift), bits, known)
+        counts = [_count(piece & most, off, last, shift) for piece, off in zip(bits, gone, strict=True)]
         total = functools.reduce(torch.add, counts)
         below = total.cumsum(0)
         found = torch.searchsorted(below, left)
@@ -249,52 +248,35 @@ def _without_smallest(weights: list[torch.Tensor], alive: list[torch.Tensor] | N
     going = left - ties.cumsum(0) + ties  # those of a piece and of the pieces after it
     marked = torch.empty(sum(map(len, bits)), dtype=torch.bool, device=bits[0].device)
     parts = marked.split([len(piece) for piece in bits])
-    _each(functools.partial(_mark, last=last), bits, known, parts, ties.tolist(), going.tolist())
+    for piece, off, part, tied, first in zip(bits, gone, parts, ties.tolist(), going.tolist(), strict=True):
+        _mark(part, piece & most, off, last, tied, first)
     return marked
 
 
-def _each(work: Callable[..., torch.Tensor], bits: list[torch.Tensor], *columns: Sequence[Any]) -> list[torch.Tensor]:
-    """Do `work` on every piece, in threads: on its ranks, which it may overwrite, and its row of `columns`.
-
-    The rank of a weight is the bits of its magnitude: those of floats that are not negative have the same order.
-    """
-    threads = min(_THREADS, torch.get_num_threads(), 1 + len(bits) // _FEW)
-    size = -(-len(bits) // threads)
-    most = torch.iinfo(bits[0].dtype).max
-
-    def share(start: int) -> list[torch.Tensor]:
-        mine = slice(start, start + size)
-        place = torch.empty_like(max(bits[mine], key=len))
-        rows = zip(bits[mine], *(column[mine] for column in columns), strict=True)
-        return [work(torch.bitwise_and(row[0], most, out=place[: len(row[0])]), *row[1:]) for row in rows]
-
-    if threads == 1:
-        return share(0)
-    with ThreadPoolExecutor(threads) as pool:
-        return list(chain.from_iterable(pool.map(share, range(0, len(bits), size))))
-
-
-def _count(ranks: torch.Tensor, alive: torch.Tensor | None, last: int, shift: int) -> torch.Tensor:
-    """Count the digits at `shift` of the ranks that are alive and agree with `last` above it."""
+def _count(ranks: torch.Tensor, gone: torch.Tensor | None, last: int, shift: int) -> torch.Tensor:
+    """Count the digits at `shift` of the ranks that agree with `last` above it; the last bin holds the others."""
     bins = 1 << _BITS
-    digits = ranks.bitwise_right_shift_(shift).bitwise_xor_(last >> shift).clamp_(max=bins)
-    if alive is not None:
-        digits.add_(~alive, alpha=bins)
-    return torch.bincount(digits, minlength=bins)[:bins]
+    if last:
+        ranks.bitwise_xor_(last)
+    if shift:
+        ranks.bitwise_right_shift_(shift)
+    ranks.clamp_(max=bins)
+    if gone is not None:
+        ranks.add_(gone, alpha=bins).clamp_(max=bins)
+    return torch.bincount(ranks, minlength=bins + 1)
 
 
 def _mark(
-    ranks: torch.Tensor, alive: torch.Tensor | None, marked: torch.Tensor, ties: int, going: int, last: int
-) -> torch.Tensor:
-    """Mark what is alive and above `last`, and of the `ties` at `last` those after the first `going`."""
+    marked: torch.Tensor, ranks: torch.Tensor, gone: torch.Tensor | None, last: int, ties: int, going: int
+) -> None:
+    """Mark what is above `last`, and of the `ties` at `last` those after the first `going`; not what is gone."""
     above = torch.gt if going > 0 else torch.ge
     above(ranks, last, out=marked)
-    if alive is not None:
-        marked &= alive
+    if gone is not None:
+        torch.gt(marked, gone, out=marked)
     if 0 < going < ties:
-        tied = ranks == last if alive is None else (ranks == last) & alive
+        tied = ranks == last if gone is None else (ranks == last) > gone
         marked |= tied & (tied.cumsum(0) > going)
-    return marked
 
 
 def _shuffled(flat: torch.Tensor, stream: Stream) -> torch.Tensor:

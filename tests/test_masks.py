@@ -1,5 +1,4 @@
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import hypothesis.extra.numpy as arrays
@@ -17,15 +16,13 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-45, -1e-45, 3e-39, 1e-38, 3.4e38, float
 WAYS = {
     "one piece": {"_pieces": lambda layers: [torch.cat([layer.flatten() for layer in layers])]},
     "pieces": {"_PIECE": 7},
-    "threads": {"_PIECE": 7, "_FEW": 1},
 }
 
 
 @contextmanager
 def counting(way):
-    """Count in one piece, as on a GPU, in pieces of 7 weights, or these in three threads."""
+    """Count in one piece, as on a GPU, or in pieces of 7 weights."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "get_num_threads", lambda: 3)
         for name, value in WAYS[way].items():
             patch.setattr(masks, name, value)
         yield
@@ -115,6 +112,14 @@ def test_type_and_signs_do_not_matter(weights, data):
         assert masks.hamming(masks.magnitude(same, count), mask) == 0
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 EDGES = {
     torch.float32: [0.0, 1e-45, 1.1754942e-38, 2**-126, 1.0, 3.4028235e38, float("inf")],
     torch.float64: [0.0, 5e-324, 2.225073858507201e-308, 2**-1022, 1.0, 1.7976931348623157e308, float("inf")],
@@ -160,34 +165,15 @@ def test_many_weights_with_few_or_many_ties(dtype, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(32767, 2), (32768,), (32769, 0, 3), (5, 65536, 32763), (32768, 1, 32768)])
-def test_bits_do_not_depend_on_threads(kind, sizes, monkeypatch):
+def test_borders_of_pieces_with_one_thread_and_two(kind, sizes, threads):
     w = drawn(kind, sum(sizes), torch.float32)
     weights = {f"{i}": layer for i, layer in enumerate(w.split(sizes))}
     previous = masks.magnitude(weights, sum(sizes) // 3)
     before = {name: layer.clone() for name, layer in previous.items()}
-    monkeypatch.setattr(masks, "_FEW", 1)
-    for threads in (1, 2):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        for count in (sum(sizes) // 3, sum(sizes) // 2, sum(sizes) - 1):
-            mask = masks.magnitude(weights, count, previous)
-            assert np.array_equal(flatten(mask), reference(weights, count, previous))
+    for count in (sum(sizes) // 3, sum(sizes) // 2, sum(sizes) - 1):
+        mask = masks.magnitude(weights, count, previous)
+        assert np.array_equal(flatten(mask), reference(weights, count, previous))
     assert all(previous[name].equal(layer) for name, layer in before.items())
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_threads_of_torch_are_the_threads_that_count(threads, monkeypatch):
-    used = set()
-
-    class Pool(ThreadPoolExecutor):
-        def __init__(self, count):
-            used.add(count)
-            super().__init__(count)
-
-    monkeypatch.setattr(masks, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    with torch.inference_mode():
-        mask = masks.magnitude({"w": drawn("normal", 2**21, torch.float32)}, 2**20)
-    assert masks.kept(mask) == 2**20 and used == ({2} if threads == 2 else set())
 
 
 @pytest.mark.gpu
