@@ -64,7 +64,8 @@ def devices_named(names: str) -> list[torch.device]:
 def settings(device: torch.device, deterministic: bool = False) -> Iterator[None]:
     """Compute within as results ask for, whatever was set before; what was set before is restored.
 
-    fp32 is IEEE fp32: no TF32 in matrix products and convolutions. On a GPU, cuDNN times its kernels and takes the
+    fp32 is IEEE fp32: no TF32 in matrix products and convolutions; where torch's old names of that setting were used
+    before, such as `torch.set_float32_matmul_precision`, reading them within may be an error of torch. On a GPU, cuDNN times its kernels and takes the
     fastest, unless `deterministic`: then only kernels are used that repeat their bits, and an operation that has none
     is an error, as it is where `torch.use_deterministic_algorithms` was switched on before. On a CPU bits repeat in
     any case, and the allocator keeps large blocks (see `allocator`).
@@ -199,7 +200,7 @@ def lacked_memory(error: BaseException | None) -> bool:
             return True
         if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY):
             return True
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return False
 
 
@@ -225,7 +226,7 @@ def fitting(train: Train, total: int) -> int:
 
     - what a forward pass saves for its backward pass, counted exactly on torch's `meta` device, and three times the
       largest tensor of it for gradients on their way; once more for the smaller batch at the end of an epoch, if there
-      is one, since the memory of a captured step is not shared;
+      is one, since steps that are not captured yet cannot use the memory of those that are;
     - three such tensors of 1000 images, for evaluation;
     - a quarter on top of these: the allocator rounds blocks up by as much as 2 MB, and convolutions need workspace;
     - weights, and as much for each of: gradients, once more as they are computed, moments of the optimizer, decay, and

@@ -227,7 +227,8 @@ class Lane:
                 return
             if size not in self._graphs:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=self.stream):
+                pool = next((known.pool() for known in self._graphs.values()), None)  # nothing in it outlives a step
+                with torch.cuda.graph(graph, pool=pool, stream=self.stream):
                     self._step(size)
                 self._graphs[size] = graph
             self._graphs[size].replay()
