@@ -65,10 +65,12 @@ def settings(device: torch.device, deterministic: bool = False) -> Iterator[None
     """Compute within as results ask for, whatever was set before; what was set before is restored.
 
     fp32 is IEEE fp32: no TF32 in matrix products and convolutions; where torch's old names of that setting were used
-    before, such as `torch.set_float32_matmul_precision`, reading them within may be an error of torch. On a GPU, cuDNN times its kernels and takes the
-    fastest, unless `deterministic`: then only kernels are used that repeat their bits, and an operation that has none
-    is an error, as it is where `torch.use_deterministic_algorithms` was switched on before. On a CPU bits repeat in
-    any case, and the allocator keeps large blocks (see `allocator`).
+    before, such as `torch.set_float32_matmul_precision`, reading them within may be an error of torch.
+
+    On a GPU, cuDNN times its kernels and takes the fastest, unless `deterministic`: then only kernels are used that
+    repeat their bits, and an operation that has none is an error, as it is where
+    `torch.use_deterministic_algorithms` was switched on before. On a CPU bits repeat in any case, and the allocator
+    keeps large blocks (see `allocator`).
 
     What lasts for the rest of the process: what the allocator was told, and the variables CUBLAS_WORKSPACE_CONFIG and
     CUDA_DEVICE_MAX_CONNECTIONS (unless it is set), which CUDA and its libraries read when they start.
