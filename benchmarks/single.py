@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from benchmarks.record import Row, machine, ratios, row
 from benchmarks.rounds import interleave
 from lthlab import devices
 from lthlab.parts import Net
+from lthlab.replicas import threads
 
 
 def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
@@ -25,13 +27,15 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
             batch, steps = (16, 1) if quick else (128, 10)
             described = ours.describe("synthetic_32")
             dataset = ours.synthetic(described)
+        dataset = replace(dataset, test_x=dataset.test_x[:0], test_y=dataset.test_y[:0])
         net = Net(name="lenet_300_100" if lenet else "resnet20")
-        with devices.settings(torch.device("cpu")):
+        count = 1 if name.endswith("one_thread") else torch.get_num_threads()
+        with devices.settings(torch.device("cpu")), threads(count):
             training = ours.training(net, described, dataset, range(1), batch)
             loop = plain.bare_loop(net, described.facts, dataset, batch)
             sides = {"bare": partial(_steps, loop, steps), "engine": partial(ours.seconds, training, steps)}
             measured = interleave(sides, rounds)
-        yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(torch.get_num_threads()))
+        yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(count))
 
 
 def _steps(loop: Iterator[None], steps: int) -> float:

@@ -159,6 +159,8 @@ class Training:
             if len(y)
         }
         self.seen = self.updates = 0
+        self._recipes = list({job.train.recipe: None for job in jobs})
+        self._recipe_of = [self._recipes.index(job.train.recipe) for job in jobs]
         self._drawn_epoch = -1
         carries = [job.carry for job in jobs if job.carry is not None]
         if carries:
@@ -247,19 +249,16 @@ class Training:
 
     def _rates(self, epoch: int) -> Tensor:
         """What the optimizer needs at the steps of an epoch, [step, term, replica, 1]; see `Lane.begin`."""
-        recipes = [job.train.recipe for job in self.jobs]
-        first = epoch * self.steps_per_epoch
-        table = []
+        first, table = epoch * self.steps_per_epoch, []
         for iteration in range(first, first + self.steps_per_epoch):
-            rates = {recipe: learning_rate(recipe, iteration, self.steps_per_epoch) for recipe in set(recipes)}
-            terms = [[rates[recipe] for recipe in recipes]]
+            rates = [learning_rate(recipe, iteration, self.steps_per_epoch) for recipe in self._recipes]
+            terms = [rates]
             if self.recipe.optimizer == "adam":
                 updates = max(1, self.updates + 1 + iteration - self.iteration)  # those before now are not used
                 beta1, beta2 = self.recipe.betas
-                terms = [[rate / (1 - beta1**updates) for rate in terms[0]]]
-                terms.append([math.sqrt(1 - beta2**updates)] * len(recipes))
+                terms = [[rate / (1 - beta1**updates) for rate in rates], [math.sqrt(1 - beta2**updates)] * len(rates)]
             table.append(terms)
-        return torch.tensor(table, dtype=self.group.dtype)[..., None]
+        return torch.tensor(table, dtype=self.group.dtype)[:, :, self._recipe_of, None]
 
     # --- what is recorded -----------------------------------------------------------------------------------
 

@@ -40,23 +40,41 @@ class Layer(nn.Module):
 class _BatchedLinear(torch.autograd.Function):
     """Products of batches [replica, batch, in] and weights [replica, out, in], plus biases [replica, out].
 
-    A single replica is computed alike, so that it has the bits that it has among others. Gradients of weights come
-    out in the order of the weights, where autograd of a batched product would have them transposed.
+    A single replica, whose arguments may lack the first dimension, is computed alike, so that it has the bits that it
+    has among others. Gradients of weights come out in the order of the weights, where autograd of a batched product
+    would have them transposed. Only arguments and the result are saved: so the gradients can be differentiated again.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        kind = x.dtype
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
-            x, weight, bias = x.to(kind), weight.to(kind), bias.to(kind)
-        ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        factors = (_with_replicas(tensor.to(kind), 3) for tensor in (x, weight.mT))
+        out = torch.baddbmm(_with_replicas(bias.to(kind), 2)[:, None], *factors)
+        out = torch.relu_(out) if relu else out
+        out = out.squeeze(0) if x.dim() == 2 else out
+        ctx.save_for_backward(x, weight, out if relu else None)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        to_x = torch.bmm(gradient, weight) if ctx.needs_input_grad[0] else None
-        return to_x, torch.bmm(gradient.transpose(1, 2), x), gradient.sum(1)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x, weight, out = ctx.saved_tensors
+        if out is not None:
+            gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
+        kind = gradient.dtype
+        ordinary, alone = x.dim() == 2, weight.dim() == 2
+        x, factor, gradient = (_with_replicas(tensor.to(kind), 3) for tensor in (x, weight, gradient))
+        to_x = torch.bmm(gradient, factor) if ctx.needs_input_grad[0] else None
+        to_weight, to_bias = torch.bmm(gradient.mT, x), gradient.sum(1)
+        if to_x is not None and ordinary:
+            to_x = to_x.squeeze(0)
+        return to_x, *((to_weight.squeeze(0), to_bias.squeeze(0)) if alone else (to_weight, to_bias)), None
+
+
+def _with_replicas(tensor: Tensor, dimensions: int) -> Tensor:
+    """Put the dimension of replicas before those of a single one."""
+    return tensor if tensor.dim() == dimensions else tensor.unsqueeze(0)
 
 
 class Linear(Layer):
@@ -70,24 +88,25 @@ class Linear(Layer):
         Place in the network, for policies of what is prunable.
     init : {'glorot_normal', 'torch'}
         Glorot's normal distribution with zero bias, or PyTorch's default.
+    relu : bool, optional
+        Whether negative outputs become 0.
     """
 
-    def __init__(self, replicas: int, inputs: int, outputs: int, role: str, init: str) -> None:
+    def __init__(self, replicas: int, inputs: int, outputs: int, role: str, init: str, relu: bool = False) -> None:
         super().__init__(replicas)
-        self.role, self.init, self.shape = role, init, (outputs, inputs)
+        self.role, self.init, self.relu, self.shape = role, init, relu, (outputs, inputs)
         self.weight, self.bias = self._parameter(outputs, inputs), self._parameter(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        alone, ordinary, (outputs, inputs) = self.replicas == 1, x.dim() == 2, self.shape
-        weight: Tensor = self.weight[None] if alone else self.weight
-        bias = self.bias[None] if alone else self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        outputs, inputs = self.shape
         if spare := -inputs % 4:  # matrices that begin off 16 bytes are multiplied in another order on CPUs
             x, weight = F.pad(x, (0, spare)), F.pad(weight, (0, spare))
         if vector := outputs == 1:  # a product with a vector is added up in another order for one replica
             weight, bias = F.pad(weight, (0, 0, 0, 1)), F.pad(bias, (0, 1))
-        out = _BatchedLinear.apply(x[None] if ordinary else x, weight, bias)
-        out = out[..., :1] if vector else out
-        return out[0] if ordinary else out
+        out = _BatchedLinear.apply(x, weight, bias, self.relu)
+        return out[..., :1] if vector else out
 
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
@@ -258,13 +277,12 @@ class LeNet(Network):
     ) -> None:
         super().__init__(replicas)
         first, second = widths
-        self.fc1 = Linear(replicas, math.prod(shape), first, "first", "glorot_normal")
-        self.fc2 = Linear(replicas, first, second, "body", "glorot_normal")
+        self.fc1 = Linear(replicas, math.prod(shape), first, "first", "glorot_normal", relu=True)
+        self.fc2 = Linear(replicas, first, second, "body", "glorot_normal", relu=True)
         self.fc3 = Linear(replicas, second, classes, "head", "glorot_normal")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(-3)
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x)))))
+        return self.fc3(self.fc2(self.fc1(x.flatten(-3))))
 
 
 class Block(nn.Module):

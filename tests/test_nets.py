@@ -193,11 +193,12 @@ def test_a_network_of_ones_own(monkeypatch):
 # --- products of batches --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("inputs", [8, 5])
-def test_derivatives_of_a_linear_layer(inputs, count):
+def test_derivatives_of_a_linear_layer(inputs, count, relu):
     """Also of its derivatives: curvature is made of them."""
-    layer = nets.Linear(count, inputs, 3, "head", "torch").double()
+    layer = nets.Linear(count, inputs, 3, "head", "torch", relu).double()
     draws = torch.Generator().manual_seed(0)
     shapes = (count, 4, inputs), layer.weight.shape, layer.bias.shape
     values = [torch.randn(s, dtype=torch.float64, generator=draws, requires_grad=True) for s in shapes]
@@ -206,7 +207,8 @@ def test_derivatives_of_a_linear_layer(inputs, count):
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, x).tanh()
 
     def plain(x, weight, bias):
-        return (x @ weight.view(count, 3, inputs).transpose(1, 2) + bias.view(count, 1, 3)).tanh()
+        out = x @ weight.view(count, 3, inputs).transpose(1, 2) + bias.view(count, 1, 3)
+        return (out.relu() if relu else out).tanh()
 
     torch.testing.assert_close(output(*values), plain(*values), rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(output, values) and torch.autograd.gradgradcheck(output, values)
