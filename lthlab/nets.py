@@ -47,12 +47,13 @@ class _BatchedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        kind = x.dtype
+        factors, added = (x, weight), bias
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
             kind = torch.get_autocast_dtype(x.device.type)
-        factors = (_with_replicas(tensor.to(kind), 3) for tensor in (x, weight.mT))
-        out = torch.baddbmm(_with_replicas(bias.to(kind), 2)[:, None], *factors)
-        out = torch.relu_(out) if relu else out
+            factors, added = (x.to(kind), weight.to(kind)), bias.to(kind)
+        images, matrix = (t if t.dim() == 3 else t.unsqueeze(0) for t in factors)
+        out = torch.baddbmm(added.unsqueeze(-2), images, matrix.mT)
+        out = out.relu_() if relu else out
         out = out.squeeze(0) if x.dim() == 2 else out
         ctx.save_for_backward(x, weight, out if relu else None)
         return out
@@ -64,17 +65,13 @@ class _BatchedLinear(torch.autograd.Function):
             gradient = torch.ops.aten.threshold_backward(gradient, out, 0)
         kind = gradient.dtype
         ordinary, alone = x.dim() == 2, weight.dim() == 2
-        x, factor, gradient = (_with_replicas(tensor.to(kind), 3) for tensor in (x, weight, gradient))
-        to_x = torch.bmm(gradient, factor) if ctx.needs_input_grad[0] else None
+        x, matrix = x.to(kind), weight.to(kind)
+        x, matrix, gradient = (t if t.dim() == 3 else t.unsqueeze(0) for t in (x, matrix, gradient))
+        to_x = torch.bmm(gradient, matrix) if ctx.needs_input_grad[0] else None
         to_weight, to_bias = torch.bmm(gradient.mT, x), gradient.sum(1)
         if to_x is not None and ordinary:
             to_x = to_x.squeeze(0)
         return to_x, *((to_weight.squeeze(0), to_bias.squeeze(0)) if alone else (to_weight, to_bias)), None
-
-
-def _with_replicas(tensor: Tensor, dimensions: int) -> Tensor:
-    """Put the dimension of replicas before those of a single one."""
-    return tensor if tensor.dim() == dimensions else tensor.unsqueeze(0)
 
 
 class Linear(Layer):
