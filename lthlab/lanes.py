@@ -94,17 +94,18 @@ class Lane:
         self.recipe, self.replicas, self.slots, self.source = first.recipe, len(trains), slots, source
         self.device, self.dtype = device, DTYPES[first.recipe.precision]
         self.network = nets.build(first.net, first.data, slots, device).to(self.dtype)
-        self.network.load([*states, *states[:1]][:slots])
+        computed = [*range(len(trains)), 0][:slots]
+        self._recipes = [trains[number].recipe for number in computed]
+        self.network.load([states[number] for number in computed])
         if self.recipe.processes > 1:
             self.network.normalise_by(nets.in_parts(self.recipe.processes))
         self.model: nn.Module = self.network
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
-        self.momentum = self.column([train.recipe.momentum for train in trains])
-        self.decay = self._decay(trains)
-        filled = [*trains, *trains[:1]][:slots]
-        self._fused_rows = [self._of_row(slot, train.recipe) for slot, train in enumerate(filled)]
+        self.momentum = self.column([recipe.momentum for recipe in self._recipes])
+        self.decay = self._decay()
+        self._fused_rows = [self._rows_of(recipe) for recipe in dict.fromkeys(self._recipes)]
         self.pruned: Tensor | None = None
         self.loss_sum = torch.zeros(slots, dtype=torch.float64, device=device)
         self.correct_sum = torch.zeros(slots, dtype=torch.int64, device=device)
@@ -151,13 +152,12 @@ class Lane:
         return part.view(len(rows), *shape)
 
     def column(self, numbers: Sequence[float]) -> Tensor:
-        """Put a number of each replica beside its row, [slot, 1]."""
-        filled = [*numbers, *numbers[:1]][: self.slots]
-        return torch.tensor(filled, dtype=self.dtype, device=self.device)[:, None]
+        """Put a number of each slot beside its row, [slot, 1]."""
+        return torch.tensor(numbers, dtype=self.dtype, device=self.device)[:, None]
 
-    def _decay(self, trains: Sequence[Train]) -> Tensor | None:
+    def _decay(self) -> Tensor | None:
         """Coefficients of weight decay, as they are multiplied with the weights; None if that is no step by itself."""
-        column = self.column([train.recipe.weight_decay for train in trains])
+        column = self.column([recipe.weight_decay for recipe in self._recipes])
         if not column.any() or (self.fused and self.recipe.decay_on == "all"):
             return None
         decayed = torch.full_like(self.weights, self.recipe.decay_on == "all")
@@ -166,11 +166,17 @@ class Lane:
                 self.view(decayed, name).fill_(1)
         return decayed * column
 
-    def _of_row(self, slot: int, recipe: Recipe) -> tuple[list[list[Tensor]], dict[str, Any]]:
-        """Rows and settings of a replica for the fused step of SGD, which has no velocity without momentum."""
-        rows = [[self.weights[slot]], [self.gradient[slot]], [self.moments[0][slot]] if recipe.momentum else []]
+    def _rows_of(self, recipe: Recipe) -> tuple[int, list[list[Tensor]], dict[str, Any]]:
+        """A slot, the rows, and the settings of all replicas of a recipe, for the fused step of SGD.
+
+        It has no velocity without momentum.
+        """
+        slots = [slot for slot, own in enumerate(self._recipes) if own == recipe]
+        kinds = (self.weights, self.gradient, *self.moments[: recipe.momentum > 0])
+        rows = [[kind[slot] for slot in slots] for kind in kinds]
         decay = recipe.weight_decay if self.decay is None else 0.0
-        return rows, {"momentum": recipe.momentum, "weight_decay": decay, **_PLAIN}
+        settings = {"momentum": recipe.momentum, "weight_decay": decay, **_PLAIN}
+        return slots[0], [*rows, *[[]] * (3 - len(rows))], settings
 
     def prune(self, slot: int, mask: Mask) -> None:
         """Clear a replica's weights outside a mask, and the optimizer's buffers of them, and keep them so."""
@@ -289,8 +295,9 @@ class Lane:
         if self.decay is not None:
             gradient.add_(torch.mul(weights, self.decay, out=scratch))
         if self.fused:
-            for (rows, settings), lr in zip(self._fused_rows, rates[0, :, 0].tolist(), strict=True):
-                torch._fused_sgd_(*rows, lr=lr, **settings)
+            lrs = rates[0, :, 0].tolist()
+            for slot, rows, settings in self._fused_rows:
+                torch._fused_sgd_(*rows, lr=lrs[slot], **settings)
             return
         if self.recipe.optimizer == "sgd":
             velocity = self.moments[0].mul_(self.momentum).add_(gradient)

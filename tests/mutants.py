@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         "one replica's rate used for all",
         "lanes",
-        "lr=lr, **settings",
+        "lr=lrs[slot], **settings",
         "lr=lrs[0], **settings",
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
