@@ -243,7 +243,7 @@ MUTANTS = [
     Mutant(
         "stacked products begin off 16 bytes",
         "nets",
-        "if spare := -self.shape[1] % 4:",
+        "if spare := -inputs % 4:",
         "if spare := 0:",
         "tests/test_replicas.py::test_a_layer_gives_every_replica_the_bits_of_a_pair",
     ),
