@@ -72,9 +72,9 @@ _SINGLE = Benchmark(
     "What the engine costs beyond the arithmetic: one replica against the shortest loop that does the same steps "
     "(index into a tensor of bytes, normalise, cross-entropy, backward, `torch.optim.SGD`; no augmentation, no "
     "evaluation, no loader), in the same process with the same settings. The loop uses all threads, as torch does by "
-    "itself, unless one is said; the engine trains so small a fully connected network on one. What it loses on LeNet is "
-    "a few dozen microseconds a step: losses for each replica, and products in the form that gives the same bits in a "
-    "group.",
+    "itself, unless one is said; the engine trains so small a fully connected network on one. What it loses on LeNet "
+    "is a few dozen microseconds a step: losses for each replica, and products in the form that gives the same bits in "
+    "a group.",
     (
         Figure("engine_single_vs_plain_loop_lenet_digits", "times", "LeNet-300-100 on digits, batch 64", at_least=0.95),
         Figure("engine_single_vs_plain_loop_lenet_digits_one_thread", "times", "the same, the loop on one thread too"),
