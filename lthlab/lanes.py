@@ -111,6 +111,7 @@ class Lane:
         self.correct_sum = torch.zeros(slots, dtype=torch.int64, device=device)
         self._ones = torch.ones(slots, dtype=self.dtype, device=device)
         self._ranges: dict[int, Tensor] = {}
+        self._number = 0  # of the next step within the epoch; on a GPU, the device counts
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._inputs: dict[str, Tensor] = {}
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -214,6 +215,7 @@ class Lane:
             [step, term, slot, 1], the numbers that an optimizer needs at a step: the learning rate, and of Adam
             also the correction of its second moment.
         """
+        self._number = step
         self._place.fill_(step)
         for name, tensor in inputs.items():
             if name in self._inputs:
@@ -245,13 +247,12 @@ class Lane:
         self.update(rates)
         self.loss_sum += losses.double() * chosen.shape[1]
         self.correct_sum += correct
-        self._place += 1
 
     def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Find the inputs of the next step: images, rates and moves."""
         inputs = [name for name in ("order", "moves") if name in self._inputs]
         if self.stream is None:
-            place = int(self._place)
+            place, self._number = self._number, self._number + 1
             first = place * self.recipe.batch_size
             found = [self._inputs[name][:, first : first + size] for name in inputs]
             return found[0], self._inputs["rates"][place], found[1] if found[1:] else None
@@ -259,7 +260,9 @@ class Lane:
             self._ranges[size] = torch.arange(size, device=self.device)
         at = self._place * self.recipe.batch_size + self._ranges[size]
         found = [self._inputs[name].index_select(1, at) for name in inputs]
-        return found[0], self._inputs["rates"].index_select(0, self._place)[0], found[1] if found[1:] else None
+        rates = self._inputs["rates"].index_select(0, self._place)[0]
+        self._place += 1
+        return found[0], rates, found[1] if found[1:] else None
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute every replica's gradient of its own mean loss, in training mode.
@@ -330,7 +333,7 @@ class Lane:
             logits = self._logits(images)
         logits = logits.to(self.dtype)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-        return losses, (logits.detach().argmax(-1) == labels).sum(-1)
+        return losses, (logits.argmax(-1) == labels).sum(-1)
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.slots > 1 or not self.convolutional:

@@ -188,7 +188,7 @@ class Group:
         """Prepare the steps of an epoch, as `Lane.begin`, with a row of inputs for each replica."""
         at = 0
         for lane in self.lanes:
-            rows = [*range(at, at + lane.replicas), at][: lane.slots]
+            rows = slice(at, at + lane.replicas) if lane.slots == lane.replicas else [at] * lane.slots
             lane.begin(step, **{name: t[:, :, rows] if name == "rates" else t[rows] for name, t in inputs.items()})
             at += lane.replicas
 
