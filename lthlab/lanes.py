@@ -250,19 +250,17 @@ class Lane:
 
     def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Find the inputs of the next step: images, rates and moves."""
-        inputs = [name for name in ("order", "moves") if name in self._inputs]
+        order, moves, rates = self._inputs["order"], self._inputs.get("moves"), self._inputs["rates"]
         if self.stream is None:
             place, self._number = self._number, self._number + 1
-            first = place * self.recipe.batch_size
-            found = [self._inputs[name][:, first : first + size] for name in inputs]
-            return found[0], self._inputs["rates"][place], found[1] if found[1:] else None
+            part = slice(place * self.recipe.batch_size, place * self.recipe.batch_size + size)
+            return order[:, part], rates[place], None if moves is None else moves[:, part]
         if size not in self._ranges:
             self._ranges[size] = torch.arange(size, device=self.device)
         at = self._place * self.recipe.batch_size + self._ranges[size]
-        found = [self._inputs[name].index_select(1, at) for name in inputs]
-        rates = self._inputs["rates"].index_select(0, self._place)[0]
+        rate = rates.index_select(0, self._place)[0]
         self._place += 1
-        return found[0], rates, found[1] if found[1:] else None
+        return order.index_select(1, at), rate, None if moves is None else moves.index_select(1, at)
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute every replica's gradient of its own mean loss, in training mode.

@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, devices, estimates, nets, provenance
+from lthlab import data, devices, estimates, nets, provenance, values
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
 from lthlab.masks import Mask
@@ -21,7 +21,7 @@ from lthlab.parallel import Team
 from lthlab.parts import Data, InputError
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
-from lthlab.values import At, Fresh, Narrow, Train
+from lthlab.values import At, Fresh, Train
 from lthlab.values import Mask as MaskValue
 
 log = logging.getLogger(__name__)
@@ -294,8 +294,7 @@ class _Group:
     def halve(self, wanted: Collection[Train]) -> list[list[Train]]:
         """Write the checkpoints of the halves that something is wanted of; they have nothing in them yet."""
         first, device, size = self.members[0], self.trainer.device, len(self.members)
-        net = first.net.net if isinstance(first.net, Narrow) else first.net
-        recipe = first.recipe
+        net, recipe = values.plain(first.net), first.recipe
         what = f"{net.name} on {first.data.name}, batch size {recipe.batch_size}, {recipe.precision}"
         where = f"the memory of {device} ({devices.memory(device) / 1e9:.1f} GB)"
         if self.saved:
