@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from lthlab import masks, nets, sizes
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parts import Data, InputError, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lthlab.data import Dataset, crop_flip_draws, normalise, order
 from lthlab.lanes import PAD
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
 from lthlab.replicas import Group, Team

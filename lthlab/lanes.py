@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lthlab import nets
+from lthlab import layers, nets
 from lthlab.data import Dataset, crop_flip, normalise
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parts import Recipe
 from lthlab.values import Train
 
@@ -98,7 +98,7 @@ class Lane:
         self._recipes = [trains[number].recipe for number in computed]
         self.network.load([states[number] for number in computed])
         if self.recipe.processes > 1:
-            self.network.normalise_by(nets.in_parts(self.recipe.processes))
+            self.network.normalise_by(layers.in_parts(self.recipe.processes))
         self.model: nn.Module = self.network
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}

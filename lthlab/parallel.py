@@ -30,13 +30,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lthlab import forms, nets
+from lthlab import forms, layers, nets
 from lthlab.data import Dataset
 from lthlab.devices import settings
 from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, temporary
 from lthlab.lanes import DTYPES, Lane, Source
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parts import DATASETS, DataFacts, InputError
 from lthlab.values import Dense, Fresh, Train, plain
 
@@ -162,7 +162,7 @@ class SharedLane(Lane):
             self.stream = torch.cuda.current_stream(self.device)  # the steps of one lane are in one order anyway
         own, size = train.recipe.processes, member.size
         self.processes = size if own == 1 else own
-        self.network.normalise_by(synchronised if own == 1 else nets.in_parts(own // size))
+        self.network.normalise_by(synchronised if own == 1 else layers.in_parts(own // size))
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         index = [member.device.index] if member.device.type == "cuda" else None

@@ -18,8 +18,8 @@ from torch import Tensor
 from lthlab import nets
 from lthlab.data import Dataset
 from lthlab.lanes import DTYPES, Lane, Source
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parts import Data, Net
 from lthlab.values import Narrow, Train
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from lthlab import data, devices, estimates, nets, provenance, values
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
+from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.nets import Weights
 from lthlab.parallel import Team
 from lthlab.parts import Data, InputError
 from lthlab.runs import Outlook, Run, origins

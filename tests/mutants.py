@@ -242,14 +242,14 @@ MUTANTS = [
     ),
     Mutant(
         "stacked products begin off 16 bytes",
-        "nets",
+        "layers",
         "if spare := -inputs % 4:",
         "if spare := 0:",
         "tests/test_replicas.py::test_a_layer_gives_every_replica_the_bits_of_a_pair",
     ),
     Mutant(
         "stacked convolutions of few channels not padded",
-        "nets",
+        "layers",
         "self.shape[1] in (2, 3)",
         "self.shape[1] in ()",
         "tests/test_replicas.py::test_a_layer_gives_every_replica_the_bits_of_a_pair",

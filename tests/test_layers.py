@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "formulas", "machine", "packing", "parts", "progress", "provenance"],
-    ["disk", "sizes", "trees"],
+    ["disk", "layers", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],

@@ -6,7 +6,7 @@ import helpers
 import pytest
 import torch
 
-from lthlab import nets, parts
+from lthlab import layers, nets, parts
 from lthlab.draws import Stream
 from lthlab.parts import Data, Net
 
@@ -173,7 +173,7 @@ def test_a_network_of_ones_own(monkeypatch):
     class Single(nets.Network):
         def __init__(self, net, shape, classes, replicas):
             super().__init__(replicas)
-            self.fc = nets.Linear(replicas, math.prod(shape), classes, "head", "torch")
+            self.fc = layers.Linear(replicas, math.prod(shape), classes, "head", "torch")
 
         def forward(self, x):
             return self.fc(x.flatten(-3))
@@ -198,7 +198,7 @@ def test_a_network_of_ones_own(monkeypatch):
 @pytest.mark.parametrize("inputs", [8, 5])
 def test_derivatives_of_a_linear_layer(inputs, count, relu):
     """Also of its derivatives: curvature is made of them."""
-    layer = nets.Linear(count, inputs, 3, "head", "torch", relu).double()
+    layer = layers.Linear(count, inputs, 3, "head", "torch", relu).double()
     draws = torch.Generator().manual_seed(0)
     shapes = (count, 4, inputs), layer.weight.shape, layer.bias.shape
     values = [torch.randn(s, dtype=torch.float64, generator=draws, requires_grad=True) for s in shapes]

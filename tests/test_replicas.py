@@ -6,7 +6,7 @@ import helpers
 import pytest
 import torch
 
-from lthlab import nets, parts, replicas
+from lthlab import layers, nets, parts, replicas
 from lthlab.engine import Training
 from lthlab.parts import Data, Level, Net
 from lthlab.values import Narrow
@@ -90,10 +90,10 @@ def test_bits_do_not_depend_on_the_group(net, form, optimizer, precision, thread
 
 
 LAYERS = {
-    "off 16 bytes, weights": lambda count: (nets.Linear(count, 18, 10, "head", "torch"), (17, 18)),
-    "off 16 bytes, gradients": lambda count: (nets.Linear(count, 87, 10, "head", "torch"), (64, 87)),
-    "few channels": lambda count: (nets.Conv2d(count, 2, 16, 3, 1), (17, 2, 8, 8)),
-    "few channels, stride": lambda count: (nets.Conv2d(count, 3, 8, 3, 2), (17, 3, 8, 8)),
+    "off 16 bytes, weights": lambda count: (layers.Linear(count, 18, 10, "head", "torch"), (17, 18)),
+    "off 16 bytes, gradients": lambda count: (layers.Linear(count, 87, 10, "head", "torch"), (64, 87)),
+    "few channels": lambda count: (layers.Conv2d(count, 2, 16, 3, 1), (17, 2, 8, 8)),
+    "few channels, stride": lambda count: (layers.Conv2d(count, 3, 8, 3, 2), (17, 3, 8, 8)),
 }
 
 
@@ -119,7 +119,7 @@ def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
 def test_a_single_replica_of_a_linear_layer_has_the_bits_that_it_has_among_others(inputs, outputs):
     found = []
     for count in (1, 2, 5):
-        layer, draws = nets.Linear(count, inputs, outputs, "head", "torch"), torch.Generator().manual_seed(0)
+        layer, draws = layers.Linear(count, inputs, outputs, "head", "torch"), torch.Generator().manual_seed(0)
         weight = torch.randn(outputs, inputs, generator=draws)
         layer.weight.data.copy_(weight.expand(layer.weight.shape))
         x = torch.randn(22, inputs, generator=draws).repeat(*([count, 1, 1] if count > 1 else [1, 1])).requires_grad_()
