@@ -13,6 +13,54 @@ from lthlab.draws import Stream
 Weights = dict[str, Tensor]
 
 
+def draw(stream: Stream, shape: tuple[int, ...], init: str, head: bool = False) -> tuple[Tensor, Tensor]:
+    """Draw initial weights and biases of a convolution or linear layer.
+
+    Fans are counted as by `torch.nn.init`. The last layer, which no rectifier follows, is drawn as PyTorch does by
+    itself where the others are drawn as by He et al.
+
+    - 'he_fan_out', 'he_fan_in': normal of variance 2 / fan (He et al. 2015, eq. 14 and 10). Fan out is what torchvision
+      and Ma's code for CIFAR have, fan in what Ma's code for ImageNet has.
+    - 'he_fan_out_small_head': the last layer is normal with standard deviation 0.01 (torchvision's VGG; Ma's code for
+      VGG and ResNet-32).
+    - 'glorot_normal': normal of variance 2 / (fan in + fan out) in all layers (Glorot and Bengio 2010; Frankle and
+      Carbin 2019; Morcos et al. 2019, A.1, where it is called Xavier normal).
+    - 'torch': what PyTorch does by itself: weights and biases uniform up to 1 / √(fan in) (Ma's code for MobileNet).
+
+    Biases are 0 but for 'torch'.
+
+    Parameters
+    ----------
+    stream : Stream
+        Where random numbers come from.
+    shape : tuple of int
+        (outputs, inputs of each, …).
+    init : str
+        As listed.
+    head : bool, optional
+        Whether it is the last layer.
+
+    Returns
+    -------
+    weight, bias : Tensor
+        fp32, of this shape and [outputs].
+    """
+    fan_in, fan_out = math.prod(shape[1:]), shape[0] * math.prod(shape[2:])
+    if init == "torch" or (head and init in ("he_fan_out", "he_fan_in")):
+        bound = 1 / math.sqrt(fan_in)
+        drawn = torch.from_numpy(stream.uniform(math.prod(shape)) * 2 - 1) * bound
+        bias = torch.from_numpy(stream.uniform(shape[0]) * 2 - 1) * bound
+        return drawn.float().view(shape), bias.float()
+    scales = {
+        "he_fan_out": math.sqrt(2 / fan_out),
+        "he_fan_in": math.sqrt(2 / fan_in),
+        "glorot_normal": math.sqrt(2 / (fan_in + fan_out)),
+        "he_fan_out_small_head": 0.01 if head else math.sqrt(2 / fan_out),
+    }
+    drawn = torch.from_numpy(stream.normal(math.prod(shape))) * scales[init]
+    return drawn.float().view(shape), torch.zeros(shape[0])
+
+
 class Layer(nn.Module):
     """A layer of `replicas` independent copies.
 
@@ -80,8 +128,8 @@ class Linear(Layer):
         Copies; features in and out.
     role : {'first', 'body', 'head'}
         Place in the network, for policies of what is prunable.
-    init : {'glorot_normal', 'torch'}
-        Glorot's normal distribution with zero bias, or PyTorch's default.
+    init : str
+        As in `draw`.
     relu : bool, optional
         Whether negative outputs become 0.
     """
@@ -103,20 +151,12 @@ class Linear(Layer):
         return out[..., :1] if vector else out
 
     def draw(self, stream: Stream) -> Weights:
-        outputs, inputs = self.shape
-        if self.init == "glorot_normal":
-            scale = math.sqrt(2 / (inputs + outputs))
-            weight = torch.from_numpy(stream.normal(inputs * outputs)) * scale
-            bias = torch.zeros(outputs)
-        else:
-            bound = 1 / math.sqrt(inputs)
-            weight = torch.from_numpy(stream.uniform(inputs * outputs) * 2 - 1) * bound
-            bias = torch.from_numpy(stream.uniform(outputs) * 2 - 1) * bound
-        return {"weight": weight.float().view(outputs, inputs), "bias": bias.float()}
+        weight, bias = draw(stream, self.shape, self.init, self.role == "head")
+        return {"weight": weight, "bias": bias}
 
 
 class Conv2d(Layer):
-    """Convolution without bias; replicas lie side by side in the channels, [batch, replica × channel, y, x].
+    """Convolution; replicas lie side by side in the channels, [batch, replica × channel, y, x].
 
     Parameters
     ----------
@@ -124,28 +164,45 @@ class Conv2d(Layer):
         Copies; channels in and out of each.
     size, stride : int
         Side of the square kernel, padded to keep the size; step between its places.
-    role : {'first', 'body', 'shortcut'}
-        Place in the network, for policies of what is prunable.
+    role : {'first', 'body', 'shortcut', 'depthwise'}, optional
+        Place in the network, for policies of what is prunable. A depthwise one has a kernel for each channel.
+    init : str, optional
+        As in `draw`.
+    bias : bool, optional
+        Whether a number is added to each channel.
     """
 
-    def __init__(self, replicas: int, inputs: int, outputs: int, size: int, stride: int, role: str = "body") -> None:
+    def __init__(
+        self,
+        replicas: int,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        role: str = "body",
+        init: str = "he_fan_out",
+        bias: bool = False,
+    ) -> None:
         super().__init__(replicas)
-        self.role, self.shape, self.stride = role, (outputs, inputs, size, size), stride
+        self.role, self.stride, self.init = role, stride, init
+        self.groups = inputs if role == "depthwise" else 1
+        self.shape = (outputs, inputs // self.groups, size, size)
         self.weight = self._parameter(*self.shape)
+        self.bias = self._parameter(outputs) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.replicas == 1 else self.weight.flatten(0, 1)
+        bias = self.bias if self.bias is None else self.bias.flatten()
         if self.replicas > 1 and self.shape[1] in (2, 3):  # the kernel changes at 8 channels of all replicas together
             spare = 4 - self.shape[1]
             x = F.pad(x.unflatten(1, (self.replicas, -1)), (0, 0, 0, 0, 0, spare)).flatten(1, 2)
             weight = F.pad(weight, (0, 0, 0, 0, 0, spare))
-        return F.conv2d(x, weight, stride=self.stride, padding=self.shape[2] // 2, groups=self.replicas)
+        groups = self.replicas * self.groups
+        return F.conv2d(x, weight, bias, stride=self.stride, padding=self.shape[2] // 2, groups=groups)
 
     def draw(self, stream: Stream) -> Weights:
-        outputs, _, size, _ = self.shape
-        scale = math.sqrt(2 / (outputs * size * size))  # He et al., fan out
-        weight = torch.from_numpy(stream.normal(math.prod(self.shape))) * scale
-        return {"weight": weight.float().view(self.shape)}
+        weight, bias = draw(stream, self.shape, self.init)
+        return {"weight": weight} if self.bias is None else {"weight": weight, "bias": bias}
 
 
 Normalise = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -1,8 +1,9 @@
 """Networks, written once for any number of replicas, their initial weights and their prunable weights."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from lthlab.draws import Stream
 from lthlab.layers import BatchNorm2d, Conv2d, Layer, Linear, Normalise, Weights
 from lthlab.parts import DATASETS, NETS, Data, Net
 from lthlab.values import Narrow, plain
+
+Shape = tuple[int, int, int]
+_B = TypeVar("_B", bound="Builder")
 
 
 class Network(nn.Module):
@@ -26,6 +30,14 @@ class Network(nn.Module):
     def __init__(self, replicas: int) -> None:
         super().__init__()
         self.replicas = replicas
+
+    def beside(self, x: Tensor) -> Tensor:
+        """Lay the images of replicas side by side, as convolutions take them: [batch, replica × channel, y, x]."""
+        return x if self.replicas == 1 else x.transpose(0, 1).flatten(1, 2)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """Undo `beside`, also for maps that are averaged: to [replica, batch, channel, …]."""
+        return x if self.replicas == 1 else x.unflatten(1, (self.replicas, -1)).transpose(0, 1)
 
     def layers(self) -> Iterator[tuple[str, Layer]]:
         """Iterate over named layers in the order of the network."""
@@ -65,108 +77,254 @@ class LeNet(Network):
     Takes the arguments of a builder (see `register`), and the units of the two hidden layers.
     """
 
-    def __init__(
-        self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int, widths: Sequence[int]
-    ) -> None:
+    def __init__(self, net: Net, shape: Shape, classes: int, replicas: int, widths: Sequence[int]) -> None:
         super().__init__(replicas)
         first, second = widths
-        self.fc1 = Linear(replicas, math.prod(shape), first, "first", "glorot_normal", relu=True)
-        self.fc2 = Linear(replicas, first, second, "body", "glorot_normal", relu=True)
-        self.fc3 = Linear(replicas, second, classes, "head", "glorot_normal")
+        self.fc1 = Linear(replicas, math.prod(shape), first, "first", net.init, relu=True)
+        self.fc2 = Linear(replicas, first, second, "body", net.init, relu=True)
+        self.fc3 = Linear(replicas, second, classes, "head", net.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc3(self.fc2(self.fc1(x.flatten(-3))))
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions with BatchNorm and a shortcut around them (He et al. 2016)."""
+class _Residual(nn.Module):
+    """Some layers, and a shortcut around them, if any."""
 
-    def __init__(self, replicas: int, inputs: int, outputs: int, stride: int, shortcut: str) -> None:
+    downsample: nn.Module | None
+
+    def join(self, out: Tensor, x: Tensor) -> Tensor:
+        """Add the shortcut of what came in to what the layers made of it."""
+        return F.relu(out if self.downsample is None else out + self.downsample(x))
+
+
+class Block(_Residual):
+    """Two 3×3 convolutions with BatchNorm and a shortcut around them (He et al. 2016), if any."""
+
+    expansion = 1
+
+    def __init__(self, net: Net, replicas: int, inputs: int, width: int, stride: int) -> None:
         super().__init__()
-        self.replicas, self.stride, self.outputs = replicas, stride, outputs
-        self.conv1 = Conv2d(replicas, inputs, outputs, 3, stride)
-        self.bn1 = BatchNorm2d(replicas, outputs)
-        self.conv2 = Conv2d(replicas, outputs, outputs, 3, 1)
-        self.bn2 = BatchNorm2d(replicas, outputs)
-        self.downsample: nn.Module | None = None
-        self.pad = outputs - inputs
-        if shortcut == "B" and (stride != 1 or inputs != outputs):
-            self.downsample = nn.Sequential(
-                Conv2d(replicas, inputs, outputs, 1, stride, role="shortcut"), BatchNorm2d(replicas, outputs)
-            )
+        self.conv1 = Conv2d(replicas, inputs, width, 3, stride, init=net.init)
+        self.bn1 = BatchNorm2d(replicas, width)
+        self.conv2 = Conv2d(replicas, width, width, 3, 1, init=net.init)
+        self.bn2 = BatchNorm2d(replicas, width)
+        self.downsample = _shortcut(net, replicas, inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))), x)
+
+
+class Bottleneck(_Residual):
+    """A 3×3 convolution between two of 1×1, the last four times as wide (He et al. 2016, Fig. 5).
+
+    The 3×3 convolution has the stride, as in torchvision.
+    """
+
+    expansion = 4
+
+    def __init__(self, net: Net, replicas: int, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = self.expansion * width
+        self.conv1 = Conv2d(replicas, inputs, width, 1, 1, init=net.init)
+        self.bn1 = BatchNorm2d(replicas, width)
+        self.conv2 = Conv2d(replicas, width, width, 3, stride, init=net.init)
+        self.bn2 = BatchNorm2d(replicas, width)
+        self.conv3 = Conv2d(replicas, width, outputs, 1, 1, init=net.init)
+        self.bn3 = BatchNorm2d(replicas, outputs)
+        self.downsample = _shortcut(net, replicas, inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self._shortcut(x))
+        return self.join(self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out))))), x)
 
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.downsample is not None:
-            return self.downsample(x)
-        if self.stride == 1 and not self.pad:
-            return x
+
+class _Padded(nn.Module):
+    """Every `stride`-th pixel, and channels of zeros on both sides of those of each replica (He et al. 2016, A)."""
+
+    def __init__(self, replicas: int, more: int, stride: int) -> None:
+        super().__init__()
+        self.replicas, self.more, self.stride = replicas, more, stride
+
+    def forward(self, x: Tensor) -> Tensor:
         x = x[:, :, :: self.stride, :: self.stride].unflatten(1, (self.replicas, -1))
-        before = self.pad // 2
-        return F.pad(x, (0, 0, 0, 0, before, self.pad - before)).flatten(1, 2)
+        before = self.more // 2
+        return F.pad(x, (0, 0, 0, 0, before, self.more - before)).flatten(1, 2)
+
+
+def _shortcut(net: Net, replicas: int, inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    if net.shortcut == "none":
+        return None
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    if net.shortcut == "A":
+        return _Padded(replicas, outputs - inputs, stride)
+    conv = Conv2d(replicas, inputs, outputs, 1, stride, "shortcut", net.init)
+    return nn.Sequential(conv, BatchNorm2d(replicas, outputs))
 
 
 class ResNet(Network):
-    """ResNet of 6n+2 layers for small images: three stages of n blocks (He et al. 2016, section 4.2).
+    """ResNet: of 6n+2 layers for small images (He et al. 2016, section 4.2), or of 18, 34 or 50 (Table 1).
 
-    Takes the arguments of a builder (see `register`), and the channels of the stages.
+    Takes the arguments of a builder (see `register`), and the channels of the stages. The names of the state are those
+    of torchvision.
     """
 
-    def __init__(
-        self, net: Net, shape: tuple[int, int, int], classes: int, replicas: int, widths: Sequence[int]
-    ) -> None:
+    def __init__(self, net: Net, shape: Shape, classes: int, replicas: int, widths: Sequence[int]) -> None:
         super().__init__(replicas)
-        self.conv1 = Conv2d(replicas, shape[0], widths[0], 3, 1, role="first")
+        size, stride, self.pooled = sizes.STEMS[net.stem]
+        self.conv1 = Conv2d(replicas, shape[0], widths[0], size, stride, "first", net.init)
         self.bn1 = BatchNorm2d(replicas, widths[0])
-        inputs = widths[0]
-        for number, outputs in enumerate(widths, start=1):
+        kind = Bottleneck if net.name == "resnet50" else Block
+        inputs, self.stages = widths[0], list[str]()
+        for number, (width, blocks) in enumerate(zip(widths, sizes.stages(net), strict=True), start=1):
             stage = nn.Sequential()
-            for block in range(sizes.blocks(net)):
-                stride = 2 if number > 1 and block == 0 else 1
-                stage.append(Block(replicas, inputs, outputs, stride, net.shortcut))
-                inputs = outputs
-            self.add_module(f"layer{number}", stage)
-        self.fc = Linear(replicas, inputs, classes, "head", "torch")
+            for block in range(blocks):
+                stage.append(kind(net, replicas, inputs, width, 2 if number > 1 and block == 0 else 1))
+                inputs = kind.expansion * width
+            self.stages.append(f"layer{number}")
+            self.add_module(self.stages[-1], stage)
+        self.fc = Linear(replicas, inputs, classes, "head", net.init)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.replicas > 1:
-            x = x.transpose(0, 1).flatten(1, 2)
-        x = F.relu(self.bn1(self.conv1(x)))
-        for number in (1, 2, 3):
-            x = self.get_submodule(f"layer{number}")(x)
-        x = x.mean((2, 3))
-        if self.replicas > 1:
-            x = x.unflatten(1, (self.replicas, -1)).transpose(0, 1)
-        return self.fc(x)
+        x = F.relu(self.bn1(self.conv1(self.beside(x))))
+        if self.pooled:
+            x = F.max_pool2d(x, 3, 2, 1)
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        return self.fc(self.apart(x.mean((2, 3))))
 
 
-Builder = Callable[[Net, tuple[int, int, int], int, int], Network]
+class VGG(Network):
+    """VGG of 11, 16 or 19 layers with BatchNorm (Simonyan and Zisserman 2015), its head a linear layer of averages.
+
+    Stages are max-pooled but for the last, whose maps are averaged (Morcos et al. 2019, A.1). Takes the arguments of a
+    builder (see `register`), and the channels of the stages. The names of the features' state are torchvision's.
+    """
+
+    def __init__(self, net: Net, shape: Shape, classes: int, replicas: int, widths: Sequence[int]) -> None:
+        super().__init__(replicas)
+        self.features = nn.Sequential()
+        inputs = shape[0]
+        for width, layers in zip(widths, sizes.stages(net), strict=True):
+            if len(self.features):
+                self.features.append(nn.MaxPool2d(2))
+            for _ in range(layers):
+                role = "body" if len(self.features) else "first"
+                self.features.append(Conv2d(replicas, inputs, width, 3, 1, role, net.init, net.bias))
+                self.features.append(BatchNorm2d(replicas, width)).append(nn.ReLU(inplace=True))
+                inputs = width
+        self.fc = Linear(replicas, inputs, classes, "head", net.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.apart(self.features(self.beside(x)).mean((2, 3))))
+
+
+class ConvNet(Network):
+    """Conv-2, -4 or -6: pairs of convolutions, pooled, and three linear layers (Frankle and Carbin 2019, Fig. 2).
+
+    Takes the arguments of a builder (see `register`), and the channels of the pairs with the units of the hidden
+    layers.
+    """
+
+    def __init__(self, net: Net, shape: Shape, classes: int, replicas: int, widths: Sequence[int]) -> None:
+        super().__init__(replicas)
+        *channels, first, second = widths
+        self.features = nn.Sequential()
+        inputs, *size = shape
+        for width in channels:
+            for _ in range(2):
+                role = "body" if len(self.features) else "first"
+                self.features.append(Conv2d(replicas, inputs, width, 3, 1, role, net.init, bias=True))
+                self.features.append(nn.ReLU(inplace=True))
+                inputs = width
+            self.features.append(nn.MaxPool2d(2))
+            size = [side // 2 for side in size]
+        self.fc1 = Linear(replicas, inputs * math.prod(size), first, "body", net.init, relu=True)
+        self.fc2 = Linear(replicas, first, second, "body", net.init, relu=True)
+        self.fc3 = Linear(replicas, second, classes, "head", net.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(self.fc2(self.fc1(self.apart(self.features(self.beside(x))).flatten(-3))))
+
+
+class Separable(nn.Module):
+    """A depthwise and a 1×1 convolution, each with BatchNorm (Howard et al. 2017, Fig. 3)."""
+
+    def __init__(self, net: Net, replicas: int, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = Conv2d(replicas, inputs, inputs, 3, stride, "depthwise", net.init)
+        self.bn1 = BatchNorm2d(replicas, inputs)
+        self.conv2 = Conv2d(replicas, inputs, outputs, 1, 1, init=net.init)
+        self.bn2 = BatchNorm2d(replicas, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class MobileNet(Network):
+    """MobileNet-v1 (Howard et al. 2017, Table 1), by default in the form for CIFAR that Ma's code has.
+
+    Takes the arguments of a builder (see `register`), and the channels of the first convolution and of the stages.
+    """
+
+    def __init__(self, net: Net, shape: Shape, classes: int, replicas: int, widths: Sequence[int]) -> None:
+        super().__init__(replicas)
+        inputs, *others = widths
+        self.conv1 = Conv2d(replicas, shape[0], inputs, 3, 1 if net.stem == "cifar" else 2, "first", net.init)
+        self.bn1 = BatchNorm2d(replicas, inputs)
+        self.features = nn.Sequential()
+        for number, (width, blocks) in enumerate(zip(others, sizes.stages(net), strict=True)):
+            for block in range(blocks):
+                stride = 2 if number and block == 0 else 1
+                self.features.append(Separable(net, replicas, inputs, width, stride))
+                inputs = width
+        self.fc = Linear(replicas, inputs, classes, "head", net.init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(self.beside(x))))
+        return self.fc(self.apart(self.features(x).mean((2, 3))))
+
+
+_KINDS: tuple[tuple[str, type[LeNet | ResNet | VGG | ConvNet | MobileNet]], ...] = (
+    ("lenet", LeNet), ("resnet", ResNet), ("vgg", VGG), ("conv", ConvNet), ("mobilenet", MobileNet)
+)  # fmt: skip
+Builder = Callable[[Net, Shape, int, int], Network]
 _BUILDERS: dict[str, Builder] = {}
 
 
-def register(name: str, builder: Builder) -> None:
-    """Add a network of one's own.
+@overload
+def register(name: str) -> Callable[[_B], _B]: ...
+@overload
+def register(name: str, builder: _B) -> _B: ...
+def register(name: str, builder: Builder | None = None) -> Any:
+    """Add a network of one's own; `@register("name")` before a class or function does the same.
 
     Parameters
     ----------
     name : str
         Name that studies use.
     builder : callable
-        Called with the `Net`, image shape (channels, height, width), classes and replicas; returns a `Network`
-        made of this module's layers.
+        Called with the `Net`, image shape (channels, height, width), classes and replicas; returns a `Network` made of
+        layers of `lthlab.layers`, and of modules without parameters that treat each channel by itself.
+
+    Returns
+    -------
+    callable
+        The builder.
 
     Raises
     ------
     ValueError
         If the name is taken.
     """
+    if builder is None:
+        return functools.partial(register, name)
     if name in NETS:
         raise ValueError(f"network '{name}' is already registered")
-    NETS[name] = frozenset()
+    NETS[name] = {}
     _BUILDERS[name] = builder
+    return builder
 
 
 def module_of(name: str) -> str | None:
@@ -195,9 +353,10 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
     Raises
     ------
     InputError
-        For a narrow network of a size that there is not.
+        For a narrow network of a size that there is not, or if the images are too small.
     """
     facts = DATASETS[data] if isinstance(data, str) else data.facts
+    sizes.check(plain(net), data)
     if isinstance(net, Narrow):
         widths = sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
         net = net.net
@@ -205,7 +364,7 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
         widths = sizes.own_widths(net) or ()
     if not widths:
         return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
-    kind = ResNet if net.name.startswith("resnet") else LeNet
+    kind = next(kind for family, kind in _KINDS if net.name.startswith(family))
     return kind(net, facts.shape, facts.classes, replicas, widths).to(device)
 
 
@@ -231,9 +390,10 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
     """Name the prunable weights of a network, in its order.
 
     Policies: 'all' is every weight of a convolution or linear layer; 'all_but_head' leaves out the last linear
-    layer; 'first_last_dense' the first layer too (Sooner A.1); 'ma_resnet20' is the same set for ResNet-20, with
-    the shortcuts pruned; 'ma_resnet32' leaves out the shortcuts as well (peer code of Ma). BatchNorm and biases
-    are never prunable.
+    layer; 'first_last_dense' the first layer too (Sooner A.1), and 'first_last_depthwise_dense' depthwise convolutions
+    as well (Zhu and Gupta 2018, for MobileNet; what Ma prunes there is not told); 'ma_resnet20' is 'first_last_dense'
+    for ResNet-20, with the shortcuts pruned; 'ma_resnet32' leaves out the shortcuts as well (peer code of Ma).
+    BatchNorm and biases are never prunable.
 
     Parameters
     ----------

@@ -72,17 +72,25 @@ class DataFacts:
 DATASETS: dict[str, DataFacts] = {
     "digits": DataFacts((1, 8, 8), 10, 1297, 500, "988bfb497fd200f239bee36699206e13"),
 }
-NETS: dict[str, frozenset[str]] = {
-    "lenet_300_100": frozenset(),
-    **{f"resnet{depth}": frozenset({"width", "shortcut"}) for depth in (8, 14, 20, 26, 32, 44, 56, 110)},
+_SMALL_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 44, 56, 110))
+_VGGS, _CONVS = ("vgg11", "vgg16", "vgg19"), ("conv2", "conv4", "conv6")
+NETS: dict[str, dict[str, Any]] = {
+    "lenet_300_100": {"init": "glorot_normal"},
+    **{name: {"width": 16, "shortcut": "B", "init": "he_fan_out"} for name in _SMALL_RESNETS},
+    **{f"resnet{depth}": {"width": 64, "stem": "cifar", "init": "he_fan_out"} for depth in (18, 34, 50)},
+    **{name: {"width": 64, "bias": False, "init": "he_fan_out_small_head"} for name in _VGGS},
+    "mobilenet_v1": {"width": 32, "stem": "cifar", "init": "torch"},
+    **{name: {"init": "glorot_normal"} for name in _CONVS},
 }
-"""Known networks, each with the fields of `Net` that it has."""
-WITHOUT_BATCHNORM = frozenset({"lenet_300_100"})
+"""Known networks, each with the fields of `Net` that it has, and their values where nothing else is said."""
+WITHOUT_BATCHNORM = frozenset({"lenet_300_100", *_CONVS})
 """Networks of which it is known that they have no BatchNorm."""
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "cuda:1")
 """Names of devices, as far as messages list them."""
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?", re.ASCII)
-POLICIES = ("all", "all_but_head", "first_last_dense", "ma_resnet20", "ma_resnet32")
+POLICIES = (
+    "all", "all_but_head", "first_last_dense", "first_last_depthwise_dense", "ma_resnet20", "ma_resnet32"
+)  # fmt: skip
 """Prunable sets by name; `lthlab.nets.prunable` says what each means."""
 
 
@@ -233,29 +241,55 @@ class Part(BaseModel):
 class Net(Part):
     """A network by name.
 
+    A network has only some of the fields (see `NETS`), and defaults of its own: those of its source.
+
     Parameters
     ----------
     name : str
         One of `NETS`; a network of one's own is added by `lthlab.nets.register`.
     width : int, optional
-        Channels of a ResNet's first stage; 16 is He et al.'s.
-    shortcut : {'A', 'B'}, optional
-        Shortcut where shapes change: padded identity (A) or 1×1 convolution with BatchNorm (B).
+        Channels of the first stage, from which those of the others follow: 16 in ResNets of 6n+2 layers (He et al.
+        2016, section 4.2), 64 in other ResNets and VGGs, 32 in MobileNet.
+    shortcut : {'A', 'B', 'none'}, optional
+        Of a ResNet of 6n+2 layers, where shapes change: padded identity (A) or 1×1 convolution with BatchNorm (B); or
+        no residual connections at all (Ma Fig. 5).
+    stem : {'cifar', 'tiny_imagenet', 'imagenet'}, optional
+        What images meet first: a 3×3 convolution of stride 1, or of stride 2, or in ResNets a 7×7 convolution of
+        stride 2 and max-pooling, in MobileNet a 3×3 convolution of stride 2. Ma's count for Tiny-ImageNet is that of a
+        3×3 convolution, whose stride is not told; stride 2 is our assumption, which brings 64×64 images to the stages
+        at CIFAR's size, and 'cifar' the other possibility.
+    bias : bool, optional
+        Whether the convolutions of a VGG have biases (Morcos et al. 2019 count them).
+    init : {'he_fan_out', 'he_fan_in', 'glorot_normal', 'torch', 'he_fan_out_small_head'}, optional
+        Law of the initial weights; `lthlab.layers.draw` says what each means.
     """
 
     name: str
     width: Count = 16
-    shortcut: Literal["A", "B"] = "B"
+    shortcut: Literal["A", "B", "none"] = "B"
+    stem: Literal["cifar", "tiny_imagenet", "imagenet"] = "cifar"
+    bias: Annotated[bool, Strict()] = False
+    init: Literal["he_fan_out", "he_fan_in", "glorot_normal", "torch", "he_fan_out_small_head"] = "he_fan_out"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.name not in NETS:
             raise ValueError(f"name: network '{self.name}' is not known; {nearest(self.name, NETS)}")
-        for field in sorted(self.model_fields_set - {"name"} - NETS[self.name]):
+        own = NETS[self.name]
+        for field in sorted(self.model_fields_set - {"name"} - own.keys()):
             raise ValueError(
-                f"{field}: network '{self.name}' has no such field; {nearest(field, NETS[self.name] | {'name'})}"
+                f"{field}: network '{self.name}' has no such field; {nearest(field, own.keys() | {'name'})}"
             )
+        if (self.name, self.stem) == ("mobilenet_v1", "tiny_imagenet"):
+            raise ValueError("stem: 'mobilenet_v1' has no stem 'tiny_imagenet'; allowed: cifar, imagenet")
+        for field in own.keys() - self.model_fields_set:
+            object.__setattr__(self, field, own[field])
         return self
+
+    def form(self) -> dict[str, Any]:
+        """Return the fields that are not at the network's own defaults."""
+        own = {"name": None, **NETS[self.name]}
+        return {name: value for name, value in self.model_dump(mode="json").items() if value != own.get(name, value)}
 
 
 class Data(Part):

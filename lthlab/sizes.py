@@ -1,14 +1,13 @@
 """How many parameters a network has, how many a ticket keeps, and the narrow dense network of that size.
 
-All follows from the widths of a network's stages: the channels of a ResNet's three stages, or the units of LeNet's
-two hidden layers.
+All follows from the widths of a network's stages: channels of convolutions, and units of hidden layers.
 """
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +18,16 @@ TOLERANCE = 0.02
 """Share of its target that a narrow network may lack; a larger gap deserves a warning."""
 
 _Widths = Sequence[Any] | NDArray[Any]
-_RESNETS = frozenset(name for name in NETS if name.startswith("resnet"))
+_Shape = tuple[int, int, int]
 _AROUND = {2: 171, 3: 24}  # by number of stages; up to 2,000 channels, what is further off is less even than rounding
+_MOST = 7**6 * 2  # combinations of widths that are tried where there are more stages
+STEMS = {"cifar": (3, 1, False), "tiny_imagenet": (3, 2, False), "imagenet": (7, 2, True)}
+"""What images meet first in ResNets: size of the kernel, stride, and whether pooling follows."""
 _LEFT_OUT: dict[str, frozenset[str]] = {
     "all": frozenset(),
     "all_but_head": frozenset({"head"}),
     "first_last_dense": frozenset({"first", "head"}),
+    "first_last_depthwise_dense": frozenset({"first", "head", "depthwise"}),
     "ma_resnet20": frozenset({"first", "head"}),
     "ma_resnet32": frozenset({"first", "head", "shortcut"}),
 }
@@ -37,7 +40,7 @@ class Size:
     Attributes
     ----------
     widths : tuple of int
-        Channels of the stages of a ResNet, or units of the hidden layers of LeNet.
+        Channels of the stages, then units of the hidden layers.
     parameters, prunable : int
         Number of all parameters, and of those that a policy lets be pruned.
     target : int
@@ -55,9 +58,10 @@ class Size:
 
 def own_widths(net: Net) -> tuple[int, ...] | None:
     """Widths of a network's stages; None for a registered network, which has none that are known."""
-    if net.name in _RESNETS:
-        return (net.width, 2 * net.width, 4 * net.width)
-    return (300, 100) if net.name == "lenet_300_100" else None
+    if net.name not in _ARCHITECTURES:
+        return None
+    unit = net.width if "width" in NETS[net.name] else 1
+    return tuple(unit * factor for factor in _ARCHITECTURES[net.name].widths)
 
 
 def text(widths: Sequence[int]) -> str:
@@ -65,13 +69,52 @@ def text(widths: Sequence[int]) -> str:
     return "-".join(map(str, widths))
 
 
-def blocks(net: Net) -> int:
-    """Number n of blocks in each of the three stages of a ResNet of 6n+2 layers (He et al. 2016, section 4.2)."""
-    return (int(net.name.removeprefix("resnet")) - 2) // 6
+def stages(net: Net) -> tuple[int, ...]:
+    """Number of blocks, or of convolutions that are no blocks, in each stage of a network."""
+    return _ARCHITECTURES[net.name].stages
+
+
+def check(net: Net, data: Data | str) -> None:
+    """Check that images are large enough for a network.
+
+    Raises
+    ------
+    InputError
+        If they have one pixel, or none, before they are halved for the last time.
+    """
+    if net.name not in _ARCHITECTURES:
+        return
+    (_, height, width), _ = _facts(data)
+    halvings = _halvings(net)
+    least = 2**halvings if _ARCHITECTURES[net.name].pools else 2 ** (halvings - 1) + 1 if halvings else 1
+    if min(height, width) < least:
+        stem = f" with stem '{net.stem}'" if "stem" in NETS[net.name] else ""
+        raise InputError(
+            f"'{net.name}'{stem} halves images {halvings} times, and those of {height}×{width} pixels are too small "
+            f"for that; allowed: at least {least}×{least} pixels"
+        )
+
+
+def products(net: Net, data: Data | str, widths: Sequence[int] | None = None) -> int:
+    """Count the products of weights and numbers when one image goes through a network.
+
+    Parameters
+    ----------
+    net, data, widths
+        As in `count`, which raises too.
+    """
+    own = _known(net)
+    layers = _layers(net, own if widths is None else widths, *_facts(data))
+    return int(sum(times * weights * places for _, times, weights, _, places in layers))
 
 
 def left_out(net: Net, policy: str) -> frozenset[str]:
-    """Roles of the layers that a policy does not prune: 'first', 'shortcut', 'head'; see `lthlab.nets.prunable`.
+    """Roles of the layers that a policy does not prune; see `lthlab.nets.prunable`.
+
+    Returns
+    -------
+    frozenset of str
+        Of 'first', 'shortcut', 'depthwise' and 'head'.
 
     Raises
     ------
@@ -188,7 +231,7 @@ def _facts(data: Data | str) -> tuple[tuple[int, int, int], int]:
 def _known(net: Net) -> tuple[int, ...]:
     own = own_widths(net)
     if own is None:
-        allowed = ", ".join(sorted(_RESNETS | {"lenet_300_100"}))
+        allowed = ", ".join(sorted(_ARCHITECTURES))
         raise InputError(f"the widths of network '{net.name}' are not known, nor its narrow forms; allowed: {allowed}")
     return own
 
@@ -197,40 +240,157 @@ def _named(sparsity: Sparsity) -> str:
     return f"level {sparsity.k}" if isinstance(sparsity, Level) else f"sparsity {sparsity}"
 
 
+# --- architectures --------------------------------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """Layers of one kind: how many there are; of each, the weights, the other parameters, and the places of a map.
+
+    Weights and others are numbers, or arrays of numbers for many networks at once.
+    """
+
+    role: str
+    times: int
+    weights: Any
+    others: Any
+    places: int
+
+
+_Layers = Callable[[Net, _Widths, _Shape, int], Iterator[_Kind]]
+
+
+class _Architecture(NamedTuple):
+    """Layers of a network; blocks by stage; widths, as multiples of `Net.width` where there is such a field.
+
+    Images are halved in stages after the first: by pooling, or by a stride, which leaves a pixel of one pixel.
+    """
+
+    layers: _Layers
+    stages: tuple[int, ...]
+    widths: tuple[int, ...]
+    pools: bool = False
+
+
+def _lenet(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    return _linear(math.prod(shape), widths, classes, first="first")
+
+
+def _linear(inputs: Any, widths: _Widths, classes: int, first: str = "body") -> Iterator[_Kind]:
+    """Fully connected layers, the last of which gives classes."""
+    for number, width in enumerate(widths):
+        yield _Kind("body" if number else first, 1, inputs * width, width, 1)
+        inputs = width
+    yield _Kind("head", 1, inputs * classes, classes, 1)
+
+
+def _resnet(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    size, stride, pooled = STEMS[net.stem]
+    places = _places(shape, stride // 2)
+    yield _Kind("first", 1, size**2 * shape[0] * widths[0], 2 * widths[0], places)
+    inputs, halved = widths[0], stride // 2 + pooled
+    expansion = 4 if net.name == "resnet50" else 1
+    for number, (width, blocks) in enumerate(zip(widths, stages(net), strict=True)):
+        before = _places(shape, halved)
+        halved += number > 0
+        places, outputs = _places(shape, halved), expansion * width
+        if expansion == 1:
+            yield _Kind("body", 1, 9 * inputs * width, 2 * width, places)
+            yield _Kind("body", 2 * blocks - 1, 9 * width * width, 2 * width, places)
+        else:
+            yield _Kind("body", 1, inputs * width, 2 * width, before)
+            yield _Kind("body", blocks, 9 * width * width, 2 * width, places)
+            yield _Kind("body", blocks, width * outputs, 2 * outputs, places)
+            yield _Kind("body", blocks - 1, outputs * width, 2 * width, places)
+        if net.shortcut == "B" and (number or expansion > 1):
+            yield _Kind("shortcut", 1, inputs * outputs, 2 * outputs, places)
+        inputs = outputs
+    yield from _linear(inputs, (), classes)
+
+
+def _vgg(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    yield from _convolutions(net, widths, shape, 2 + net.bias)
+    yield from _linear(widths[-1], (), classes)
+
+
+def _conv(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    convolutions = len(stages(net))
+    yield from _convolutions(net, widths[:convolutions], shape, 1)
+    inputs = widths[convolutions - 1] * _places(shape, convolutions, pools=True)
+    yield from _linear(inputs, widths[convolutions:], classes)
+
+
+def _convolutions(net: Net, widths: _Widths, shape: _Shape, others: int) -> Iterator[_Kind]:
+    """3×3 convolutions, pooled after each stage, with so many other parameters for each channel."""
+    inputs: Any = shape[0]
+    for number, (width, times) in enumerate(zip(widths, stages(net), strict=True)):
+        places = _places(shape, number, pools=True)
+        yield _Kind("body" if number else "first", 1, 9 * inputs * width, others * width, places)
+        yield _Kind("body", times - 1, 9 * width * width, others * width, places)
+        inputs = width
+
+
+def _mobilenet(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    halved = int(net.stem != "cifar")
+    yield _Kind("first", 1, 9 * shape[0] * widths[0], 2 * widths[0], _places(shape, halved))
+    for number, (width, blocks) in enumerate(zip(widths[1:], stages(net), strict=True)):
+        inputs = widths[number]
+        halved += number > 0
+        places = _places(shape, halved)
+        for times, channels in ((1, inputs), (blocks - 1, width)):
+            yield _Kind("depthwise", times, 9 * channels, 2 * channels, places)
+            yield _Kind("body", times, channels * width, 2 * width, places)
+    yield from _linear(widths[-1], (), classes)
+
+
+def _places(shape: _Shape, halvings: int, pools: bool = False) -> int:
+    """Count the places of a map after so many halvings; a stride rounds up, pooling down."""
+    _, height, width = shape
+    return math.prod(side >> halvings if pools else -(-side >> halvings) for side in (height, width))
+
+
+def _halvings(net: Net) -> int:
+    found = len(_ARCHITECTURES[net.name].stages)
+    if "stem" not in NETS[net.name]:
+        return found if net.name.startswith("conv") else max(0, found - 1)
+    pooled = net.name.startswith("resnet") and STEMS[net.stem][2]
+    return found - 1 + (net.stem != "cifar") + pooled
+
+
+_VGGS = {"vgg11": (1, 1, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+_ARCHITECTURES: dict[str, _Architecture] = {
+    "lenet_300_100": _Architecture(_lenet, (), (300, 100)),
+    **{
+        f"resnet{6 * blocks + 2}": _Architecture(_resnet, (blocks,) * 3, (1, 2, 4))
+        for blocks in (1, 2, 3, 4, 5, 7, 9, 18)
+    },
+    **{name: _Architecture(_resnet, blocks, (1, 2, 4, 8)) for name, blocks in _RESNETS.items()},
+    **{name: _Architecture(_vgg, layers, (1, 2, 4, 8, 8), pools=True) for name, layers in _VGGS.items()},
+    "mobilenet_v1": _Architecture(_mobilenet, (1, 2, 2, 6, 2), (1, 2, 4, 8, 16, 32)),
+    **{
+        f"conv{2 * stages}": _Architecture(_conv, (2,) * stages, (*(64, 128, 256)[:stages], 256, 256), pools=True)
+        for stages in (1, 2, 3)
+    },
+}  # fmt: skip
+
+
 # --- counting -------------------------------------------------------------------------------------------------
 
 
-def _layers(
-    net: Net, widths: _Widths, shape: tuple[int, int, int], classes: int
-) -> Iterator[tuple[str, int, Any, Any]]:
-    """List kinds of layers: role, how many there are, and of each the weights and other parameters.
-
-    Widths are numbers, or arrays of numbers for many networks at once.
-    """
-    inputs = math.prod(shape) if net.name not in _RESNETS else 9 * shape[0]
-    if net.name not in _RESNETS:
-        yield "first", 1, inputs * widths[0], widths[0]
-        yield "body", 1, widths[0] * widths[1], widths[1]
-    else:
-        yield "first", 1, inputs * widths[0], 2 * widths[0]
-        for number, width in enumerate(widths):
-            before = widths[max(0, number - 1)]
-            yield "body", 1, 9 * before * width, 2 * width
-            yield "body", 2 * blocks(net) - 1, 9 * width * width, 2 * width
-            if number and net.shortcut == "B":
-                yield "shortcut", 1, before * width, 2 * width
-    yield "head", 1, widths[-1] * classes, classes
+def _layers(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:
+    """List kinds of layers of a network of such widths."""
+    return _ARCHITECTURES[net.name].layers(net, widths, shape, classes)
 
 
 def _total(net: Net, widths: _Widths, shape: tuple[int, int, int], classes: int) -> Any:
-    return sum(times * (weights + others) for _, times, weights, others in _layers(net, widths, shape, classes))
+    return sum(times * (weights + others) for _, times, weights, others, _ in _layers(net, widths, shape, classes))
 
 
 @functools.lru_cache(maxsize=4096)
 def _count(net: Net, shape: tuple[int, int, int], classes: int, widths: tuple[int, ...], policy: str) -> Size:
     without = left_out(net, policy)
     layers = _layers(net, widths, shape, classes)
-    prunable = sum(times * weights for role, times, weights, _ in layers if role not in without)
+    prunable = sum(times * weights for role, times, weights, _, _ in layers if role not in without)
     parameters = _total(net, widths, shape, classes)
     return Size(widths, parameters, prunable, parameters, 0.0)
 
@@ -249,7 +409,7 @@ def _kept(
     if scope == "layer":
         without = left_out(net, policy)
         layers = _layers(net, whole.widths, shape, classes)
-        pruned = sum(n * pruned_count(sparsity, weights) for role, n, weights, _ in layers if role not in without)
+        pruned = sum(n * pruned_count(sparsity, weights) for role, n, weights, _, _ in layers if role not in without)
     else:
         pruned = pruned_count(sparsity, whole.parameters if denominator == "all" else whole.prunable)
     if pruned > whole.prunable:
@@ -271,9 +431,7 @@ def _narrow(
     if least > target:
         has = f"{text([1] * len(own))} has {least} parameters already"
         raise InputError(f"'{net.name}' has no narrow form of the {target} parameters at {_named(level)}; {has}")
-    even = [int(width) for width in _even(net, own, shape, classes, target)]
-    near = _AROUND[len(own)]
-    axes = [np.arange(max(1, w - near), min(most, w + near) + 1) for w, most in zip(even, own, strict=True)]
+    axes = _around([int(width) for width in _even(net, own, shape, classes, target)], own)
     widths = np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")])
     widths = widths[:, (np.diff(widths, axis=0) * np.sign(np.diff(own))[:, None] >= 0).all(0)]
     parameters = _total(net, widths, shape, classes)
@@ -285,13 +443,22 @@ def _narrow(
 
 
 def _even(net: Net, own: Sequence[int], shape: tuple[int, int, int], classes: int, target: int) -> list[float]:
-    """Scale all stages alike, to widths that need not be whole, as far as the target allows."""
+    """Scale all stages alike, to widths of one or more that need not be whole, as far as the target allows."""
     low, high = 0.0, 1.0
     for _ in range(60):
         scale = (low + high) / 2
-        fits = _total(net, [scale * width for width in own], shape, classes) <= target
+        fits = _total(net, [max(1.0, scale * width) for width in own], shape, classes) <= target
         low, high = (scale, high) if fits else (low, scale)
-    return [low * width for width in own]
+    return [max(1.0, low * width) for width in own]
+
+
+def _around(even: Sequence[int], own: Sequence[int]) -> list[NDArray[np.int64]]:
+    """List the widths of each stage that are tried, around those of the even scaling."""
+    for near in [_AROUND[len(own)]] if len(own) in _AROUND else range(_AROUND[3], 0, -1):
+        axes = [np.arange(max(1, w - near), min(most, w + near) + 1) for w, most in zip(even, own, strict=True)]
+        if len(own) in _AROUND or math.prod(map(len, axes)) <= _MOST:
+            break
+    return axes
 
 
 def _nearest(widths: NDArray[np.int64], parameters: NDArray[np.int64], own: Sequence[int]) -> NDArray[np.int64]:

@@ -336,6 +336,15 @@ def test_defaults_explicit_or_implicit_are_one_form():
     assert explicit.form() == Data(name="digits").form()
 
 
+def test_each_network_has_defaults_of_its_own():
+    whole = {"width": 64, "bias": False, "init": "he_fan_out_small_head"}
+    assert Net(name="vgg16", **whole) == Net(name="vgg16") and Net(name="vgg16", **whole).form() == {"name": "vgg16"}
+    assert Net(name="vgg16", width=16).form() == {"name": "vgg16", "width": 16}
+    assert Net(name="mobilenet_v1").width == 32 and Net(name="mobilenet_v1").init == "torch"
+    assert Net(name="lenet_300_100", init="he_fan_out").form() == {"name": "lenet_300_100", "init": "he_fan_out"}
+    assert Net(name="resnet18", init="torch", stem="imagenet").form().keys() == {"name", "init", "stem"}
+
+
 def test_all_images_are_one_form():
     assert Data(name="digits", train_size=1297) == Data(name="digits")
     assert Data(name="digits", train_size=1197, val_size=100) == Data(name="digits", val_size=100)
@@ -360,9 +369,23 @@ def test_labels_drawn_with_seed_0_are_not_the_true_labels():
         ({"name": "resnet21"}, ["name: network 'resnet21' is not known", "did you mean 'resnet"]),
         ({"name": "LeNet-300-100"}, ["'LeNet-300-100'", "did you mean 'lenet_300_100'?"]),
         ({"name": "lenet"}, ["did you mean 'lenet_300_100'?"]),
-        ({"name": "lenet_300_100", "width": 16}, ["width: network 'lenet_300_100' has no such field", "allowed: name"]),
+        (
+            {"name": "lenet_300_100", "width": 16},
+            ["width: network 'lenet_300_100' has no such field", "allowed: init, name"],
+        ),
         ({"name": "resnet20", "width": 0}, ["greater than or equal to 1"]),
-        ({"name": "resnet20", "shortcut": "C"}, ["'A' or 'B'"]),
+        ({"name": "resnet20", "shortcut": "C"}, ["'A', 'B' or 'none'"]),
+        (
+            {"name": "resnet18", "shortcut": "A"},
+            ["shortcut: network 'resnet18' has no such field", "name, stem, width"],
+        ),
+        ({"name": "vgg16", "stem": "cifar"}, ["stem: network 'vgg16' has no such field", "bias, init, name, width"]),
+        ({"name": "vgg16", "bias": 1}, ["bias", "valid boolean"]),
+        (
+            {"name": "mobilenet_v1", "stem": "tiny_imagenet"},
+            ["stem: 'mobilenet_v1' has no stem 'tiny", "cifar, imagen"],
+        ),
+        ({"name": "resnet20", "init": "he"}, ["'he_fan_out', 'he_fan_in', 'glorot_normal', 'torch' or"]),
         ({"name": "resnet20", "wdth": 3}, ["wdth"]),
         ({}, ["name", "Field required"]),
     ],

@@ -1,8 +1,10 @@
 """Sizes: counts against the networks themselves, narrow networks against all that there are, and their training."""
 
+import itertools
 import json
 import math
 import time
+from dataclasses import replace
 
 import helpers
 import numpy as np
@@ -18,32 +20,45 @@ from lthlab.store import Store
 from lthlab.values import At, Fresh, Magnitude, Measure, Narrow, Train
 
 RESNET20, LENET = Net(name="resnet20"), helpers.LENET
-NETS = [LENET] + [
-    Net(name=name, width=width, shortcut=shortcut)
-    for name in sorted(parts.NETS)
-    if name.startswith("resnet")
-    for width, shortcut in ((3, "A"), (4, "B"))
+VALUES = {"shortcut": ["A", "B", "none"], "stem": ["cifar", "tiny_imagenet", "imagenet"], "bias": [False, True]}
+CHOICES = {name: [field for field in own if field in VALUES] for name, own in parts.NETS.items()}
+NETS = [
+    Net(name=name, **dict(zip(CHOICES[name], values, strict=True)), **{"width": number + 2} if "width" in own else {})
+    for name, own in sorted(parts.NETS.items())
+    for number, values in enumerate(itertools.product(*(VALUES[field] for field in CHOICES[name])))
+    if (name, *values) != ("mobilenet_v1", "tiny_imagenet")
 ]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def cifar():
     parts.DATASETS["cifar"] = helpers.CIFAR
+    parts.DATASETS["odd"] = replace(helpers.CIFAR, shape=(1, 35, 33), classes=7)
     yield
-    del parts.DATASETS["cifar"]
+    del parts.DATASETS["cifar"], parts.DATASETS["odd"]
 
 
 def policies(net):
     return [policy for policy in parts.POLICIES if net.name.startswith("resnet") or not policy.startswith("ma_")]
 
 
+def large_enough(net, dataset):
+    try:
+        sizes.check(net, dataset)
+    except InputError:
+        return False
+    return True
+
+
 # --- counts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", ["digits", "cifar"])
 @pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("dataset", ["digits", "cifar", "odd"])
 def test_counts_are_those_of_the_network(net, dataset):
-    network = nets.build(net, dataset)
+    if not large_enough(net, dataset):
+        return
+    network = nets.build(net, dataset, device="meta")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     for policy in policies(net):
         prunable = sum(shape.numel() for shape in nets.prunable(net, dataset, policy).values())
@@ -59,7 +74,11 @@ def test_own_widths_are_those_of_the_network():
     assert sizes.text((7, 14, 26)) == "7-14-26"
 
 
-@pytest.mark.parametrize("net, level", [(LENET, 9), (Net(name="resnet14", width=8), 6), (NETS[1], 3)], ids=str)
+@pytest.mark.parametrize(
+    "net, level",
+    [(LENET, 9), (Net(name="resnet14", width=8), 6), (Net(name="resnet110", width=3, shortcut="A"), 3)],
+    ids=str,
+)
 def test_counts_of_other_widths_are_those_of_the_narrow_network(net, level):
     for policy in policies(net):
         narrow = Narrow(net, Level(level), policy)
@@ -194,13 +213,13 @@ def test_every_narrow_network_fits(name, width, shortcut, k, dataset):
 def test_what_has_no_narrow_form_is_refused():
     with pytest.raises(InputError, match="'lenet_300_100' has no narrow form of the 1796 .* 1-1 has 3095 parameters"):
         sizes.narrow(LENET, "cifar", Level(35))
-    parts.NETS["own"] = frozenset()
+    parts.NETS["own"] = {}
     try:
         own = Net(name="own")
         assert sizes.own_widths(own) is None and sizes.ticket_parameters(own, "digits", "0.5") is None
         for refused in (lambda: sizes.narrow(own, "digits", "0.5"), lambda: sizes.count(own, "digits")):
             with pytest.raises(
-                InputError, match="widths of network 'own' are not known.*allowed: lenet_300_100, resnet"
+                InputError, match="widths of network 'own' are not known.*allowed: conv2, .*lenet_300_100, "
             ):
                 refused()
     finally:

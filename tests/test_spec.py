@@ -127,7 +127,7 @@ MUTATIONS = {
     "network, in a mapping": (
         "net: lenet_300_100",
         "net: {§name: resnet21}",
-        [("net.name", "network 'resnet21' is not known; allowed: lenet_300_100, resnet110")],
+        [("net.name", "network 'resnet21' is not known; allowed: conv2, conv4, conv6, lenet_300_100")],
     ),
     "field of another network": (
         "net: lenet_300_100",

@@ -308,7 +308,7 @@ def test_a_field_added_with_a_default_moves_no_key(name, kinds):
 
 @pytest.mark.parametrize("part", [RESNET, DIGITS, RECIPE])
 def test_a_field_added_to_a_part_moves_no_key(part, monkeypatch):
-    monkeypatch.setitem(parts.NETS, "resnet20", parts.NETS["resnet20"] | {"added"})
+    monkeypatch.setitem(parts.NETS, "resnet20", parts.NETS["resnet20"] | {"added": "no"})
 
     class Longer(type(part)):
         added: str = "no"
