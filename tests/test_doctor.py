@@ -190,7 +190,7 @@ def test_a_gpu_that_torch_has_no_code_for(store, monkeypatch, major, minor, stat
     finding = found(store)["cuda:0"]
     able = "neither TF32 nor bf16" if major == 7 else "TF32 and bf16"
     assert (finding.state, finding.text.startswith(f"A GPU, 16 GB, {able}")) == (state, True)
-    assert ("groups of at most 32 of resnet20 on digits, batch size 128" in finding.text) == (state == "ok")
+    assert ("groups of at most 8 of resnet20 on cifar10, batch size 128" in finding.text) == (state == "ok")
 
 
 def test_the_allocator(store, monkeypatch):
