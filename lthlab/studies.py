@@ -128,7 +128,7 @@ def import_modules(names: Sequence[str] = ()) -> None:
     Raises
     ------
     InputError
-        If there is no such file or module, it fails, or another module of its name is imported already.
+        If there is no such file or module, it fails, or Python has another module of its name.
     """
     if names:
         full = (str(Path(name).absolute()) if name.endswith(".py") else name for name in names)
@@ -144,7 +144,7 @@ def import_modules(names: Sequence[str] = ()) -> None:
         except Exception as error:
             raise InputError(f"--with {name}: {type(error).__name__}: {error}") from error
         if path is not None and Path(module.__file__ or "").resolve() != path.resolve():
-            raise InputError(f"--with {name}: another module '{path.stem}' is imported already; allowed: another name")
+            raise InputError(f"--with {name}: module '{path.stem}' is {module.__file__}; allowed: another name")
 
 
 @dataclass(frozen=True)
