@@ -115,12 +115,13 @@ def test_kernels_have_the_sets_that_the_command_has(folder, monkeypatch):
         "from lthlab import catalog, data\nfrom lthlab.parts import DataFacts\n"
         f"data.register('mine', {facts!r})(lambda: catalog.installed('installed').arrays)\n"
     )
-    study = STUDY.replace("{name: digits, train_size: 200}", "[mine, installed]").replace("[0.05, 0.1]", "0.05")
-    (folder / "tiny.yaml").write_text(study.replace("{LT: , RR: }\npanel_by: find.lr\nreports: counts", "{LT: }"))
+    study = STUDY.replace("{name: digits, train_size: 200}", "mine").replace("[0.05, 0.1]", "0.05")
+    (folder / "tiny.yaml").write_text(study.replace("panel_by: find.lr\nreports: counts", "stages: find_tickets"))
     code, out, err = lthlab_command("run", "tiny.yaml", "--device", "cpu", "--with", "own/mine.py", place=folder)
-    assert (code, "4 notebooks executed" in out) == (0, True), err
+    assert (code, "1 notebook executed" in out) == (0, True), err
     frame = results.load(Store("runs"), "tiny")
-    assert set(frame["status"]) == {"done"} and set(frame["data"]) == {"mine", "installed"}
+    done = frame[frame["configuration"].str.startswith("find_tickets")]
+    assert set(done["status"]) == {"done"} and set(done["data"]) == {"mine"}
 
 
 # --- one good run ---------------------------------------------------------------------------------------------
