@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError:  # signals belong to the main thread
         before = None
     try:
+        studies.import_modules(getattr(options, "modules", ()))
         code: int = options.run(options)
         sys.stdout.flush()
         return code
@@ -226,8 +227,8 @@ def _run(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more: str) -> str:
     """The command that executes or publishes notebooks of a study, with other options as they are."""
     words = ["lthlab", verb, options.study, *more]
-    for text in sets:
-        words += ["--set", text]
+    for option, texts in (("--with", options.modules), ("--set", sets)):
+        words += [word for text in texts for word in (option, text)]
     own: dict[str, tuple[tuple[str, object], ...]] = {
         "run": (
             ("notebooks", "notebooks"), ("device", "auto"), ("deterministic", False), ("cluster", None),
@@ -387,6 +388,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "problem" for finding in found) else 0
 
 
+def _data(options: argparse.Namespace) -> int:
+    from lthlab import shelf
+
+    facts, code = shelf.ACTIONS[options.action](options)
+    if options.json:
+        _print_json(facts)
+    return code
+
+
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
@@ -425,6 +435,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compute": _compute,
     "status": _status,
     "publish": _publish,
+    "data": _data,
     "doctor": _doctor,
     "completion": _completion,
 }

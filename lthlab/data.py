@@ -1,7 +1,6 @@
 """Named data sets as tensors, their order in an epoch, and augmentation of whole batches."""
 
 import functools
-import hashlib
 import logging
 import os
 from collections.abc import Callable
@@ -11,18 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
 from lthlab.draws import Stream
-from lthlab.parts import DATASETS, nearest
+from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
 
 log = logging.getLogger(__name__)
-
-Arrays = dict[str, NDArray[np.generic]]
-"""A decoded set: train_x and test_x, uint8 [N, C, H, W]; train_y and test_y, integers [N] from 0 on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,46 +54,39 @@ class Dataset:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Source:
-    decode: Callable[[], Arrays]
-    fingerprint: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+_sources: dict[str, Callable[[], Arrays]] = {}
 
 
-_sources: dict[str, _Source] = {}
-
-
-def register(
-    name: str, *, fingerprint: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
-    """Register the decorated function as the data set `name`.
+def register(name: str, facts: DataFacts) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
+    """Register the decorated function as the data set `name`, which studies then can name.
 
     Parameters
     ----------
     name : str
-        Name for `load`, not in use yet.
-    fingerprint : str
-        What `load` must find; where it finds another, its error tells which.
-    mean, std : tuple of float
-        Mean and standard deviation of each channel over the training images, in pixel units 0 … 255.
+        Not in use yet.
+    facts : DataFacts
+        What `load` must find. Where it finds anything else, its error tells the facts to write here, so
+        `fingerprint` may be None, and `mean` and `std` empty, until the first time.
 
     Returns
     -------
     callable
-        Decorator of a function without arguments that returns `Arrays`, in any order of images.
+        Decorator of a function without arguments that returns `lthlab.catalog.Arrays`, in any order of images.
 
     Raises
     ------
     ValueError
-        If `name` is registered already.
+        If `name` is in use.
     """
-    if name in _sources:
-        raise ValueError(f"data set {name!r} is registered already; registered are {', '.join(_sources)}")
+    if name in DATASETS:
+        raise ValueError(f"data set '{name}' is in use already; allowed: other names than {', '.join(DATASETS)}")
+    DATASETS[name] = facts
+    return _decoder(name)
 
+
+def _decoder(name: str) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
     def add(decode: Callable[[], Arrays]) -> Callable[[], Arrays]:
-        _sources[name] = _Source(decode, fingerprint, tuple(mean), tuple(std))
+        _sources[name] = decode
         return decode
 
     return add
@@ -114,9 +103,9 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
     Parameters
     ----------
     name : str
-        A registered name, such as ``"digits"``.
+        A registered or installed name, such as ``"digits"``.
     cache : Path or None
-        Folder that keeps the decoded set as ``<name>.safetensors``; None decodes it anew.
+        Folder that keeps a registered set, decoded, as ``<name>.safetensors``; None decodes it anew.
     train_size : int, optional
         Number of images to train on, at least 1; all that validation leaves if not given.
     val_size : int, default 0
@@ -129,14 +118,12 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
 
     Raises
     ------
+    InputError
+        If the name is unknown, or the set is not installed, or not what it is registered or installed as.
     ValueError
-        If the name is unknown, there are too few images for the sizes, or the set has another
-        fingerprint than it is registered with.
+        If there are too few images for the sizes.
     """
-    if name not in _sources:
-        raise ValueError(f"data set '{name}' is not known; {nearest(name, _sources)}")
-    source = _sources[name]
-    arrays = _decoded(name, source, cache)
+    arrays, facts = _decoded(name, cache)
     x, y = (torch.from_numpy(arrays[key]) for key in ("train_x", "train_y"))
     if not 0 <= val_size < len(x):
         raise ValueError(f"val_size is {val_size}: data set {name!r} allows 0 … {len(x) - 1}")
@@ -151,16 +138,16 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
     test_x, test_y = (torch.from_numpy(arrays[key]) for key in ("test_x", "test_y"))
     return Dataset(
         name=name,
-        fingerprint=source.fingerprint,
+        fingerprint=str(facts.fingerprint),
         train_x=x[train],
         train_y=y[train],
         val_x=x[val],
         val_y=y[val],
         test_x=test_x,
         test_y=test_y,
-        classes=int(max(y.max(), test_y.max())) + 1,
-        mean=source.mean,
-        std=source.std,
+        classes=facts.classes,
+        mean=facts.mean,
+        std=facts.std,
     )
 
 
@@ -244,12 +231,12 @@ def crop_flip(x: Tensor, pad: int, draws: Tensor) -> Tensor:
     return padded.flatten(2).gather(2, places).view(x.shape)
 
 
-@register("digits", fingerprint=DATASETS["digits"].fingerprint, mean=(4.886878373168851,), std=(6.014557028580646,))
+@_decoder("digits")
 def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    x, y = _canonical(images.astype(np.uint8).reshape(-1, 1, 8, 8), labels)
+    x, y = canonical(images.astype(np.uint8).reshape(-1, 1, 8, 8), labels)
     test = _balanced(torch.from_numpy(y), 500).numpy()
     return {
         "train_x": np.delete(x, test, 0),
@@ -259,32 +246,43 @@ def _digits() -> Arrays:
     }
 
 
-def _decoded(name: str, source: _Source, cache: Path | None) -> Arrays:
+def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
+    """Read an installed set, or a registered one from the cache or from its function."""
+    facts = facts_of(name)
+    if name not in _sources:
+        found = installed(name)
+        if found.arrays is None:
+            raise InputError(f"data set '{name}' is streamed; allowed: sets that fit into memory")
+        return found.arrays, found.facts
     path = None if cache is None else cache / f"{name}.safetensors"
     if path is not None and path.exists():
         try:
-            arrays = load_file(path)
-            if _fingerprint(arrays) == source.fingerprint:
-                return arrays
-            reason = "has another fingerprint"
+            arrays: Arrays = load_file(path)
+            if _described(arrays) == facts:
+                return arrays, facts
+            reason = "has other images or labels"
         except (SafetensorError, KeyError) as error:
             reason = f"cannot be read ({error})"
         log.warning("%s %s: decoded again", path, reason)
-    decoded = source.decode()
+    decoded = _sources[name]()
     arrays = {}
-    for part in ("train", "test"):
+    for part in PARTS:
         x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
         if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.min() < 0:
             given = f"{part} images {x.dtype} {x.shape}, labels {y.shape} from {y.min()} on"
-            raise ValueError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
-        arrays[f"{part}_x"], arrays[f"{part}_y"] = _canonical(x, y)
-    found = _fingerprint(arrays)
-    if found != source.fingerprint:
-        where = f"what {source.decode.__name__} decoded"
-        raise ValueError(f"fingerprint of data set {name!r} is {found} in {where}: allowed is {source.fingerprint}")
+            raise InputError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = canonical(x, y)
+    if (described := _described(arrays)) != facts:
+        where = f"what {_sources[name].__name__} decoded is described by {described}"
+        raise InputError(f"data set {name!r} is registered with {facts}; {where}")
     if path is not None:
         _write(path, arrays)
-    return arrays
+    return arrays, facts
+
+
+def _described(arrays: Arrays) -> DataFacts:
+    images, classes = arrays["train_x"], 1 + int(max(arrays["train_y"].max(), arrays["test_y"].max()))
+    return describe(arrays, images.shape[1:], classes, histogram(images))
 
 
 def _write(path: Path, arrays: Arrays) -> None:
@@ -296,20 +294,6 @@ def _write(path: Path, arrays: Arrays) -> None:
         os.fsync(file.fileno())
     with suppress(FileNotFoundError):  # another process wrote the same and was first
         aside.replace(path)
-
-
-def _canonical(x: NDArray[np.generic], y: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in x]
-    places = sorted(range(len(x)), key=lambda i: (y[i], digests[i]))
-    return np.ascontiguousarray(x[places], np.uint8), np.ascontiguousarray(y[places], np.int64)
-
-
-def _fingerprint(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for key, kind in (("train_x", "u1"), ("train_y", "<i8"), ("test_x", "u1"), ("test_y", "<i8")):
-        digest.update(f"{key} {kind} {list(arrays[key].shape)}\n".encode())
-        digest.update(arrays[key].astype(kind).tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _balanced(labels: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lthlab import sizes
 from lthlab.draws import Stream
 from lthlab.layers import BatchNorm2d, Conv2d, Layer, Linear, Normalise, Weights
-from lthlab.parts import DATASETS, NETS, Data, Net
+from lthlab.parts import NETS, Data, Net, facts_of
 from lthlab.values import Narrow, plain
 
 Shape = tuple[int, int, int]
@@ -355,7 +355,7 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
     InputError
         For a narrow network of a size that there is not, or if the images are too small.
     """
-    facts = DATASETS[data] if isinstance(data, str) else data.facts
+    facts = facts_of(data) if isinstance(data, str) else data.facts
     sizes.check(plain(net), data)
     if isinstance(net, Narrow):
         widths = sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths

@@ -37,7 +37,7 @@ from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, tempo
 from lthlab.lanes import DTYPES, Lane, Source
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import DATASETS, DataFacts, InputError
+from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
 from lthlab.values import Dense, Fresh, Train, plain
 
 PATIENCE = timedelta(minutes=5)
@@ -335,7 +335,7 @@ class Team(Member):
         if source.dataset is not self._dataset:
             dataset = source.dataset
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
-            self.tell("data", facts, dataclasses.asdict(DATASETS[dataset.name]))
+            self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)))
             self.give({"train_x": dataset.train_x, "train_y": dataset.train_y})
             self._dataset = dataset
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
@@ -491,7 +491,7 @@ class _Follower(Member):
         (own[name] if name in own else getattr(self.lane, name))(*arguments)
 
     def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-        DATASETS[facts["name"]] = DataFacts(**{**described, "shape": tuple(described["shape"])})
+        DATASETS[facts["name"]] = DataFacts.read(described)
         tensors = self.give(None)
         tensors |= {f"{part}_{axis}": tensors[f"train_{axis}"][:0] for part in ("val", "test") for axis in "xy"}
         scale = {name: tuple(facts[name]) for name in ("mean", "std")}

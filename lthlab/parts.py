@@ -2,11 +2,15 @@
 
 import difflib
 import functools
+import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
@@ -55,23 +59,109 @@ class DataFacts:
     Attributes
     ----------
     shape : tuple of int
-        Channels, height and width of an image.
+        Channels, height and width of an image; 224 × 224 where the images of a set differ in size.
     classes, train, test : int
         Number of classes, of training images (validation images included) and of test images.
-    fingerprint : str
-        Hash of the decoded images and labels in canonical order.
+    fingerprint : str or None
+        Hash of the decoded images and labels in canonical order. None where it is not known before the set is
+        installed; a key that is made then has no lasting meaning.
+    mean, std : tuple of float
+        Mean and standard deviation of each channel over all training images, in pixel units 0 … 255; empty where
+        they are not known before the set is loaded.
     """
 
     shape: tuple[int, int, int]
     classes: int
     train: int
     test: int
-    fingerprint: str
+    fingerprint: str | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, form: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made and JSON may have carried; raises KeyError or TypeError if it is not."""
+        tuples = {name: tuple(form[name]) for name in ("shape", "mean", "std")}
+        return cls(**{**form, **tuples})
 
 
 DATASETS: dict[str, DataFacts] = {
-    "digits": DataFacts((1, 8, 8), 10, 1297, 500, "988bfb497fd200f239bee36699206e13"),
+    "digits": DataFacts(
+        (1, 8, 8), 10, 1297, 500, "988bfb497fd200f239bee36699206e13", (4.886878373168851,), (6.014557028580646,)
+    ),
+    "mnist": DataFacts((1, 28, 28), 10, 60_000, 10_000),
+    "fashion_mnist": DataFacts((1, 28, 28), 10, 60_000, 10_000),
+    "svhn": DataFacts((3, 32, 32), 10, 73_257, 26_032),
+    "cifar10": DataFacts(
+        (3, 32, 32),
+        10,
+        50_000,
+        10_000,
+        "7f0e3800e32b36f2784447a699106179",
+        (125.306918046875, 122.950394140625, 113.86538318359375),
+        (62.99321927813691, 62.088707640014164, 66.70489964063096),
+    ),
+    "cifar100": DataFacts((3, 32, 32), 100, 50_000, 10_000),
+    "tiny_imagenet": DataFacts((3, 64, 64), 200, 100_000, 10_000),
+    "imagenet": DataFacts((3, 224, 224), 1000, 1_281_167, 50_000),
+    "places365": DataFacts((3, 256, 256), 365, 1_803_460, 36_500),
 }
+"""Data sets that are known before any is installed; those that are registered join them."""
+HOME = "LTHLAB_DATA"
+"""Variable of the environment that names the data home."""
+DATA_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+"""Names that a data set may be installed under."""
+
+
+def data_home() -> Path:
+    """Return the folder of installed data sets, which all studies and stores of a user share.
+
+    Returns
+    -------
+    Path
+        What the variable LTHLAB_DATA names; else `lthlab` in the user's data folder (XDG Base Directory Specification).
+    """
+    if named := os.environ.get(HOME):
+        return Path(named).absolute()
+    folder = Path(os.environ.get("XDG_DATA_HOME") or "")
+    return (folder if folder.is_absolute() else Path.home() / ".local" / "share") / "lthlab"
+
+
+def data_sets() -> list[str]:
+    """Name all data sets that can be described: known, registered and installed ones."""
+    installed = (path.stem for path in data_home().glob("*.json"))
+    return sorted({*DATASETS, *filter(DATA_NAME.fullmatch, installed)})
+
+
+def facts_of(name: str) -> DataFacts:
+    """Look up what is known of a data set: in this package, of registered sets, then of installed ones.
+
+    Raises
+    ------
+    InputError
+        If there is no such set, or what its installation says cannot be read.
+    """
+    known = DATASETS.get(name)
+    if known is not None and known.fingerprint is not None:
+        return known
+    path = data_home() / f"{name}.json"
+    if DATA_NAME.fullmatch(name):
+        with suppress(FileNotFoundError):
+            return _installed_facts(path, path.stat().st_mtime_ns)
+    if known is not None:
+        return known
+    raise InputError(f"data set '{name}' is not known; {nearest(name, data_sets())}")
+
+
+@functools.lru_cache
+def _installed_facts(path: Path, changed: int) -> DataFacts:
+    try:
+        return DataFacts.read(json.loads(path.read_bytes())["facts"])
+    except (KeyError, TypeError, ValueError) as error:
+        text = f"{path} does not describe a data set ({type(error).__name__}: {error})"
+        raise InputError(f"{text}; `lthlab data import {path.stem} FOLDER` writes it anew") from error
+
+
 _SMALL_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 44, 56, 110))
 _VGGS, _CONVS = ("vgg11", "vgg16", "vgg19"), ("conv2", "conv4", "conv6")
 NETS: dict[str, dict[str, Any]] = {
@@ -298,7 +388,7 @@ class Data(Part):
     Parameters
     ----------
     name : str
-        One of `DATASETS`.
+        One of `DATASETS`, or of the sets that are installed in the data home.
     train_size : int, optional
         Number of training images, class-balanced; all by default.
     val_size : int, optional
@@ -317,9 +407,10 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.name not in DATASETS:
-            raise ValueError(f"name: data set '{self.name}' is not known; {nearest(self.name, DATASETS)}")
-        pool = self.facts.train
+        try:
+            pool = self.facts.train
+        except InputError as error:
+            raise ValueError(f"name: {error}") from error
         if self.val_size >= pool:
             raise ValueError(f"val_size: {self.val_size} of {pool} images of '{self.name}'; allowed: 0 to {pool - 1}")
         if self.train_size is not None and self.train_size > pool - self.val_size:
@@ -331,7 +422,7 @@ class Data(Part):
     @property
     def facts(self) -> DataFacts:
         """What is known of the data set."""
-        return DATASETS[self.name]
+        return facts_of(self.name)
 
     @property
     def images(self) -> int:

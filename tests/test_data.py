@@ -1,11 +1,13 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save
 
-from lthlab import data
+from lthlab import data, parts
+from lthlab.parts import DataFacts, InputError
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,10 @@ def cache(tmp_path_factory):
 def registered(monkeypatch):
     """Data sets registered by a test are forgotten after it."""
     monkeypatch.setattr(data, "_sources", dict(data._sources))
+    before = dict(parts.DATASETS)
+    yield
+    parts.DATASETS.clear()
+    parts.DATASETS.update(before)
 
 
 def images(dataset, part):
@@ -89,11 +95,14 @@ def test_divisions_take_classes_in_turn_from_either_end(cache, train, val):
     assert d.fingerprint == everything.fingerprint
 
 
+KNOWN = "allowed: " + ", ".join(sorted(parts.DATASETS))
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("digit", {}, "data set 'digit' is not known; allowed: digits; did you mean 'digits'?"),
-        ("x", {}, "data set 'x' is not known; allowed: digits"),
+        ("digit", {}, f"data set 'digit' is not known; {KNOWN}; did you mean 'digits'?"),
+        ("x", {}, f"data set 'x' is not known; {KNOWN}"),
         ("digits", {"val_size": 1297}, "val_size is 1297: data set 'digits' allows 0 … 1296"),
         ("digits", {"val_size": -1}, "val_size is -1: data set 'digits' allows 0 … 1296"),
         ("digits", {"train_size": 1298}, "train_size is 1298: data set 'digits' allows 1 … 1297"),
@@ -150,24 +159,58 @@ def colours(places=slice(None)):
     }
 
 
+FACTS = DataFacts(
+    (3, 5, 4),
+    4,
+    12,
+    3,
+    "f8dbf3cd0a400427ee0b0b1890e7a3e3",
+    tuple(float(COLOURS[:, c].mean()) for c in range(3)),
+    tuple(float(COLOURS[:, c].std()) for c in range(3)),
+)
+
+
+def registered_as(name, decode=colours):
+    """Register a set with the facts that the error of its first load tells."""
+    data.register(name, DataFacts((3, 5, 4), 4, 12, 3))(decode)
+    with pytest.raises(InputError) as error:
+        data.load(name, None)
+    facts = eval(str(error.value).rpartition(" is described by ")[2])
+    del parts.DATASETS[name]
+    data.register(name, facts)(decode)
+    return facts
+
+
+def test_the_first_load_tells_the_facts_to_register(registered, tmp_path):
+    facts = registered_as("colours")
+    assert (facts.fingerprint, facts.shape, facts.train, facts.test) == (FACTS.fingerprint, (3, 5, 4), 12, 3)
+    assert facts.mean == pytest.approx(FACTS.mean, rel=1e-14) and facts.std == pytest.approx(FACTS.std, rel=1e-14)
+    found = data.load("colours", tmp_path)
+    assert (found.fingerprint, found.mean, found.std) == (facts.fingerprint, facts.mean, facts.std)
+    assert parts.Data(name="colours").form() == {"name": "colours", "fingerprint": facts.fingerprint}
+
+
+@pytest.mark.parametrize("field", ["shape", "classes", "train", "test", "fingerprint", "mean", "std"])
+def test_facts_that_are_not_those_of_the_images_are_refused(registered, tmp_path, field):
+    facts = registered_as("colours")
+    data.load("colours", tmp_path)  # the cache does not help
+    value = getattr(facts, field)
+    wrong = value + 1 if isinstance(value, int) else value[:-1] + ("0" if field == "fingerprint" else (9,))
+    parts.DATASETS["colours"] = replace(facts, **{field: wrong})
+    with pytest.raises(InputError, match="data set 'colours' is registered with DataFacts"):
+        data.load("colours", tmp_path)
+
+
 def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_path):
-    data.register("wrong", fingerprint="0", mean=(0.0,) * 3, std=(1.0,) * 3)(colours)
-    with pytest.raises(ValueError) as error:
-        data.load("wrong", tmp_path)
-    found = str(error.value).split()[6]
-    assert str(error.value) == (f"fingerprint of data set 'wrong' is {found} in what colours decoded: allowed is 0")
-    assert not list(tmp_path.iterdir())
-    data.register("colours", fingerprint=found, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))(colours)
-    data.register("reversed", fingerprint=found, mean=(0.0,) * 3, std=(1.0,) * 3)(
-        lambda: colours(slice(None, None, -1))
-    )
+    facts = registered_as("colours")
+    data.register("reversed", facts)(lambda: colours(slice(None, None, -1)))
     a, b = data.load("colours", tmp_path), data.load("reversed", tmp_path)
     assert a.train_x.equal(b.train_x) and a.train_y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert (a.classes, a.mean, a.std) == (4, (1, 2, 3), (4, 5, 6))
+    assert a.classes == 4
     with pytest.raises(ValueError) as error:
-        data.register("digits", fingerprint="", mean=(), std=())
-    assert str(error.value) == (
-        "data set 'digits' is registered already; registered are digits, wrong, colours, reversed"
+        data.register("digits", facts)
+    assert str(error.value) == "data set 'digits' is in use already; allowed: other names than " + ", ".join(
+        parts.DATASETS
     )
 
 
@@ -181,7 +224,7 @@ def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_pat
     ],
 )
 def test_a_registered_set_of_another_form_is_refused(registered, change, given):
-    data.register("bad", fingerprint="0", mean=(0.0,), std=(1.0,))(lambda: colours() | change)
+    data.register("bad", FACTS)(lambda: colours() | change)
     with pytest.raises(ValueError) as error:
         data.load("bad", None)
     assert str(error.value) == f"data set 'bad' has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on"
@@ -206,10 +249,8 @@ def test_normalised_images_have_mean_0_and_deviation_1(cache, dtype):
 
 
 def test_channels_are_normalised_each_by_its_own_constants(registered):
-    data.register("colours", fingerprint="f8dbf3cd0a400427ee0b0b1890e7a3e3", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))(
-        colours
-    )
-    d = data.load("colours", None)
+    registered_as("colours")
+    d = replace(data.load("colours", None), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     grouped = d.train_x.view(2, 6, 3, 5, 4)
     x = data.normalise(grouped, d, torch.float64)
     for channel in range(3):
