@@ -75,7 +75,7 @@ CASES = {
     "sgd": ("sgd", "fp32", 1, GROUPS),
     "adam": ("adam", "fp32", 1, GROUPS),
     "adamw, smoothed": ("adamw, smoothed", "fp32", 1, GROUPS[1:3]),
-    "nesterov, mixed": ("nesterov, mixed", "fp32", 2, GROUPS[1:3]),
+    "nesterov, mixed": ("nesterov, mixed", "fp32", 1, GROUPS[1:3]),
     "two threads": ("sgd", "fp32", 2, GROUPS[2:]),
     "bf16": ("sgd", "bf16", 2, GROUPS[1:3]),
 }
