@@ -21,7 +21,8 @@ replicates: {replicates}
 find: {{epochs: {epochs}, batch_size: 64, lr: {lr}}}
 eval: {evaluate}
 prune: {{levels: {levels}, sparsities: {sparsities}, rate: {rate}}}
-protocol: {{schedule: {schedule}, rewound_masks: {rewound}, scope: {scope}, batchnorm: {batchnorm}, masks_from: {masks_from}}}
+protocol: {{schedule: {schedule}, rewound_masks: {rewound}, scope: {scope}, batchnorm: {batchnorm},
+  masks_from: {masks_from}}}
 tickets: {{{asked}}}
 measures: {measures}
 """
