@@ -231,6 +231,73 @@ def crop_flip(x: Tensor, pad: int, draws: Tensor) -> Tensor:
     return padded.flatten(2).gather(2, places).view(x.shape)
 
 
+def mixup_draws(n: int, batch_size: int, alpha: float, replicate: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Draw how `mixup` mixes the images of an epoch.
+
+    Parameters
+    ----------
+    n, batch_size : int
+        Number of images of the epoch, and of a step; the last step may have fewer.
+    alpha : float
+        Both parameters of the Beta distribution, above 0.
+    replicate, epoch : int
+        What the draws depend on, with the position in the epoch, and nothing else but those above.
+
+    Returns
+    -------
+    partners : tensor
+        int64 [n] on the CPU, by position in the epoch: position of the partner within the step's images. The partners
+        of a step are a permutation of its images.
+    shares : tensor
+        fp32 [step] on the CPU: share of the image itself, Beta(α, α), one for all images of a step.
+
+    Notes
+    -----
+    Zhang et al. 2018, section 2. A symmetric Beta comes from Student's t with 2α degrees of freedom, and that from two
+    uniform numbers (Bailey 1994); nothing is rejected, so each step has numbers of its own.
+    """
+    step = np.arange(n) // batch_size
+    partners = np.lexsort((Stream(replicate, "mixup", epoch).bits(n), step)) - step * batch_size
+    first, second = Stream(replicate, "mixup", epoch, draw=1).uniform(2 * (int(step[-1]) + 1)).reshape(-1, 2).T
+    exponent, cosine = np.log1p(-first) / alpha, np.cos(2.0 * np.pi * second)
+    near, far = np.exp(exponent), -np.expm1(exponent)
+    shares = 0.5 * (1 + cosine * np.sqrt(far / (near + far * cosine**2)))
+    return torch.from_numpy(partners), torch.from_numpy(shares.astype(np.float32))
+
+
+def mixup(x: Tensor, labels: Tensor, classes: int, partners: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix images with their partners, and labels likewise.
+
+    Parameters
+    ----------
+    x : tensor
+        Normalised images, [slot, B, C, H, W].
+    labels : tensor
+        int64 [slot, B].
+    classes : int
+        Number of classes.
+    partners, shares : tensor
+        Of each slot those of `mixup_draws` that belong to the step, [slot, B] and [slot], on the device of `x`.
+
+    Returns
+    -------
+    images, labels : tensor
+        [slot, B, C, H, W] and, for each class its share, [slot, B, class]; of the type of `x`.
+
+    Notes
+    -----
+    Zhang et al. 2018, section 2.
+    """
+    slots = torch.arange(len(x), device=x.device)[:, None]
+    truth = (labels[..., None] == torch.arange(classes, device=x.device)).to(x.dtype)
+
+    def blend(items: Tensor) -> Tensor:
+        own = shares.to(x.dtype).view(-1, *[1] * (items.dim() - 1))
+        return items * own + items[slots, partners] * (1 - own)  # as separate steps, they round alike at every place
+
+    return blend(x), blend(truth)
+
+
 @_decoder("digits")
 def _digits() -> Arrays:
     from sklearn.datasets import load_digits

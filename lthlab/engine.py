@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthlab.data import Dataset, crop_flip_draws, normalise, order
+from lthlab.data import Dataset, crop_flip_draws, mixup_draws, normalise, order
 from lthlab.lanes import PAD
 from lthlab.layers import Weights
 from lthlab.masks import Mask
@@ -37,7 +37,7 @@ def learning_rate(recipe: Recipe, iteration: int, steps_per_epoch: int) -> float
     -------
     float
         Grows linearly to `recipe.lr`, reached with the last step of warmup. Then constant; or times `gamma` from
-        each milestone on; or half a cosine that would be 0 one step after the last.
+        each milestone on; or half a cosine, or a line, that would be 0 one step after the last.
     """
     warmup = iterations(recipe.warmup, steps_per_epoch)
     if iteration < warmup:
@@ -45,10 +45,10 @@ def learning_rate(recipe: Recipe, iteration: int, steps_per_epoch: int) -> float
     if recipe.lr_schedule == "step":
         passed = sum(iterations(milestone, steps_per_epoch) <= iteration for milestone in recipe.milestones)
         return recipe.lr * recipe.gamma**passed
-    if recipe.lr_schedule == "cosine":
-        share = (iteration - warmup) / (recipe.epochs * steps_per_epoch - warmup)
-        return recipe.lr * 0.5 * (1 + math.cos(math.pi * share))
-    return recipe.lr
+    if recipe.lr_schedule == "constant":
+        return recipe.lr
+    share = (iteration - warmup) / (recipe.epochs * steps_per_epoch - warmup)
+    return recipe.lr * (1 - share if recipe.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def digest(state: Weights) -> str:
@@ -237,7 +237,7 @@ class Training:
         self.iteration += 1
 
     def _draw(self, epoch: int) -> None:
-        """Draw the order and the augmentation of an epoch; replicas of one replicate share them."""
+        """Draw the order, the augmentation and the mixing of an epoch; replicas of one replicate share them."""
         self._drawn_epoch, count = epoch, len(self.dataset.train_y)
         replicates = [job.train.order for job in self.jobs]
         orders = {r: order(count, r, epoch) for r in set(replicates)}
@@ -245,6 +245,13 @@ class Training:
         if self.data.augment == "crop_flip":
             moves = {r: crop_flip_draws(count, PAD, r, epoch) for r in set(replicates)}
             inputs["moves"] = torch.stack([moves[r] for r in replicates])
+        if self.recipe.mixup:
+            draws = {
+                r: mixup_draws(count, self.recipe.batch_size, self.recipe.mixup, r, epoch) for r in set(replicates)
+            }
+            inputs["partners"], inputs["shares"] = (
+                torch.stack(rows) for rows in zip(*(draws[r] for r in replicates), strict=True)
+            )
         self.group.begin(self.iteration % self.steps_per_epoch, **inputs)
 
     def _rates(self, epoch: int) -> Tensor:
@@ -253,10 +260,11 @@ class Training:
         for iteration in range(first, first + self.steps_per_epoch):
             rates = [learning_rate(recipe, iteration, self.steps_per_epoch) for recipe in self._recipes]
             terms = [rates]
-            if self.recipe.optimizer == "adam":
+            if self.recipe.optimizer != "sgd":
                 updates = max(1, self.updates + 1 + iteration - self.iteration)  # those before now are not used
                 beta1, beta2 = self.recipe.betas
-                terms = [[rate / (1 - beta1**updates) for rate in rates], [math.sqrt(1 - beta2**updates)] * len(rates)]
+                steps = [rate / (1 - beta1**updates) for rate in rates]
+                terms = [steps, [math.sqrt(1 - beta2**updates)] * len(rates), rates]
             table.append(terms)
         return torch.tensor(table, dtype=self.group.dtype)[:, :, self._recipe_of, None]
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lthlab import layers, nets
-from lthlab.data import Dataset, crop_flip, normalise
+from lthlab.data import Dataset, crop_flip, mixup, normalise
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Recipe
@@ -18,12 +18,14 @@ from lthlab.values import Train
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Types of the weights that are trained, by precision; bf16 is the type of the arithmetic between them."""
-MOMENTS = {"sgd": 1, "adam": 2}
+MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
 """Number of buffers that an optimizer has for each parameter."""
 PAD = 4
 _ALIGNED = 16  # numbers; rows and parameters begin at multiples of 64 bytes
 _WHOLE = 1 << 26  # numbers of a training set that is normalised once, not batch by batch
-_PLAIN = {"dampening": 0.0, "nesterov": False, "maximize": False, "is_first_step": False}
+Mixing = tuple[Tensor, Tensor]
+"""How the images of a step are mixed: partners, int64 [slot, image], and shares, [slot]."""
+_PLAIN = {"dampening": 0.0, "maximize": False, "is_first_step": False}
 _EAGER = 2  # steps before one is captured in a CUDA graph: libraries set themselves up in them
 
 
@@ -95,6 +97,7 @@ class Lane:
         self.device, self.dtype = device, DTYPES[first.recipe.precision]
         self.network = nets.build(first.net, first.data, slots, device).to(self.dtype)
         computed = [*range(len(trains)), 0][:slots]
+        self._classes = first.data.facts.classes
         self._recipes = [trains[number].recipe for number in computed]
         self.network.load([states[number] for number in computed])
         if self.recipe.processes > 1:
@@ -176,7 +179,7 @@ class Lane:
         kinds = (self.weights, self.gradient, *self.moments[: recipe.momentum > 0])
         rows = [[kind[slot] for slot in slots] for kind in kinds]
         decay = recipe.weight_decay if self.decay is None else 0.0
-        settings = {"momentum": recipe.momentum, "weight_decay": decay, **_PLAIN}
+        settings = {"momentum": recipe.momentum, "weight_decay": decay, "nesterov": recipe.nesterov, **_PLAIN}
         return slots[0], [*rows, *[[]] * (3 - len(rows))], settings
 
     def prune(self, slot: int, mask: Mask) -> None:
@@ -211,9 +214,10 @@ class Lane:
         step : int
             Number of the next step within the epoch.
         **inputs : Tensor
-            `order`, int64 [slot, image]; `moves`, int64 [slot, image, 3], if images are augmented; `rates`
-            [step, term, slot, 1], the numbers that an optimizer needs at a step: the learning rate, and of Adam
-            also the correction of its second moment.
+            `order`, int64 [slot, image]; `moves`, int64 [slot, image, 3], if images are augmented; `partners`, int64
+            [slot, image], and `shares`, [slot, step], if they are mixed; `rates` [step, term, slot, 1], the numbers
+            that an optimizer needs at a step: the learning rate; of Adam that divided by the correction of its first
+            moment, the correction of its second one, and the learning rate as it is.
         """
         self._number = step
         self._place.fill_(step)
@@ -242,25 +246,35 @@ class Lane:
             self._graphs[size].replay()
 
     def _step(self, size: int) -> None:
-        chosen, rates, moves = self._now(size)
-        losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
+        chosen, rates, moves, mixing = self._now(size)
+        images, labels = self._batch(chosen, moves, mixing)
+        losses, correct = self.backward(images, labels)
         self.update(rates)
-        self.loss_sum += losses.double() * chosen.shape[1]
+        self.loss_sum += losses.double() * images.shape[1]
         self.correct_sum += correct
 
-    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Find the inputs of the next step: images, rates and moves."""
+    def _batch(self, chosen: Tensor, moves: Tensor | None, mixing: Mixing | None) -> tuple[Tensor, Tensor]:
+        """Make the images of a step, and their labels."""
+        images, labels = self.source.batch(chosen, moves), self.source.labels[chosen]
+        return (images, labels) if mixing is None else mixup(images, labels, self._classes, *mixing)
+
+    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None, Mixing | None]:
+        """Find the inputs of the next step: images, rates, moves, and the partners and shares that mix images."""
         order, moves, rates = self._inputs["order"], self._inputs.get("moves"), self._inputs["rates"]
+        partners, shares = self._inputs.get("partners"), self._inputs.get("shares")
         if self.stream is None:
             place, self._number = self._number, self._number + 1
             part = slice(place * self.recipe.batch_size, place * self.recipe.batch_size + size)
-            return order[:, part], rates[place], None if moves is None else moves[:, part]
+            mixing = None if partners is None or shares is None else (partners[:, part], shares[:, place])
+            return order[:, part], rates[place], None if moves is None else moves[:, part], mixing
         if size not in self._ranges:
             self._ranges[size] = torch.arange(size, device=self.device)
         at = self._place * self.recipe.batch_size + self._ranges[size]
-        rate = rates.index_select(0, self._place)[0]
+        rate, mixing = rates.index_select(0, self._place)[0], None
+        if partners is not None and shares is not None:
+            mixing = partners.index_select(1, at), shares.index_select(1, self._place)[:, 0]
         self._place += 1
-        return order.index_select(1, at), rate, None if moves is None else moves.index_select(1, at)
+        return order.index_select(1, at), rate, None if moves is None else moves.index_select(1, at), mixing
 
     def backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Compute every replica's gradient of its own mean loss, in training mode.
@@ -270,16 +284,17 @@ class Lane:
         images : Tensor
             [slot, batch, channel, y, x].
         labels : Tensor
-            [slot, batch], int64.
+            [slot, batch], int64; or of mixed images [slot, batch, class], the share of each class.
 
         Returns
         -------
         losses, correct : Tensor
-            [slot]: mean cross-entropy and number of images classified correctly.
+            [slot]: mean cross-entropy, with the recipe's label smoothing, and number of images classified correctly,
+            of mixed ones as the class with the largest share.
         """
         if not self.network.training:
             self.network.train()
-        losses, correct = self._loss(images, labels)
+        losses, correct = self._loss(images, labels, self.recipe.label_smoothing)
         found = torch.autograd.grad(losses, self._parameters, self._ones, allow_unused=True, materialize_grads=True)
         torch._foreach_copy_(self._gradients, found)
         return losses.detach(), correct
@@ -294,7 +309,11 @@ class Lane:
         if self.pruned is not None:
             gradient.masked_fill_(self.pruned, 0)
         if self.decay is not None:
-            gradient.add_(torch.mul(weights, self.decay, out=scratch))
+            decayed = torch.mul(weights, self.decay, out=scratch)
+            if self.recipe.optimizer == "adamw":
+                weights.sub_(decayed.mul_(rates[2]))
+            else:
+                gradient.add_(decayed)
         if self.fused:
             lrs = rates[0, :, 0].tolist()
             for slot, rows, settings in self._fused_rows:
@@ -302,6 +321,8 @@ class Lane:
             return
         if self.recipe.optimizer == "sgd":
             velocity = self.moments[0].mul_(self.momentum).add_(gradient)
+            if self.recipe.nesterov:
+                velocity = gradient.add_(torch.mul(velocity, self.momentum, out=scratch))
             weights.sub_(torch.mul(velocity, rates[0], out=scratch))
             return
         (first, second), (beta1, beta2) = self.moments, self.recipe.betas
@@ -325,13 +346,16 @@ class Lane:
             losses, correct = self._loss(shared, labels.expand(self.slots, -1))
         return losses[: self.replicas], correct[: self.replicas]
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         half = self.recipe.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if half else nullcontext():
             logits = self._logits(images)
         logits = logits.to(self.dtype)
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(1)
-        return losses, (logits.argmax(-1) == labels).sum(-1)
+        whole = labels if labels.dim() == 2 else labels.argmax(-1)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(0, 1), reduction="none", label_smoothing=smoothing
+        )
+        return losses.view(whole.shape).mean(1), (logits.argmax(-1) == whole).sum(-1)
 
     def _logits(self, images: Tensor) -> Tensor:
         if self.slots > 1 or not self.convolutional:

@@ -34,7 +34,7 @@ from lthlab import forms, layers, nets
 from lthlab.data import Dataset
 from lthlab.devices import settings
 from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, temporary
-from lthlab.lanes import DTYPES, Lane, Source
+from lthlab.lanes import DTYPES, Lane, Mixing, Source
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
@@ -205,15 +205,17 @@ class SharedLane(Lane):
         """As of `Lane`, with the gradient of the mean loss over all processes' images."""
         if not self.network.training:
             self.network.train()
-        losses, correct = self._loss(images, labels)
+        losses, correct = self._loss(images, labels, self.recipe.label_smoothing)
         self.gradient.zero_()
-        (losses.sum() * (labels.numel() * self.member.size / self._size)).backward()  # the mean is over processes
+        (losses.sum() * (labels.shape[1] * self.member.size / self._size)).backward()  # the mean is over processes
         return losses.detach(), correct
 
-    def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        chosen, rates, moves = super()._now(size)
-        part = self.member.part(size, self.processes)
-        return chosen[:, part], rates, None if moves is None else moves[:, part]
+    def _batch(self, chosen: Tensor, moves: Tensor | None, mixing: Mixing | None) -> tuple[Tensor, Tensor]:
+        part = self.member.part(chosen.shape[1], self.processes)
+        if mixing is None:
+            return super()._batch(chosen[:, part], None if moves is None else moves[:, part], None)
+        images, labels = super()._batch(chosen, moves, mixing)  # partners may be in the other parts
+        return images[:, part], labels[:, part]
 
     def settle(self) -> None:
         """Sum loss and correctly classified images over the processes, in the one that leads."""

@@ -444,7 +444,7 @@ class Data(Part):
 class Recipe(Part):
     """How a network is trained, from the first epoch of the schedule to the last.
 
-    Fields that have no effect are set to their defaults: `betas` with SGD, `momentum` with Adam, `decay_on`
+    Fields that have no effect are set to their defaults: `betas` with SGD, `momentum` with Adam and AdamW, `decay_on`
     without decay, `gamma` without milestones, `processes` with synchronised BatchNorm and the other way round.
 
     Parameters
@@ -453,24 +453,32 @@ class Recipe(Part):
         Length of the schedule; images per step. An epoch's last batch may be smaller.
     lr : float
         Learning rate after warmup and before any decay.
-    optimizer : {'sgd', 'adam'}, optional
-        As in PyTorch; weight decay is added to the gradient.
+    optimizer : {'sgd', 'adam', 'adamw'}, optional
+        As in PyTorch. Weight decay is added to the gradient; AdamW takes its share of the weights by itself, rate times
+        decay (Loshchilov and Hutter 2019).
     momentum : float, optional
         Of SGD, in [0, 1).
+    nesterov : bool, optional
+        Whether SGD looks ahead, as in PyTorch; needs momentum.
     betas : tuple of float, optional
-        Of Adam.
+        Of Adam and AdamW.
     weight_decay : float, optional
         Coefficient of the decay.
     decay_on : {'all', 'weights'}, optional
         What decays: every parameter, or only the weights of convolutions and linear layers.
-    lr_schedule : {'constant', 'step', 'cosine'}, optional
-        'step' multiplies by `gamma` at each milestone; 'cosine' goes from the end of warmup to 0, per step.
+    lr_schedule : {'constant', 'step', 'cosine', 'linear'}, optional
+        'step' multiplies by `gamma` at each milestone; 'cosine' and 'linear' go from the end of warmup to 0, per step.
     milestones : tuple of str, optional
         Steps such as '80ep', counted from the beginning of the schedule.
     gamma : float, optional
         Factor at a milestone.
     warmup : str, optional
         '5ep' or '500it' over which the learning rate grows linearly to `lr`.
+    label_smoothing : float, optional
+        Share of each label that is spread over all classes in the training loss, in [0, 1) (Szegedy et al. 2016).
+    mixup : float, optional
+        α of the Beta(α, α) that a step's images and labels are mixed by, two by two (Zhang et al. 2018); 0 mixes
+        nothing. The training accuracy then counts the label that has the larger share.
     precision : {'fp32', 'bf16', 'fp64'}, optional
         Of the arithmetic; bf16 keeps fp32 weights.
     batchnorm : {'synchronised', 'per_process'}, optional
@@ -484,15 +492,18 @@ class Recipe(Part):
     epochs: Count
     batch_size: Count
     lr: Positive
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: Share = 0.9
+    nesterov: Annotated[bool, Strict()] = False
     betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: NonNegative = 0.0
     decay_on: Literal["all", "weights"] = "all"
-    lr_schedule: Literal["constant", "step", "cosine"] = "constant"
+    lr_schedule: Literal["constant", "step", "cosine", "linear"] = "constant"
     milestones: tuple[Duration, ...] = ()
     gamma: Positive = 0.1
     warmup: Duration = "0ep"
+    label_smoothing: Share = 0.0
+    mixup: Annotated[NonNegative, AfterValidator(abs)] = 0.0
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
     batchnorm: Literal["synchronised", "per_process"] = "synchronised"
     processes: Count = 1
@@ -507,6 +518,10 @@ class Recipe(Part):
             wrong.append(f"milestones: given with lr_schedule '{self.lr_schedule}'; allowed with: step")
         if self.lr_schedule == "step" and not self.milestones:
             wrong.append("milestones: missing; allowed with lr_schedule 'step': steps such as [80ep, 120ep]")
+        if self.nesterov and self.optimizer != "sgd":
+            wrong.append(f"nesterov: given with optimizer '{self.optimizer}'; allowed with: sgd")
+        elif self.nesterov and not self.momentum:
+            wrong.append("nesterov: given with momentum 0.0; allowed with: momentum above 0")
         if wrong:
             raise ValueError("\n".join(wrong))
         self._reset("betas" if self.optimizer == "sgd" else "momentum")

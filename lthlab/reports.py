@@ -559,7 +559,7 @@ def _recipes(recipes: Sequence[Recipe]) -> str:
 
 def _idle(recipe: Recipe) -> set[str]:
     """Fields that change nothing beside the others."""
-    return {"betas" if recipe.optimizer == "sgd" else "momentum"}.union(
+    return ({"betas"} if recipe.optimizer == "sgd" else {"momentum", "nesterov"}).union(
         {"milestones", "gamma"} if recipe.lr_schedule != "step" else (),
         {"batchnorm", "processes"} if recipe.batchnorm == "synchronised" else (),
     )

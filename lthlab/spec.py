@@ -153,6 +153,8 @@ class Protocol(_Model):
         Whether BatchNorm's running statistics are rewound with the weights or start afresh.
     report : {'last', 'best_val', 'best_test'}
         Epoch whose accuracy counts.
+    masks_from : {'last', 'best_val', 'best_test'}
+        Epoch whose weights are ranked; the last in the papers, the best on the test set in the code of Ma et al.
     """
 
     prunable: str = "all_but_head"
@@ -162,6 +164,7 @@ class Protocol(_Model):
     rewound_masks: Literal["rewound", "initial"] = "rewound"
     batchnorm: Literal["rewound", "reset"] = "rewound"
     report: Literal["last", "best_val", "best_test"] = "last"
+    masks_from: Literal["last", "best_val", "best_test"] = "last"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -586,8 +589,14 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool)
         if ticket != "dense" and ticket not in asked:
             place = ("measures", "correlation_indicator", "of", number)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
-    if study.protocol.report == "best_val" and not study.data.val_size:
-        yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+    for field in ("report", "masks_from"):
+        if getattr(study.protocol, field) == "best_val" and not study.data.val_size:
+            yield ("protocol", field), "best_val needs validation images; set data.val_size above 0"
+    optimizers = {recipe.optimizer for pair in recipes for recipe in pair}
+    for section in ("find", "eval"):
+        betas = getattr(getattr(study, section), "betas", None)
+        if betas and optimizers == {"sgd"}:
+            yield (section, "betas"), f"{list(betas[0])} with optimizer 'sgd' alone; allowed with: adam, adamw"
     if net and study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
         yield (
             ("protocol", "prunable"),

@@ -24,6 +24,8 @@ class Protocol:
         Replicate, which gives θ_0, order and augmentation.
     prunable, scope, denominator, batchnorm : str
         As in `lthlab.values.Magnitude` and `lthlab.values.Train`.
+    masks_from : str
+        Step whose weights are ranked.
     """
 
     net: Net
@@ -33,6 +35,7 @@ class Protocol:
     scope: str = "global"
     denominator: str = "prunable"
     batchnorm: str = "rewound"
+    masks_from: str = "last"
 
     def magnitude(self, of: At, sparsity: Sparsity) -> Magnitude:
         """Mask of the largest weights under this protocol."""
@@ -46,7 +49,7 @@ def dense(protocol: Protocol, recipe: Recipe) -> Train:
 
 def omp(protocol: Protocol, recipe: Recipe, sparsity: Sparsity) -> Magnitude:
     """One-shot magnitude pruning, OMP(θ_T, s) (Ma Table 1)."""
-    return protocol.magnitude(At(dense(protocol, recipe), "last"), sparsity)
+    return protocol.magnitude(At(dense(protocol, recipe), protocol.masks_from), sparsity)
 
 
 def imp(
@@ -80,7 +83,7 @@ def imp(
     trunk = dense(protocol, recipe)
     rounds, run = [], trunk
     for k in range(1, levels + 1):
-        mask = protocol.magnitude(At(run, "last"), Level(k, rate))
+        mask = protocol.magnitude(At(run, protocol.masks_from), Level(k, rate))
         rounds.append((run, mask))
         run = rewound(protocol, recipe, trunk, mask, rewind, schedule)
     return rounds
@@ -193,7 +196,14 @@ class _Expansion:
         rules = panel.protocol
         self.stages, self.panel, self.rules, self.find, self.evaluate = config.stages, panel, rules, find, evaluate
         self.protocol = Protocol(
-            panel.net, panel.data, replicate, rules.prunable, rules.scope, rules.denominator, rules.batchnorm
+            panel.net,
+            panel.data,
+            replicate,
+            rules.prunable,
+            rules.scope,
+            rules.denominator,
+            rules.batchnorm,
+            rules.masks_from,
         )
         self.trunk = dense(self.protocol, find)
         self.sparsities = (*panel.levels, *panel.sparsities)

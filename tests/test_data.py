@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from safetensors.numpy import load_file, save
 
@@ -305,3 +306,51 @@ def test_batches_of_an_epoch_are_moved_as_the_whole():
     draws = data.crop_flip_draws(12, 2, 0, 0)
     parts = [data.crop_flip(x[i : i + 5], 2, draws[i : i + 5]) for i in (0, 5, 10)]
     assert torch.cat(parts).equal(data.crop_flip(x, 2, draws))
+
+
+# --- mixing ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0, 4.0, 1e6])
+def test_shares_have_a_beta_distribution(alpha):
+    """Below a half, where fp32 is finest; it is symmetric."""
+    _, shares = data.mixup_draws(40_000, 1, alpha, 3, 5)
+    low = shares[shares < 0.5]
+    assert shares.dtype == torch.float32 and len(shares) == 40_000
+    assert abs(len(low) / 40_000 - 0.5) < 0.01 and shares.mean() == pytest.approx(0.5, abs=0.01)
+    assert scipy.stats.kstest(low.double(), lambda x: 2 * scipy.stats.beta(alpha, alpha).cdf(x)).pvalue > 0.01
+
+
+def test_partners_of_a_step_are_its_images():
+    partners, shares = data.mixup_draws(150, 64, 0.2, 3, 5)
+    for first, size in ((0, 64), (64, 64), (128, 22)):
+        assert sorted(partners[first : first + size].tolist()) == list(range(size))
+    assert partners.dtype == torch.int64 and len(partners) == 150 and len(shares) == 3
+    assert (partners[:64] != partners[64:128]).any()
+
+
+def test_mixing_goes_by_replicate_epoch_and_position():
+    """What is drawn for a step does not depend on how many follow; these numbers stand for stored results."""
+    partners, shares = data.mixup_draws(20, 8, 0.2, 3, 5)
+    fewer, first = data.mixup_draws(16, 8, 0.2, 3, 5)
+    assert fewer.equal(partners[:16]) and first.equal(shares[:2])
+    for other in ((2, 5), (3, 4)):
+        changed, unlike = data.mixup_draws(20, 8, 0.2, *other)
+        assert not changed.equal(partners) and not (unlike == shares).any()
+    assert partners[:8].tolist() == [0, 3, 1, 2, 7, 5, 4, 6]
+    assert shares.tolist() == pytest.approx([0.99956626, 0.96114856, 0.0034134777], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixed_images_and_labels_are_weighted_sums(dtype):
+    x, labels = torch.rand(2, 5, 3, 4, 4).to(dtype), torch.tensor([[0, 1, 2, 3, 0], [3, 3, 1, 2, 2]])
+    partners, shares = torch.tensor([[4, 0, 1, 3, 2], [1, 0, 3, 2, 4]]), torch.tensor([0.75, 0.125])
+    images, mixed = data.mixup(x, labels, 4, partners, shares)
+    for slot, share in enumerate((0.75, 0.125)):
+        for place, partner in enumerate(partners[slot].tolist()):
+            expected = share * x[slot, place].numpy() + (1 - share) * x[slot, partner].numpy()
+            assert images[slot, place].numpy() == pytest.approx(expected, rel=1e-6)
+            whole = np.zeros(4)
+            np.add.at(whole, [labels[slot, place], labels[slot, partner]], [share, 1 - share])
+            assert mixed[slot, place].tolist() == whole.tolist()
+    assert images.dtype == mixed.dtype == dtype

@@ -19,7 +19,7 @@ def test_numbers_are_pinned():
 
 
 def test_purposes_have_numbers_of_their_own():
-    assert PURPOSES == {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5}
+    assert PURPOSES == {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5, "mixup": 6}
     with pytest.raises(KeyError, match="initt"):
         Stream(0, "initt")
 

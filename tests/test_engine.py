@@ -57,6 +57,10 @@ def step_at(*milestones):
     return lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), 0.3)
 
 
+def line_of(steps):
+    return lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+
+
 def cosine_of(steps):
     return lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
@@ -68,6 +72,8 @@ def cosine_of(steps):
         ({"lr_schedule": "step", "milestones": ("3ep", "6ep"), "gamma": 0.3}, step_at(21, 42)),
         ({"lr_schedule": "step", "milestones": ("20it", "3ep"), "gamma": 0.3}, step_at(20, 21)),
         ({"lr_schedule": "cosine"}, cosine_of(70)),
+        ({"lr_schedule": "linear"}, line_of(70)),
+        ({"lr_schedule": "linear", "warmup": "2ep"}, warmed(line_of(56), 14)),
         ({"warmup": "2ep"}, warmed(step_at(10**6), 14)),
         ({"warmup": "5it", "lr_schedule": "cosine"}, warmed(cosine_of(65), 5)),
         ({"warmup": "2ep", "lr_schedule": "cosine"}, warmed(cosine_of(56), 14)),
@@ -82,11 +88,28 @@ def test_schedules_are_those_of_torch(fields, make):
 def test_rates_around_the_corners():
     recipe = helpers.recipe(epochs=4, lr=0.4, warmup="2it", lr_schedule="step", milestones=("1ep", "10it"))
     assert rates(recipe, 4) == pytest.approx([0.2, 0.4, 0.4, 0.4, *[0.04] * 6, *[0.004] * 6])
+    recipe = helpers.recipe(epochs=2, lr=0.4, lr_schedule="linear", warmup="1it")
+    assert rates(recipe, 3) == pytest.approx([0.4, 0.4, 0.32, 0.24, 0.16, 0.08])
     recipe = helpers.recipe(epochs=2, lr=0.4, lr_schedule="cosine")
     assert rates(recipe, 2) == pytest.approx([0.4, 0.2 + math.sqrt(0.02), 0.2, 0.2 - math.sqrt(0.02)])
 
 
 # --- optimizers, masks and BatchNorm against torch.optim ------------------------------------------------------
+
+
+def mixed_or_not(net, images, labels, recipe, place):
+    """Logits, loss as users of plain torch write it, and the labels that the accuracy counts."""
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    if not recipe.mixup:
+        logits = net(images)
+        return logits, criterion(logits, labels), labels
+    count, replicate, epoch, step = place
+    partners, shares = data.mixup_draws(count, recipe.batch_size, recipe.mixup, replicate, epoch)
+    partner = partners[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+    share, others = shares[step].item(), labels[partner]
+    logits = net(share * images + (1 - share) * images[partner])
+    loss = share * criterion(logits, labels) + (1 - share) * criterion(logits, others)
+    return logits, loss, labels if share > 0.5 else others
 
 
 def torch_run(job, dataset, steps):
@@ -102,9 +125,10 @@ def torch_run(job, dataset, steps):
     ]
     groups = [group for group in groups if group["params"]]
     if recipe.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum)
+        optimizer = torch.optim.SGD(groups, recipe.lr, recipe.momentum, nesterov=recipe.nesterov)
     else:
-        optimizer = torch.optim.Adam(groups, recipe.lr, recipe.betas)
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+        optimizer = kind(groups, recipe.lr, recipe.betas)
     losses, correct = [], []
     for iteration in range(steps):
         epoch, step = divmod(iteration, train.steps_per_epoch)
@@ -116,8 +140,8 @@ def torch_run(job, dataset, steps):
             images = data.crop_flip(images, 4, moves[step * recipe.batch_size : (step + 1) * recipe.batch_size])
         for rate in optimizer.param_groups:
             rate["lr"] = learning_rate(recipe, iteration, train.steps_per_epoch)
-        logits = net(data.normalise(images, dataset, torch.float64))
-        loss = F.cross_entropy(logits, dataset.train_y[chosen])
+        images, labels = data.normalise(images, dataset, torch.float64), dataset.train_y[chosen]
+        logits, loss, counted = mixed_or_not(net, images, labels, recipe, (len(order), train.order, epoch, step))
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -127,7 +151,7 @@ def torch_run(job, dataset, steps):
             for name, kept in job.mask.items():
                 named[name][~kept] = 0
         losses.append(loss.item())
-        correct.append((logits.argmax(1) == dataset.train_y[chosen]).sum().item())
+        correct.append((logits.argmax(1) == counted).sum().item())
     return net.state_dict(), losses, correct
 
 
@@ -141,7 +165,7 @@ def unlike(net, dataset, count=3, **fields):
             number,
             precision="fp64",
             lr=lr / (1 + number),
-            momentum=(0.9, 0.0, 0.5)[number],
+            momentum=(0.9, 0.3 if "nesterov" in fields else 0.0, 0.5)[number],
             weight_decay=(5e-3, 1e-4 if "decay_on" in fields else 0.0, 1e-2)[number],
             **fields,
         )
@@ -169,6 +193,11 @@ def update(request, monkeypatch):
         (helpers.narrow(4), 5, {"lr": 0.1}),
         (helpers.narrow(5, shortcut="A"), 50, {"lr": 0.01, "decay_on": "weights", "lr_schedule": "cosine"}),
         (helpers.narrow(3), 50, {"lr": 0.001, "optimizer": "adam"}),
+        (helpers.LENET, 50, {"lr": 0.05, "nesterov": True}),
+        (helpers.narrow(4), 24, {"lr": 0.01, "nesterov": True, "decay_on": "weights", "label_smoothing": 0.1}),
+        (helpers.LENET, 50, {"lr": 0.01, "optimizer": "adamw", "betas": (0.8, 0.99)}),
+        (helpers.narrow(3), 24, {"lr": 0.001, "optimizer": "adamw", "decay_on": "weights", "mixup": 1.0}),
+        (helpers.LENET, 50, {"lr": 0.1, "mixup": 0.2, "label_smoothing": 0.1, "lr_schedule": "linear"}),
     ],
 )
 def test_training_is_that_of_plain_torch(net, steps, fields, form):
@@ -197,10 +226,12 @@ def test_training_is_that_of_plain_torch(net, steps, fields, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"optimizer": "adam"}, {"optimizer": "adamw"}, {"nesterov": True, "mixup": 0.4}], ids=str
+)
 @pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(4)], ids=["lenet", "resnet"])
-def test_pruned_weights_are_zero_after_every_step(net, optimizer, form, dataset):
-    values = [helpers.train(net, replicate=r, optimizer=optimizer, lr=0.02, weight_decay=0.1) for r in range(3)]
+def test_pruned_weights_are_zero_after_every_step(net, fields, form, dataset):
+    values = [helpers.train(net, replicate=r, lr=0.02, weight_decay=0.1, **fields) for r in range(3)]
     keep = {"0ep", "1it", "1ep", "7it", "2ep", "best_val", "best_test"}
     jobs = [helpers.job(v, helpers.half_mask(net, v.data, r), keep) for r, v in enumerate(values)]
     assert all(job.state[name][~kept].any() for job in jobs for name, kept in job.mask.items())
@@ -209,7 +240,7 @@ def test_pruned_weights_are_zero_after_every_step(net, optimizer, form, dataset)
         training.advance(iteration)
         for number, job in enumerate(jobs):
             carry, state = training.carry(number), training.group.state(number)
-            buffers = [part for part in ("moment0", "moment1")[: 1 if optimizer == "sgd" else 2]]
+            buffers = [part for part in ("moment0", "moment1")[: 2 if "optimizer" in fields else 1]]
             for name, kept in job.mask.items():
                 assert not state[name][~kept].any()
                 assert not any(carry[f"{part}.{name}"][~kept].any() for part in buffers)
@@ -541,15 +572,23 @@ def test_weights_that_are_not_finite_are_not_kept(dataset):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "net, optimizer", [(helpers.LENET, "adam"), (helpers.LENET, "sgd"), (helpers.narrow(4), "sgd")]
+    "net, fields",
+    [
+        (helpers.LENET, {"optimizer": "adam"}),
+        (helpers.LENET, {}),
+        (helpers.narrow(4), {}),
+        (helpers.LENET, {"optimizer": "adamw", "mixup": 0.4}),
+        (helpers.narrow(3), {"nesterov": True, "mixup": 0.4, "label_smoothing": 0.1}),
+    ],
+    ids=str,
 )
-def test_a_restored_group_goes_on_as_if_nothing_had_happened(net, optimizer, form):
+def test_a_restored_group_goes_on_as_if_nothing_had_happened(net, fields, form):
     loaded = helpers.load(AUGMENTED)
     keep = {"0ep", "1ep", "5it", "best_val", "best_test", "6ep"}
     jobs = []
     for number in range(3):
-        lr = (0.05, 1e30, 0.1)[number] if optimizer == "sgd" else 0.01
-        value = helpers.train(net, AUGMENTED, number, optimizer=optimizer, **STEPPED | {"lr": lr})
+        lr = 0.01 if "optimizer" in fields else (0.05, 1e30, 0.1)[number]
+        value = helpers.train(net, AUGMENTED, number, **STEPPED | fields | {"lr": lr})
         jobs.append(helpers.job(value, helpers.half_mask(net, AUGMENTED, number), keep))
     undisturbed = helpers.run(jobs, loaded, form=form)
     bare = [replace(job, state={}) for job in jobs]

@@ -78,8 +78,8 @@ def captured(monkeypatch):
     return sizes
 
 
-def jobs(net, optimizer="sgd"):
-    values = [helpers.train(net, DATA, r, epochs=4, optimizer=optimizer, lr=0.01 * (1 + r)) for r in range(3)]
+def jobs(net, **fields):
+    values = [helpers.train(net, DATA, r, epochs=4, lr=0.01 * (1 + r), **fields) for r in range(3)]
     masks = [helpers.half_mask(net, DATA, 0), None, helpers.half_mask(net, DATA, 2)]
     return [helpers.job(value, mask, {"1ep", "7it", "4ep"}) for value, mask in zip(values, masks, strict=True)]
 
@@ -90,14 +90,18 @@ def outcome(training):
     return [*(part for pair in states for part in pair), *snapshots], [p.metrics for p in training.progress]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"optimizer": "adam"}, {"optimizer": "adamw"}, {"nesterov": True, "mixup": 0.4, "label_smoothing": 0.1}],
+    ids=str,
+)
 @pytest.mark.parametrize("form", ["stacked", "sequential"])
 @pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(4)], ids=["lenet", "resnet"])
-def test_captured_steps_are_those_that_are_computed_at_once(net, form, optimizer, request):
+def test_captured_steps_are_those_that_are_computed_at_once(net, form, fields, request):
     dataset = helpers.load(DATA)
-    expected, metrics = outcome(helpers.run(jobs(net, optimizer), dataset, form=form))
+    expected, metrics = outcome(helpers.run(jobs(net, **fields), dataset, form=form))
     sizes = request.getfixturevalue("captured")
-    training = helpers.run(jobs(net, optimizer), dataset, form=form)
+    training = helpers.run(jobs(net, **fields), dataset, form=form)
     found, others = outcome(training)
     assert metrics == others and all(map(helpers.equal, expected, found))
     assert {tuple(found) for found in sizes.values()} == {(64, 150 - 2 * 64)}

@@ -102,7 +102,7 @@ def test_a_panel_may_go_without_a_ticket_of_the_study():
         ("verdicts: {readng: literal}\n", (9, 12, "verdicts.readng", "did you mean 'reading'?")),
         ("verdicts: {reading: litteral}\n", (9, 12, "verdicts.reading", "did you mean 'literal'?")),
         ("verdicts: {tolerance: -1}\n", (9, 12, "verdicts.tolerance", "-1 is not allowed; allowed: 0 or more")),
-        ("presets: [none]\n", (9, 11, "presets.0", "preset 'none' is not known; allowed: ma_cifar, ")),
+        ("presets: [none]\n", (9, 11, "presets.0", "preset 'none' is not known; allowed: frankle_carbin_cifar10, ")),
         ("presets: {a: 1}\n", (9, 1, "presets", "preset {'a': 1} is not known")),
     ],
 )  # fmt: skip

@@ -52,12 +52,21 @@ CASES = pytest.mark.parametrize(
     [
         (helpers.LENET, {}),
         (helpers.LENET, {"optimizer": "adam", "lr": 0.01, "decay_on": "weights"}),
+        (helpers.LENET, {"mixup": 0.4, "label_smoothing": 0.1, "nesterov": True}),
         (helpers.narrow(), PER_PROCESS),
         (helpers.narrow(), PER_PROCESS | {"processes": 4}),
         (helpers.narrow(), {}),
         (Net.model_construct(name="two"), {}),
     ],
-    ids=["lenet", "lenet-adam", "resnet-per_process", "resnet-two_parts_each", "resnet-synchronised", "own"],
+    ids=[
+        "lenet",
+        "lenet-adam",
+        "lenet-mixed",
+        "resnet-per_process",
+        "resnet-two_parts_each",
+        "resnet-synchronised",
+        "own",
+    ],
 )
 
 

@@ -21,6 +21,12 @@ NETS = {
     "resnet8 of 8 narrowed": Narrow(helpers.narrow(8), Level(9)),
 }
 DATA = Data(name="digits", train_size=150, val_size=30, augment="crop_flip")
+KINDS = {
+    "sgd": {},
+    "adam": {"optimizer": "adam"},
+    "adamw, smoothed": {"optimizer": "adamw", "label_smoothing": 0.1},
+    "nesterov, mixed": {"nesterov": True, "mixup": 0.4, "label_smoothing": 0.1},
+}
 
 
 @functools.cache
@@ -29,7 +35,7 @@ def dataset():
 
 
 @functools.cache
-def jobs(net, optimizer, precision="fp32"):
+def jobs(net, kind, precision="fp32"):
     """Nine trainings that differ in all in which those of a group may differ."""
     found = []
     for number in range(9):
@@ -38,12 +44,12 @@ def jobs(net, optimizer, precision="fp32"):
             DATA,
             number,
             batch_size=64,
-            optimizer=optimizer,
-            lr=(0.1 if optimizer == "sgd" else 0.01) / (1 + number % 3),
-            momentum=(0.9, 0.0, 0.5)[number // 3],
+            lr=(0.01 if "optimizer" in KINDS[kind] else 0.1) / (1 + number % 3),
+            momentum=(0.9, 0.1 if "nesterov" in KINDS[kind] else 0.0, 0.5)[number // 3],
             weight_decay=(0.0, 1e-3)[number % 2],
             warmup=("0ep", "2it")[number // 5],
             precision=precision,
+            **KINDS[kind],
         )
         mask = None if number % 4 == 1 else helpers.half_mask(NETS[net], DATA, number)
         found.append(helpers.job(value, mask, {"1ep", "4it", "best_val"}))
@@ -59,31 +65,33 @@ def outcome(training, number):
 
 
 @functools.cache
-def alone(net, optimizer, form, number, threads=1, precision="fp32"):
+def alone(net, kind, form, number, threads=1, precision="fp32"):
     with replicas.threads(threads):
-        return outcome(helpers.run([jobs(net, optimizer, precision)[number]], dataset(), form=form), 0)
+        return outcome(helpers.run([jobs(net, kind, precision)[number]], dataset(), form=form), 0)
 
 
 GROUPS = ([4, 0], [0, 1], [2, 0, 3], [3, 1, 4, 0, 5, 8, 2, 6, 7])
 CASES = {
     "sgd": ("sgd", "fp32", 1, GROUPS),
     "adam": ("adam", "fp32", 1, GROUPS),
+    "adamw, smoothed": ("adamw, smoothed", "fp32", 1, GROUPS[1:3]),
+    "nesterov, mixed": ("nesterov, mixed", "fp32", 1, GROUPS[1:3]),
     "two threads": ("sgd", "fp32", 2, GROUPS[2:]),
     "bf16": ("sgd", "bf16", 2, GROUPS[1:3]),
 }
 
 
-@pytest.mark.parametrize("optimizer, precision, threads, groups", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("kind, precision, threads, groups", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("net", NETS)
-def test_bits_do_not_depend_on_the_group(net, form, optimizer, precision, threads, groups):
+def test_bits_do_not_depend_on_the_group(net, form, kind, precision, threads, groups):
     for group in groups:
-        members = [jobs(net, optimizer, precision)[number] for number in group]
+        members = [jobs(net, kind, precision)[number] for number in group]
         with replicas.threads(threads):
             training = helpers.run(members, dataset(), form=form)
         for slot, number in enumerate(group):
             bits, metrics = outcome(training, slot)
-            expected, expected_metrics = alone(net, optimizer, form, number, threads, precision)
+            expected, expected_metrics = alone(net, kind, form, number, threads, precision)
             differing = [place for place in expected if bits.get(place) != expected[place]]
             assert not differing, f"replica {number} in slot {slot} of {group}: {differing}"
             assert bits.keys() == expected.keys() and metrics == expected_metrics

@@ -160,8 +160,8 @@ MUTATIONS = {
     "measured ticket": ("dense, LT, RR]", "dense, §lt, RR]", [("measures.correlation_indicator.of.1", "mean 'LT'?")]),
     "optimizer": (
         "momentum: 0.9",
-        "§optimizer: adamw",
-        [("find.optimizer", "'adamw'…allowed: adam, sgd;…'adam'?")],
+        "§optimizer: adamax",
+        [("find.optimizer", "'adamax'…allowed: adam, adamw, sgd;…'adam'?")],
     ),
     "schedule": ("momentum: 0.9", "§lr_schedule: cosin", [("find.lr_schedule", "'cosin'…did you mean 'cosine'?")]),
     # numbers out of range
@@ -286,6 +286,31 @@ MUTATIONS = {
         "rewound_masks: initial",
         "§report: best_val",
         [("protocol.report", "best_val needs validation images; set data.val_size above 0")],
+    ),
+    "no validation for masks": (
+        "rewound_masks: initial",
+        "§masks_from: best_val",
+        [("protocol.masks_from", "best_val needs validation images; set data.val_size above 0")],
+    ),
+    "betas with sgd alone": (
+        "  momentum: 0.9\n",
+        "  momentum: 0.9\n  §betas: [0.9, 0.99]\n",
+        [("find.betas", "[0.9, 0.99] with optimizer 'sgd' alone; allowed with: adam, adamw")],
+    ),
+    "nesterov with adam": (
+        "  momentum: 0.9\n",
+        "  optimizer: adam\n  §nesterov: true\n",
+        [("find.nesterov", "given with optimizer 'adam'; allowed with: sgd")],
+    ),
+    "nesterov without momentum": (
+        "  momentum: 0.9\n",
+        "  momentum: 0.0\n  §nesterov: true\n",
+        [("find.nesterov", "given with momentum 0.0; allowed with: momentum above 0")],
+    ),
+    "negative mixup": (
+        "  momentum: 0.9\n",
+        "  momentum: 0.9\n  §mixup: -0.2\n",
+        [("find.mixup", "-0.2 is not allowed; allowed: 0 or more")],
     ),
     # YAML that is no study
     "twice": ("replicates: 6", "replicates: 6\n§name: other", [("name", "given twice, first in line 8")]),

@@ -21,7 +21,8 @@ replicates: {replicates}
 find: {{epochs: {epochs}, batch_size: 64, lr: {lr}}}
 eval: {evaluate}
 prune: {{levels: {levels}, sparsities: {sparsities}, rate: {rate}}}
-protocol: {{schedule: {schedule}, rewound_masks: {rewound}, scope: {scope}, batchnorm: {batchnorm}}}
+protocol: {{schedule: {schedule}, rewound_masks: {rewound}, scope: {scope}, batchnorm: {batchnorm},
+  masks_from: {masks_from}}}
 tickets: {{{asked}}}
 measures: {measures}
 """
@@ -38,6 +39,7 @@ PLAIN = {
     "rewound": "rewound",
     "scope": "global",
     "batchnorm": "rewound",
+    "masks_from": "last",
     "asked": "LT: {methods: IMP}",
     "measures": "{}",
 }
@@ -329,6 +331,14 @@ def test_one_shot_masks_rank_one_state_at_rising_sparsities():
     assert levels == [1, 2, 3, None, None]
     shares = [item.role["sparsity"] for item in labelled if item.role["what"] == "mask"]
     assert shares == pytest.approx([0.2, 0.36, 0.488, 0.9, 0.1], abs=1e-12)
+
+
+def test_masks_rank_the_epoch_that_the_protocol_names():
+    labelled = expand(study(levels="[1, 2]", asked="LT: {}", masks_from="best_test"))
+    masks = pick(labelled, what="mask")
+    assert len(masks) == 4 and {mask.of.step for mask in masks} == {"best_test"}
+    [first] = [mask.of.run for mask in pick(labelled, what="mask", method="IMP", level=2)]
+    assert first.mask in masks and first.init.step == "0ep"
 
 
 def test_measures_compare_the_first_and_the_last_weights():
