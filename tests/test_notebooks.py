@@ -21,7 +21,8 @@ from lthlab import lab, pages, results, spec, store
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE, REPORTS = ("find_tickets", "evaluate_tickets"), ("winning_tickets", "weight_correlation")
-PARAMETERS = """parameters = '{"study": "demo", "configuration": null, "device": "auto"}'"""
+OWN = "own_network"
+PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -75,7 +76,7 @@ def problems(path: Path) -> list[str]:
         if len(signs) > 24:  # wider than a column on a telephone, and a formula in a line is never broken
             found.append(f"formula too long for its line: {formula}")
     parameters = [cell["source"] for cell in code if "parameters" in tags(cell)]
-    if parameters != [PARAMETERS]:
+    if parameters != [PARAMETERS % ("own" if path.stem == OWN else "demo")]:
         found.append(f"parameters are {parameters}")
     if [tags(cell) for cell in code].count(["checks"]) != 1 or tags(code[-1]) != ["checks"]:
         found.append("checks are not the last cell")
@@ -89,13 +90,14 @@ def problems(path: Path) -> list[str]:
         for node in ast.walk(ast.parse(cell["source"])):
             if isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.For | ast.While | ast.comprehension):
                 found.append(f"cell {number} has logic: {type(node).__name__}")
-            if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", None) != "lthlab":
+            imported = isinstance(node, ast.Import | ast.ImportFrom) and ast.unparse(node)
+            if imported and not imported.startswith("from lthlab ") and (path.stem, imported) != (OWN, "import own"):
                 found.append(f"cell {number} imports more than lthlab")
     return found
 
 
 def test_the_notebooks_are_those_that_studies_name():
-    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore"}
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", OWN}
     assert COMPUTE == spec.STAGES
 
 
@@ -155,7 +157,9 @@ def copied(folder: Path) -> Path:
     for name in ("params", "notebooks", "runs"):
         (folder / name).mkdir()
     (folder / "params" / "demo.yaml").write_text(STUDY)
-    for path in NOTEBOOKS:
+    own = (ROOT / "params" / "own.yaml").read_text(encoding="utf-8")
+    (folder / "params" / "own.yaml").write_text(own.replace("epochs: 6", "epochs: 1").replace("[4, 8]", "[1, 2]"))
+    for path in [*NOTEBOOKS, ROOT / "notebooks" / "own.py"]:
         (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
     helpers.store(folder / "runs")
     return folder
@@ -166,7 +170,7 @@ def tested(tmp_path_factory):
     """A folder in which nbval ran all notebooks, and what it said."""
     folder = copied(tmp_path_factory.mktemp("tiny"))
     (folder / "pytest.ini").write_text("[pytest]\n")
-    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore")]
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", OWN)]
     environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -267,6 +271,8 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("evaluate_tickets", "whole.loc[whole['ticket'] == 'SDT', 'parameters'] *= 2", "larger than its ticket"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = None", "no accuracy"),
+        (OWN, "own.FACTS = None", "another study"),
+        (OWN, "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
     ],
 )
