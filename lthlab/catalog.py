@@ -68,8 +68,6 @@ class Known:
         Other names of classes.
     unpacked : bool
         Whether the archives are unpacked before they are read.
-    streamed : bool
-        Whether images stay files that trainings read, since they differ in size or are too many for memory.
     mean, std : tuple of float
         Well-known moments of the training pixels in [0, 1], which an import must meet; empty where there are none.
     """
@@ -81,7 +79,6 @@ class Known:
     classes: tuple[str, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     unpacked: bool = False
-    streamed: bool = False
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
@@ -187,7 +184,6 @@ KNOWN: dict[str, Known] = {
         by_hand="download ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from "
         "https://image-net.org with an account, unpack them to FOLDER/train/<wnid>/, FOLDER/val/ and "
         "FOLDER/ILSVRC2012_devkit_t12/",
-        streamed=True,
     ),
     "places365": Known(
         "scenes, 256 × 256; its validation images are the test set",
@@ -198,7 +194,6 @@ KNOWN: dict[str, Known] = {
             Archive(PLACES + "val_256.tar", 525_000_000, "e27b17d8d44f4af9a78502beb927f808"),
         ),
         unpacked=True,
-        streamed=True,
     ),
 }
 """Public data sets by name. Addresses and checksums are those of the authors' pages or of torchvision."""
@@ -270,8 +265,18 @@ def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, p
         `histogram` of all training images.
     """
     channels, height, width = map(int, shape)
-    train, test = (len(tensors[f"{part}_y"]) for part in PARTS)
-    return DataFacts((channels, height, width), classes, train, test, fingerprint(tensors), *moments(pixels))
+    train, test = (np.bincount(tensors[f"{part}_y"], minlength=classes).tolist() for part in PARTS)
+    return DataFacts(
+        (channels, height, width),
+        classes,
+        sum(train),
+        sum(test),
+        fingerprint(tensors),
+        *moments(pixels),
+        train_counts=tuple(train) if len(set(train)) > 1 else (),
+        test_counts=tuple(test) if len(set(test)) > 1 else (),
+        streamed="train_digest" in tensors,
+    )
 
 
 def moments(counts: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -357,7 +362,7 @@ def installed(name: str) -> Installed:
         tensors: Arrays = load_file(path)
         if (found := fingerprint(tensors)) != facts.fingerprint:
             raise ValueError(f"its fingerprint is {found}; allowed: {facts.fingerprint}")
-        if not about["streamed"]:
+        if not facts.streamed:
             return Installed(facts, about, arrays=tensors)
         path = folder / f"{name}.names.json"
         names = json.loads(path.read_bytes())
@@ -371,15 +376,19 @@ def installed(name: str) -> Installed:
         raise InputError(f"{path} is damaged ({error}); to install it anew: {remedy(name)}") from error
 
 
-def refuse_missing(names: Iterable[str]) -> None:
-    """Raise InputError for all data sets that are neither registered nor installed; says where was looked."""
-    missing = [
+def missing(names: Iterable[str]) -> list[str]:
+    """Say of all data sets that are neither registered nor installed where was looked, and how to get them."""
+    return [
         f"data set '{name}' is not installed: there is no {data_home() / name}.json; {remedy(name)}"
         for name in dict.fromkeys(names)
         if (name in KNOWN or name not in DATASETS) and not is_installed(name)
     ]
-    if missing:
-        raise InputError("\n".join(missing))
+
+
+def refuse_missing(names: Iterable[str]) -> None:
+    """Raise InputError for all data sets that are neither registered nor installed."""
+    if found := missing(names):
+        raise InputError("\n".join(found))
 
 
 def remedy(name: str) -> str:
@@ -407,8 +416,7 @@ def listed() -> list[dict[str, Any]]:
         facts, known = facts_of(name), KNOWN.get(name)
         there = "registered" if known is None and name in DATASETS else "no"
         if there == "no" and is_installed(name):
-            about = json.loads((data_home() / f"{name}.json").read_bytes())
-            there = "streamed" if about["streamed"] else "yes"
+            there = "streamed" if facts.streamed else "yes"
         row: dict[str, Any] = {"name": name, "train": facts.train, "test": facts.test, "classes": facts.classes}
         row |= {"shape": list(facts.shape), "bytes": (facts.train + facts.test) * int(np.prod(facts.shape))}
         row |= {"installed": there, "fingerprint": facts.fingerprint}

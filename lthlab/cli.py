@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lthlab import plan, spec, studies, tickets, trees
+from lthlab import catalog, plan, spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
@@ -100,9 +100,11 @@ def _plan(options: argparse.Namespace) -> int:
     settings = stages.Settings(notebooks=notebooks, device=options.device, slots=options.slots)
     forecast = stages.ahead(config, labelled, Store(options.runs), settings)
     rows = stages.by_stage(config, labelled, forecast)
+    absent = catalog.missing(panel.data.name for panel in config.panels)
     whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
     if options.json:
-        _print_json({"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows})
+        facts = {"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows}
+        _print_json(facts | {"absent": absent})
         return 0
     print(f"{config.name}, on {forecast.device}:")
     print(f"{'':17}notebooks trainings shared    done     epochs     time     disk")
@@ -113,6 +115,8 @@ def _plan(options: argparse.Namespace) -> int:
         )
     if forecast.whole.guessed:
         print("the time is partly guessed: some of these networks were not trained here yet")
+    for text in absent:
+        print(text)
     if forecast.whole.blocked:
         print(f"blocked: {forecast.whole.blocked} trainings, since what they need diverged, failed or is stale")
     return 0

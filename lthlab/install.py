@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,7 +81,7 @@ def import_set(name: str, folder: Path, size: int | None = None) -> DataFacts:
 
 
 def _install_arrays(name: str, arrays: Arrays, source: str, classes: Sequence[str]) -> DataFacts:
-    _check_counts(name, {part: len(arrays[f"{part}_y"]) for part in PARTS}, source)
+    _check_counts(name, {part: arrays[f"{part}_y"] for part in PARTS}, source)
     ordered: Arrays = {}
     for part in PARTS:
         x, y = arrays.pop(f"{part}_x"), arrays.pop(f"{part}_y")
@@ -91,14 +91,22 @@ def _install_arrays(name: str, arrays: Arrays, source: str, classes: Sequence[st
     images = ordered["train_x"]
     facts = catalog.describe(ordered, images.shape[1:], len(classes), catalog.histogram(images))
     _check(name, facts, source)
-    _write(name, facts, ordered, {"streamed": False, "source": source, "classes": classes})
+    _write(name, facts, ordered, {"source": source, "classes": classes})
     return facts
 
 
-def _check_counts(name: str, counts: dict[str, int], source: str) -> None:
-    for part, count in counts.items():
-        if name in KNOWN and count != (allowed := getattr(DATASETS[name], part)):
-            raise InputError(f"{source} has {count:,} {part} images of '{name}'; allowed: {allowed:,}")
+def _check_counts(name: str, labels: Mapping[str, Array], source: str) -> None:
+    """Refuse other numbers of images, in all and of each class, than a known set has."""
+    for part, given in labels.items() if name in KNOWN else ():
+        known = DATASETS[name]
+        whole = getattr(known, part)
+        if len(given) != whole:
+            raise InputError(f"{source} has {len(given):,} {part} images of '{name}'; allowed: {whole:,}")
+        even = (whole // known.classes,) * known.classes if whole % known.classes == 0 else ()
+        for number, allowed in enumerate(getattr(known, f"{part}_counts") or even):
+            if (count := int((given == number).sum())) != allowed:
+                text = f"{source} has {count:,} {part} images of class {number} of '{name}'"
+                raise InputError(f"{text}; allowed: {allowed:,}")
 
 
 def _check(name: str, facts: DataFacts, source: str) -> None:
@@ -118,9 +126,9 @@ def _check(name: str, facts: DataFacts, source: str) -> None:
 
 
 def _install_listing(name: str, found: Listing, source: str, size: int | None) -> DataFacts:
-    _check_counts(name, {part: len(found.names[part]) for part in PARTS}, source)
+    _check_counts(name, {part: np.array(found.labels[part]) for part in PARTS}, source)
     paths = {part: [found.root / each for each in found.names[part]] for part in PARTS}
-    if name in KNOWN and KNOWN[name].streamed:
+    if name in KNOWN and DATASETS[name].streamed:
         return _install_index(name, found, paths, DATASETS[name].shape, source)
     shape, alike = _shape(name, [path for part in PARTS for path in paths[part]], size)
     decoded = sum(map(len, paths.values())) * math.prod(shape)
@@ -179,7 +187,7 @@ def _install_index(
         tensors[f"{part}_digest"] = np.frombuffer(b"".join(digests[place] for place in order), np.uint8).reshape(-1, 32)
     facts = catalog.describe(tensors, shape, len(found.classes), counts)
     _check(name, facts, source)
-    about = {"streamed": True, "root": str(found.root), "source": source, "classes": found.classes}
+    about = {"root": str(found.root), "source": source, "classes": found.classes}
     _write(name, facts, tensors, about, names)
     return facts
 
@@ -282,7 +290,7 @@ def _import_downloads(name: str, downloads: Path) -> DataFacts:
     known = KNOWN[name]
     if not known.unpacked:
         return import_set(name, downloads)
-    folder = data_home() / name if known.streamed else downloads / "unpacked"
+    folder = data_home() / name if DATASETS[name].streamed else downloads / "unpacked"
     aside = downloads / "unpacking"
     shutil.rmtree(aside, ignore_errors=True)
     for archive in known.archives:

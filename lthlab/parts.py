@@ -59,7 +59,7 @@ class DataFacts:
     Attributes
     ----------
     shape : tuple of int
-        Channels, height and width of an image; 224 × 224 where the images of a set differ in size.
+        Channels, height and width of an image; of a streamed set, what its images are brought to.
     classes, train, test : int
         Number of classes, of training images (validation images included) and of test images.
     fingerprint : str or None
@@ -68,6 +68,10 @@ class DataFacts:
     mean, std : tuple of float
         Mean and standard deviation of each channel over all training images, in pixel units 0 … 255; empty where
         they are not known before the set is loaded.
+    train_counts, test_counts : tuple of int
+        Number of training and of test images of each class; empty where all classes have equally many.
+    streamed : bool
+        Whether images are read from files while a network trains. They need not have the same size.
     """
 
     shape: tuple[int, int, int]
@@ -77,21 +81,45 @@ class DataFacts:
     fingerprint: str | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    train_counts: tuple[int, ...] = ()
+    test_counts: tuple[int, ...] = ()
+    streamed: bool = False
 
     @classmethod
     def read(cls, form: Mapping[str, Any]) -> Self:
-        """Read what `dataclasses.asdict` made and JSON may have carried; raises KeyError or TypeError if it is not."""
-        tuples = {name: tuple(form[name]) for name in ("shape", "mean", "std")}
+        """Read what `dataclasses.asdict` made and JSON may have carried; raises TypeError if it is anything else."""
+        tuples = {name: tuple(value) for name, value in form.items() if isinstance(value, list)}
         return cls(**{**form, **tuples})
 
 
 DATASETS: dict[str, DataFacts] = {
     "digits": DataFacts(
-        (1, 8, 8), 10, 1297, 500, "988bfb497fd200f239bee36699206e13", (4.886878373168851,), (6.014557028580646,)
+        (1, 8, 8),
+        10,
+        1297,
+        500,
+        "988bfb497fd200f239bee36699206e13",
+        (4.886878373168851,),
+        (6.014557028580646,),
+        train_counts=(128, 132, 127, 133, 131, 132, 131, 129, 124, 130),
     ),
-    "mnist": DataFacts((1, 28, 28), 10, 60_000, 10_000),
+    "mnist": DataFacts(
+        (1, 28, 28),
+        10,
+        60_000,
+        10_000,
+        train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        test_counts=(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+    ),
     "fashion_mnist": DataFacts((1, 28, 28), 10, 60_000, 10_000),
-    "svhn": DataFacts((3, 32, 32), 10, 73_257, 26_032),
+    "svhn": DataFacts(
+        (3, 32, 32),
+        10,
+        73_257,
+        26_032,
+        train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+        test_counts=(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
+    ),
     "cifar10": DataFacts(
         (3, 32, 32),
         10,
@@ -103,8 +131,8 @@ DATASETS: dict[str, DataFacts] = {
     ),
     "cifar100": DataFacts((3, 32, 32), 100, 50_000, 10_000),
     "tiny_imagenet": DataFacts((3, 64, 64), 200, 100_000, 10_000),
-    "imagenet": DataFacts((3, 224, 224), 1000, 1_281_167, 50_000),
-    "places365": DataFacts((3, 256, 256), 365, 1_803_460, 36_500),
+    "imagenet": DataFacts((3, 224, 224), 1000, 1_281_167, 50_000, streamed=True),
+    "places365": DataFacts((3, 224, 224), 365, 1_803_460, 36_500, streamed=True),
 }
 """Data sets that are known before any is installed; those that are registered join them."""
 HOME = "LTHLAB_DATA"
@@ -157,7 +185,7 @@ def facts_of(name: str) -> DataFacts:
 def _installed_facts(path: Path, changed: int) -> DataFacts:
     try:
         return DataFacts.read(json.loads(path.read_bytes())["facts"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         text = f"{path} does not describe a data set ({type(error).__name__}: {error})"
         raise InputError(f"{text}; `lthlab data import {path.stem} FOLDER` writes it anew") from error
 

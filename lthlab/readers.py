@@ -209,11 +209,15 @@ def _plain(text: str) -> str:
 
 
 def _images(folder: Path) -> list[Path]:
+    """List the images of a class folder, or of its folder `images`, where Tiny-ImageNet has them."""
     from PIL import Image
 
     suffixes = Image.registered_extensions()
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in suffixes and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
+    for inside in _subfolders(folder):
+        if inside.name != "images":
+            raise InputError(f"{inside} is a folder in a class folder; allowed: images there, or in a folder 'images'")
+    found = (path for inside in (folder, folder / "images") for path in inside.glob("[!.]*"))
+    return sorted(path for path in found if path.suffix.lower() in suffixes and path.is_file())
 
 
 def _flat(folder: Path, wanted: Iterable[tuple[str, int]], source: Path) -> list[tuple[Path, int]]:

@@ -18,7 +18,17 @@ WNIDS = ("n01443537", "n02099601", "n01629819")
 
 def shrink(monkeypatch, name, train, test, **facts):
     """Let a known set have so few images, of any colours."""
-    tiny = replace(parts.DATASETS[name], train=train, test=test, fingerprint=None, mean=(), std=(), **facts)
+    tiny = replace(
+        parts.DATASETS[name],
+        train=train,
+        test=test,
+        fingerprint=None,
+        mean=(),
+        std=(),
+        train_counts=(),
+        test_counts=(),
+        **facts,
+    )
     monkeypatch.setitem(parts.DATASETS, name, tiny)
     monkeypatch.setitem(catalog.KNOWN, name, replace(catalog.KNOWN[name], mean=(), std=()))
 

@@ -70,6 +70,11 @@ def test_every_known_set_has_facts_terms_and_a_way_to_get_it():
     counts |= {"tiny_imagenet": (100_000, 10_000, 200), "places365": (1_803_460, 36_500, 365)}
     for name, allowed in counts.items():
         assert (DATASETS[name].train, DATASETS[name].test, DATASETS[name].classes) == allowed
+    for facts in DATASETS.values():
+        for part in ("train", "test"):
+            each = getattr(facts, f"{part}_counts")
+            assert not each or (len(each), sum(each)) == (facts.classes, getattr(facts, part))
+    assert {name for name, facts in DATASETS.items() if facts.streamed} == {"imagenet", "places365"}
 
 
 def test_cifar10_is_pinned_with_its_well_known_moments():

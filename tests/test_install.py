@@ -153,6 +153,22 @@ def test_wrong_numbers_of_images(home, tmp_path, monkeypatch):
     refused(home, message, "cifar10", sets.class_folders(tmp_path / "folders", drawn, sets.CIFAR10))
 
 
+def test_wrong_numbers_of_images_of_a_class(home, tmp_path, monkeypatch):
+    sets.shrink(monkeypatch, "cifar10", 30, 20)
+    drawn = sets.sets_of((3, 32, 32), 10, 30, 20)
+    drawn[1][1][drawn[1][1] == 3] = 4
+    message = "has 0 test images of class 3 of 'cifar10'; allowed: 2"
+    refused(home, message, "cifar10", sets.cifar(tmp_path / "binary", drawn).parent)
+    sets.shrink(monkeypatch, "svhn", 24, 9)
+    drawn = sets.sets_of((3, 32, 32), 10)
+    counts = tuple(np.bincount(drawn[0][1], minlength=10).tolist())
+    facts = import_set("svhn", sets.svhn(tmp_path / "svhn", drawn))
+    assert (facts.train_counts, facts.test_counts) == (counts, (1,) * 9 + (0,))
+    wrong = replace(parts.DATASETS["svhn"], train_counts=(counts[0] - 1, counts[1] + 1, *counts[2:]))
+    monkeypatch.setitem(parts.DATASETS, "svhn", wrong)
+    refused(home, "has 3 train images of class 0 of 'svhn'; allowed: 2", "svhn", tmp_path / "svhn")
+
+
 def test_images_and_labels_that_are_not_as_many(home, tmp_path, monkeypatch):
     sets.shrink(monkeypatch, "mnist", 24, 9)
     sets.mnist(tmp_path, sets.sets_of((1, 28, 28), 10))
@@ -374,5 +390,5 @@ def test_provenance_is_written(home, tmp_path):
     sets.class_folders(tmp_path, sets.sets_of((3, 6, 5), 3), ("a", "b", "c"))
     import_set("mine", tmp_path)
     about = json.loads((home / "mine.json").read_text())
-    assert about.keys() == {"facts", "streamed", "source", "classes", "created", "versions"}
+    assert about.keys() == {"facts", "source", "classes", "created", "versions"}
     assert about["versions"].keys() == {"lthlab", "numpy", "pillow"}

@@ -351,7 +351,7 @@ def test_damaged_places365(tmp_path, monkeypatch, damage):
         refused("places365", tmp_path, source, "cannot be read")
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "unknown", "twice", "unlabelled", "one"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "unknown", "twice", "unlabelled", "one", "nested"])
 def test_wrong_class_folders(tmp_path, damage):
     drawn = sets.sets_of((3, 32, 32), 10, 30, 20)
     sets.class_folders(tmp_path, drawn, sets.CIFAR10)
@@ -369,6 +369,9 @@ def test_wrong_class_folders(tmp_path, damage):
     elif damage == "twice":
         shutil.copytree(train / "frog", train / "Frog")
         refused("cifar10", tmp_path, "are both class 'frog'")
+    elif damage == "nested":
+        shutil.copytree(train / "frog", train / "cat" / "frog")
+        refused("mine", tmp_path, f"{train / 'cat' / 'frog'} is a folder in a class folder")
     elif damage == "unlabelled":
         shutil.rmtree(test)
         refused("cifar10", tmp_path, "neither test/<class>/ nor val/<class>/", "lthlab data fetch cifar10")

@@ -179,7 +179,10 @@ def test_a_set_that_is_not_installed_is_planned_but_not_computed(folder, capsys,
     helpers.store(folder / "runs")
     Path("own.yaml").write_text(STUDY.replace("stripes", name))
     code, out, _ = command(capsys, "plan", "own.yaml")
-    assert code == 0 and "trainings" in out
+    absent = f"data set '{name}' is not installed: there is no {folder}/home/{name}.json; `lthlab data fetch {name}`"
+    assert code == 0 and "trainings" in out and absent in out
+    (said,) = json.loads(command(capsys, "plan", "own.yaml", "--json")[1])["absent"]
+    assert said.startswith(absent)
     (folder / "notebooks").mkdir()
     for stage in ("find_tickets", "evaluate_tickets"):
         Path(f"notebooks/{stage}.ipynb").write_text(
