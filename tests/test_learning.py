@@ -9,7 +9,7 @@ from lthlab.parts import NETS, Data, Net
 
 WIDTH = 4
 NEEDS: dict[str, tuple[dict, dict]] = {}
-"""What a network needs besides, by name: fields of the data (digits have one channel and 8×8 pixels) and of the recipe."""
+"""What a network needs besides, by name: fields of the data (digits are grey, of 8×8 pixels) and of the recipe."""
 
 
 def small(name, **fields):
