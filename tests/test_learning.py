@@ -8,8 +8,8 @@ import pytest
 from lthlab.parts import NETS, Data, Net
 
 WIDTH = 4
-# What a network needs of the images, by name; the digits have one channel and 8×8 pixels.
-IMAGES: dict[str, dict] = {}
+NEEDS: dict[str, tuple[dict, dict]] = {}
+"""What a network needs besides, by name: fields of the data (digits are grey, of 8×8 pixels) and of the recipe."""
 
 
 def small(name, **fields):
@@ -19,7 +19,8 @@ def small(name, **fields):
 
 def digits(name, **fields):
     """Describe digits as a network can take them."""
-    return Data(name="digits", **IMAGES.get(name, {}) | fields)
+    images, _ = NEEDS.get(name, ({}, {}))
+    return Data(name="digits", **images | fields)
 
 
 @functools.cache
@@ -29,13 +30,14 @@ def loaded(data):
 
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_loss_falls_with_finite_gradients_alone_as_in_a_group(name):
-    data = digits(name, train_size=96)
-    recipe = {"epochs": 4, "batch_size": 32, "lr": 0.05, "weight_decay": 1e-4}
+    data, (_, fields) = digits(name, train_size=100), NEEDS.get(name, ({}, {}))
+    recipe = {"epochs": 4, "batch_size": 32, "optimizer": "adam", "lr": 0.003, "weight_decay": 1e-4} | fields
     jobs = [helpers.job(helpers.train(small(name), data, replicate, **recipe)) for replicate in range(2)]
-    together, alone = helpers.run(jobs, loaded(data)), helpers.run(jobs[1:], loaded(data))
+    dataset = helpers.load(data, thin=20)
+    together, alone = helpers.run(jobs, dataset), helpers.run(jobs[1:], dataset)
     for progress in together.progress:
         _, first, *_, last = progress.metrics
-        assert last["train_loss"] < 0.9 * first["train_loss"]
+        assert last["train_loss"] < 0.97 * first["train_loss"]
     for lane in together.group.lanes:
         for parameter in dict(lane.network.named_parameters()):
             gradient = lane.view(lane.gradient, parameter)[: lane.replicas]
@@ -55,8 +57,7 @@ GOOD = {
 def test_digits_are_learnt_to_97_percent(name):
     """Three replicates, each by its last epoch on the 500 test images."""
     fields, recipe = GOOD[name]
-    data = digits(name)
-    recipe = {"batch_size": 32, "weight_decay": 5e-4} | recipe
+    data, recipe = digits(name), {"batch_size": 32, "weight_decay": 5e-4} | recipe
     jobs = [helpers.job(helpers.train(small(name, **fields), data, replicate, **recipe)) for replicate in range(3)]
     progress = helpers.run(jobs, loaded(data)).progress
     assert len(loaded(data).test_y) == 500
