@@ -184,6 +184,8 @@ class SharedLane(Lane):
         """As of `Lane`."""
         self._share()
         self.member.tell("step", size)
+        for tensor in self.source.given:
+            dist.broadcast(tensor, 0)
         self._settled, self._size = False, size
         self._step(size)
 
@@ -335,8 +337,9 @@ class Team(Member):
         if source.dataset is not self._dataset:
             dataset = source.dataset
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
-            self.tell("data", facts, dataclasses.asdict(DATASETS[dataset.name]))
-            self.give({"train_x": dataset.train_x, "train_y": dataset.train_y})
+            self.tell("data", facts, dataclasses.asdict(DATASETS[dataset.name]), bool(source.given))
+            given = [tensor.cpu() for tensor in source.given] or [dataset.train_x, dataset.train_y]
+            self.give(dict(zip(("train_x", "train_y"), given, strict=True)))
             self._dataset = dataset
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
         form = dataclasses.replace(train, **alike).form()
@@ -490,12 +493,13 @@ class _Follower(Member):
         own: dict[str, Callable[..., None]] = {"data": self._data, "lane": self._lane, "evaluate": self._evaluate}
         (own[name] if name in own else getattr(self.lane, name))(*arguments)
 
-    def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-        DATASETS[facts["name"]] = DataFacts(**{**described, "shape": tuple(described["shape"])})
+    def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any], given: bool) -> None:
+        tuples = {name: tuple(value) for name, value in described.items() if isinstance(value, list)}
+        DATASETS[facts["name"]] = DataFacts(**{**described, **tuples})
         tensors = self.give(None)
         tensors |= {f"{part}_{axis}": tensors[f"train_{axis}"][:0] for part in ("val", "test") for axis in "xy"}
         scale = {name: tuple(facts[name]) for name in ("mean", "std")}
-        self.dataset = Dataset(**{**facts, **scale, **tensors})
+        self.dataset, self.given = Dataset(**{**facts, **scale, **tensors}), given
 
     def _lane(self, form: Mapping[str, Any], module: str | None) -> None:
         if module is not None:
@@ -503,7 +507,8 @@ class _Follower(Member):
         train = forms.parse(form, dict[str, Any]().__getitem__)
         assert isinstance(train, Train)
         state = nets.build(train.net, train.data).state(0)
-        source = Source(self.dataset, train.data.augment, DTYPES[train.recipe.precision], self.device)
+        images, kind = (self.dataset.train_x, self.dataset.train_y), DTYPES[train.recipe.precision]
+        source = Source(self.dataset, *images, kind, self.device, train.data.augment, self.given)
         self.lane = SharedLane(self, train, state, source)
 
     def _evaluate(self, shape: Sequence[int], kind: str) -> None:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save
 
-from lthlab import data
+from lthlab import data, parts
+from lthlab.parts import Data, DataFacts
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +20,8 @@ def cache(tmp_path_factory):
 def registered(monkeypatch):
     """Data sets registered by a test are forgotten after it."""
     monkeypatch.setattr(data, "_sources", dict(data._sources))
+    for name in ("wrong", "colours", "reversed", "bad"):
+        monkeypatch.setitem(parts.DATASETS, name, DataFacts((3, 5, 4), 4, 12, 3, "0", (4, 4, 4, 0), (1, 1, 0, 1)))
 
 
 def images(dataset, part):
@@ -76,7 +79,8 @@ def in_turn(classes, size):
     ("train", "val"), [(None, 0), (None, 300), (100, 0), (1000, 297), (1250, 47), (7, 3), (1, 1296)]
 )
 def test_divisions_take_classes_in_turn_from_either_end(cache, train, val):
-    everything, d = data.load("digits", cache), data.load("digits", cache, train_size=train, val_size=val)
+    everything = data.load("digits", cache)
+    d = data.load(Data(name="digits", train_size=train, val_size=val), cache)
     classes = [(everything.train_y == c).nonzero().flatten().tolist() for c in range(10)]
     in_val = in_turn([members[::-1] for members in classes], val)
     left = [[i for i in members if i not in in_val] for members in classes]
@@ -87,28 +91,6 @@ def test_divisions_take_classes_in_turn_from_either_end(cache, train, val):
         assert getattr(d, f"{part}_y").equal(everything.train_y[places])
     assert d.test_x.equal(everything.test_x) and d.test_y.equal(everything.test_y)
     assert d.fingerprint == everything.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes", "message"),
-    [
-        ("digit", {}, "data set 'digit' is not known; allowed: digits; did you mean 'digits'?"),
-        ("x", {}, "data set 'x' is not known; allowed: digits"),
-        ("digits", {"val_size": 1297}, "val_size is 1297: data set 'digits' allows 0 … 1296"),
-        ("digits", {"val_size": -1}, "val_size is -1: data set 'digits' allows 0 … 1296"),
-        ("digits", {"train_size": 1298}, "train_size is 1298: data set 'digits' allows 1 … 1297"),
-        ("digits", {"train_size": 0}, "train_size is 0: data set 'digits' allows 1 … 1297"),
-        (
-            "digits",
-            {"train_size": 1000, "val_size": 298},
-            "train_size is 1000: data set 'digits' allows 1 … 999 besides 298 for validation",
-        ),
-    ],
-)
-def test_errors_name_value_and_what_is_allowed(cache, name, sizes, message):
-    with pytest.raises(ValueError) as error:
-        data.load(name, cache, **sizes)
-    assert str(error.value) == message
 
 
 def test_a_cached_set_needs_no_decoding(cache, registered, monkeypatch):

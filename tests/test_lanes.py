@@ -45,7 +45,7 @@ def captured(monkeypatch):
     sizes, current, computed = {}, Stream(), Lane._step
 
     @contextmanager
-    def graph(target, pool, stream):
+    def graph(target, pool, stream, mode):
         lane = next(lane for lane in sizes if lane.stream is stream)
         assert (pool is None) == (not lane._graphs)
         state = [lane.weights, lane.gradient, *lane.moments, lane.loss_sum, lane.correct_sum, lane._place]

@@ -18,11 +18,12 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 ROWS = [
     ["__init__"],
     ["draws", "files", "formulas", "machine", "packing", "parts", "progress", "provenance"],
-    ["disk", "sizes", "trees"],
+    ["disk", "images", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["contrasts", "lanes", "runs", "tickets", "weights"],
+    ["streams"],
     ["replicas"],
     ["derive", "devices", "engine", "studies"],
     ["estimates", "parallel"],

@@ -382,7 +382,7 @@ def test_net_refuses(fields, words):
         ({"name": "digits", "train_size": 0}, ["greater than or equal to 1"]),
         ({"name": "digits", "val_size": 1297}, ["val_size: 1297 of 1297 images of 'digits'; allowed: 0 to 1296"]),
         ({"name": "digits", "val_size": -1}, ["greater than or equal to 0"]),
-        ({"name": "digits", "augment": "flip"}, ["'none' or 'crop_flip'"]),
+        ({"name": "digits", "augment": "flip"}, ["'none', 'crop', 'crop_flip' or 'resized_crop_flip'"]),
         ({"name": "digits", "random_labels": -1}, ["greater than or equal to 0"]),
         ({"name": "digits", "random_labels": True}, ["valid integer"]),
     ],
