@@ -338,8 +338,8 @@ class Team(Member):
             dataset = source.dataset
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
             self.tell("data", facts, dataclasses.asdict(DATASETS[dataset.name]), bool(source.given))
-            given = [tensor.cpu() for tensor in source.given] or [dataset.train_x, dataset.train_y]
-            self.give(dict(zip(("train_x", "train_y"), given, strict=True)))
+            images, labels = source.given or (dataset.train_x, dataset.train_y)
+            self.give({"train_x": images.cpu(), "train_y": labels.cpu()})
             self._dataset = dataset
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
         form = dataclasses.replace(train, **alike).form()
@@ -494,8 +494,7 @@ class _Follower(Member):
         (own[name] if name in own else getattr(self.lane, name))(*arguments)
 
     def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any], given: bool) -> None:
-        tuples = {name: tuple(value) for name, value in described.items() if isinstance(value, list)}
-        DATASETS[facts["name"]] = DataFacts(**{**described, **tuples})
+        DATASETS[facts["name"]] = DataFacts.read(described)
         tensors = self.give(None)
         tensors |= {f"{part}_{axis}": tensors[f"train_{axis}"][:0] for part in ("val", "test") for axis in "xy"}
         scale = {name: tuple(facts[name]) for name in ("mean", "std")}
@@ -504,12 +503,10 @@ class _Follower(Member):
     def _lane(self, form: Mapping[str, Any], module: str | None) -> None:
         if module is not None:
             importlib.import_module(module)
-        train = forms.parse(form, dict[str, Any]().__getitem__)
-        assert isinstance(train, Train)
-        state = nets.build(train.net, train.data).state(0)
-        images, kind = (self.dataset.train_x, self.dataset.train_y), DTYPES[train.recipe.precision]
-        source = Source(self.dataset, *images, kind, self.device, train.data.augment, self.given)
-        self.lane = SharedLane(self, train, state, source)
+        train: Any = forms.parse(form, dict[str, Any]().__getitem__)
+        dataset, dtype = self.dataset, DTYPES[train.recipe.precision]
+        source = Source(dataset, dataset.train_x, dataset.train_y, dtype, self.device, train.data.augment, self.given)
+        self.lane = SharedLane(self, train, nets.build(train.net, train.data).state(0), source)
 
     def _evaluate(self, shape: Sequence[int], kind: str) -> None:
         images = torch.empty(shape, dtype=getattr(torch, kind), device=self.device)

@@ -4,7 +4,7 @@ import difflib
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
@@ -76,6 +76,12 @@ class DataFacts:
     train_counts: tuple[int, ...] = ()
     test_counts: tuple[int, ...] = ()
     streamed: bool = False
+
+    @classmethod
+    def read(cls, form: Mapping[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made and JSON may have carried."""
+        tuples = {name: tuple(value) for name, value in form.items() if isinstance(value, list)}
+        return cls(**{**form, **tuples})
 
     def counts(self, kind: str) -> tuple[int, ...]:
         """Count the images of each class, those of 'train' or of 'test'."""
@@ -383,6 +389,8 @@ class Data(Part):
             yield f"normalise: 'reference' has no numbers for '{self.name}'; allowed with: {', '.join(REFERENCE)}"
         if self.normalise == "imagenet" and 3 not in (channels, self.channels):
             yield f"normalise: 'imagenet' is for 3 channels, and '{self.name}' has 1; allowed with: channels 3"
+        if self.augment == "resized_crop_flip" and channels not in (1, 3):
+            yield f"augment: 'resized_crop_flip' is for images of 1 or 3 channels, not of {channels}"
         if self.channels == channels:
             self._reset("channels")
         if self.size == height == width:

@@ -294,7 +294,7 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "train_size")
+PANEL = ("study", "panel", "network", "width", "data", "view", "train_size")
 """Columns that tell networks on data sets apart."""
 
 
@@ -338,7 +338,8 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
     name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
-    return f"{name} on {row['data']}" if "data" in row else name
+    view = f" ({row['view']})" if row.get("view") else ""
+    return f"{name} on {row['data']}{view}" if "data" in row else name
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:

@@ -204,6 +204,7 @@ class _Expansion:
                 "network": panel.net.name,
                 "width": panel.net.width,
                 "data": panel.data.name,
+                "view": panel.data.view,
                 "train_size": panel.data.images,
                 "report": rules.report,
                 **dict.fromkeys(ROLE),

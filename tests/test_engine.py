@@ -466,7 +466,7 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
     training = Training([helpers.job(value, None, steps | {"best_val", "best_test"})], dataset)
     calls = []
 
-    def evaluate(images, labels, stop):
+    def evaluate(source, stop):
         part = "val" if len(calls) % 2 == 0 else "test"
         calls.append(part)
         accuracy = accuracies[part][(len(calls) - 1) // 2]
@@ -576,7 +576,7 @@ def test_a_group_that_is_stopped_anywhere_goes_on_as_if_nothing_had_happened(net
     values = [helpers.train(net, replicate=r, lr=lr) for r, lr in enumerate((0.05, 1e30, 0.1))]
     jobs = [helpers.job(value, helpers.half_mask(net, value.data, 0), keep) for value in values]
     evaluate = Group.evaluate
-    monkeypatch.setattr(Group, "evaluate", lambda self, x, y, stop: evaluate(self, x, y, stop, batch=30))
+    monkeypatch.setattr(Group, "evaluate", lambda self, source, stop: evaluate(self, source, stop, batch=30))
     undisturbed = helpers.run(jobs, dataset)
     chances, stopped = random.Random(3), []
     training = Training(jobs, dataset)

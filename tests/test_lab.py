@@ -16,7 +16,7 @@ from lthlab import data, derive, devices, lab, masks, nets, spec, tickets, train
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.lanes import Lane
-from lthlab.parts import Data, InputError, Level, pruned_count
+from lthlab.parts import InputError, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
@@ -647,11 +647,9 @@ def test_damage_in_the_midst_of_computing(store, monkeypatch, caplog):
 def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     run = dense(protocol(), helpers.recipe())
     recipe, net, dataset = run.recipe, run.net, run.data
-    noisy = Data(name="digits", random_labels=1)
     values = {
         Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
         Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
-        Train(net, noisy, recipe, Fresh(0), 0): "random labels",
         Magnitude(At(run, "last"), "0.5", granularity="filter"): "filters",
     }
     pruning = next(iter(values))

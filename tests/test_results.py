@@ -222,7 +222,7 @@ def plain_accuracy(state, dataset):
 
 def test_values_are_those_of_plain_torch(computed):
     config, store, _ = computed
-    dataset = load_data("digits", None, train_size=128, val_size=40)
+    dataset = load_data(config.panels[0].data, None)
     runs = [item.value for item in expand(config) if isinstance(item.value, Train) and item.role["find_lr"] == 0.05]
     lab.compute([At(run, "last") for run in runs], store, "cpu")
     values = results.load(store).set_index("key")["value"]
