@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,6 +164,7 @@ class Reader:
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Start processes that an interrupt from the keyboard does not reach; this one finishes its step first."""
+    resource_tracker.ensure_running()  # to start it would let interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -221,24 +223,14 @@ class Streamed(Source):
 
     def begin(self, orders: Mapping[int, Tensor], epoch: int, step: int) -> Mapping[int, Tensor]:
         """As of `Source`."""
-        pieces = (Piece(self._taken(chosen), crops) for _, chosen, crops in self._plan(orders, epoch, step))
-        self._reading = zip(self._plan(orders, epoch, step), self.reader.read(pieces), strict=True)
+        size, stored, cropped = self.batch_size, self.stored, self.cropped  # this object does not refer to itself
+        plan = (orders, epoch, step, size)
+        pieces = (Piece(_taken(stored, at), crops if cropped else None) for _, at, crops in _plan(*plan))
+        self._reading = zip(_plan(*plan), self.reader.read(pieces), strict=True)
         self._half = 1 - step % 2  # no step is under way: the metrics of the epoch before have been read
-        place, size = torch.arange(len(self.truth)), self.batch_size
+        place = torch.arange(len(self.truth))
         place = place // size % 2 * self.replicates * size + place % size
         return {replicate: place + row * size for row, replicate in enumerate(orders)}
-
-    def _plan(
-        self, orders: Mapping[int, Tensor], epoch: int, step: int
-    ) -> Iterator[tuple[int, Tensor, tuple[int, int, int] | None]]:
-        """List the pieces of an epoch: where they go, which images they are, and how they are cropped."""
-        size, count = self.batch_size, len(self.truth)
-        for first in range(step * size, count, size):
-            for row, (replicate, order) in enumerate(orders.items()):
-                for at in range(first, min(first + size, count), _PIECE):
-                    place = (first // size % 2 * self.replicates + row) * size + at - first
-                    crops = (replicate, epoch, at) if self.cropped else None
-                    yield place, order[at : min(at + _PIECE, first + size)], crops
 
     def feed(self, size: int, streams: Sequence[torch.cuda.Stream]) -> None:
         """As of `Source`."""
@@ -264,13 +256,26 @@ class Streamed(Source):
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As of `Source`."""
-        chosen = torch.arange(len(self.truth)).split(size)
-        pieces = (Piece(self._taken(places)) for places in chosen)
+        stored, chosen = self.stored, torch.arange(len(self.truth)).split(size)
+        pieces = (Piece(_taken(stored, places)) for places in chosen)
         for places, pixels in zip(chosen, self.reader.read(pieces), strict=True):
             yield self._normalised(pixels.to(self.device, non_blocking=True)), self.truth[places].to(self.device)
 
-    def _taken(self, places: Tensor) -> list[str] | Tensor:
-        return self.stored.paths(places) if isinstance(self.stored, Files) else self.stored[places]
+
+def _taken(stored: Images, places: Tensor) -> list[str] | Tensor:
+    return stored.paths(places) if isinstance(stored, Files) else stored[places]
+
+
+def _plan(
+    orders: Mapping[int, Tensor], epoch: int, step: int, size: int
+) -> Iterator[tuple[int, Tensor, tuple[int, int, int]]]:
+    """List the pieces of an epoch: where they go, which images they are, and what their crops depend on."""
+    count = len(next(iter(orders.values())))
+    for first in range(step * size, count, size):
+        for row, (replicate, order) in enumerate(orders.items()):
+            for at in range(first, min(first + size, count), _PIECE):
+                place = (first // size % 2 * len(orders) + row) * size + at - first
+                yield place, order[at : min(at + _PIECE, first + size)], (replicate, epoch, at)
 
 
 def sources_of(
