@@ -486,6 +486,28 @@ def test_trainings_of_unlike_shapes_are_refused(dataset):
         Training([helpers.job(helpers.train()), helpers.job(helpers.train(batch_size=32))], dataset)
 
 
+# --- random labels --------------------------------------------------------------------------------------------
+
+
+def test_random_labels_are_memorised_and_say_nothing_of_other_images():
+    """Accuracy in evaluation mode on images that were trained on, against that on the test images (Sooner Fig. 5)."""
+    fields = {"epochs": 80, "batch_size": 50, "lr": 0.05, "weight_decay": 0.0}
+    described = Data(name="digits", train_size=200, random_labels=3)
+    dataset = data.load(described, None)
+    training = helpers.run(
+        [helpers.job(helpers.train(helpers.LENET, described, r, **fields)) for r in range(2)], dataset
+    )
+    loss, accuracy = training.group.evaluate(training.group.sources["train"])
+    assert accuracy.min() > 0.95 and loss.max() < 0.5
+    state = training.group.state(1)
+    network = helpers.plain(helpers.LENET, described.facts).eval()
+    network.load_state_dict(state)
+    right = network(data.normalise(dataset.train_x, dataset, torch.float32)).argmax(1) == dataset.train_y
+    assert right.double().mean() == pytest.approx(accuracy[1].item())
+    for progress in training.progress:
+        assert abs(progress.metrics[-1]["test_accuracy"] - 0.1) < 5 * (0.09 / 500) ** 0.5
+
+
 # --- divergence -----------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from lthlab import data, derive, devices, lab, masks, nets, spec, tickets, train
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.lanes import Lane
-from lthlab.parts import InputError, Level, pruned_count
+from lthlab.parts import Data, InputError, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
@@ -639,6 +639,25 @@ def test_damage_in_the_midst_of_computing(store, monkeypatch, caplog):
     assert "2ep.safetensors does not match" in caplog.text.replace(":", "")
     after = helpers.bits(store.root)
     assert {name: after[name] for name in before} == before
+
+
+# --- what a network sees ----------------------------------------------------------------------------------------
+
+
+def test_trainings_on_parts_of_a_set_and_on_random_labels_are_stored(tmp_path):
+    fields = [
+        {"part": "a"},
+        {"part": "b"},
+        {"random_labels": 1},
+        {"classes": [0, 1, 2, 3, 4], "size": 12, "channels": 3},
+    ]
+    described = [Data(name="digits", train_size=100, **each) for each in fields]
+    values = [Train(helpers.LENET, each, helpers.recipe(), Fresh(0), 0) for each in described]
+    store = helpers.store(tmp_path / "runs")
+    lab.compute(values, store, "cpu")
+    accuracies = [Run(value, store).metrics()[-1]["test_accuracy"] for value in values]
+    assert len({value.key for value in values}) == len(values)
+    assert accuracies[2] < 0.3 < 0.5 < min(*accuracies[:2], accuracies[3])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
