@@ -45,7 +45,7 @@ class Source:
     augment : str, optional
         As in `lthlab.parts.Data`.
     given : bool, optional
-        Whether images and labels are filled in anew for each step, as of `lthlab.streams.Stream`.
+        Whether images and labels are filled in anew for each step, as of `lthlab.streams.Streamed`.
 
     Attributes
     ----------
