@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from lthlab.images import Files
 from lthlab.parts import DATASETS, DataFacts, InputError, data_home, data_sets, facts_of
 
 Array = NDArray[Any]
-Arrays = dict[str, Array]
-"""A decoded set: train_x and test_x, uint8 [N, C, H, W]; train_y and test_y, integers [N] from 0 on."""
+Arrays = dict[str, Any]
+"""A decoded set: train_x and test_x, uint8 [N, C, H, W]; train_y and test_y, integers [N] from 0 on. Of a streamed set,
+train_x and test_x are `lthlab.images.Files`, and all is in canonical order."""
 PARTS = ("train", "test")
 PLACES = "http://data.csail.mit.edu/places/places365/"
 MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -295,31 +297,6 @@ def moments(counts: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 @dataclass(frozen=True)
-class Files:
-    """The images of a streamed set, in canonical order.
-
-    Attributes
-    ----------
-    root : Path
-        Folder of the images.
-    train_names, test_names : list of str
-        Their paths below it.
-    train_labels, test_labels : array
-        int64 [N].
-    train_digests, test_digests : array
-        uint8 [N, 32], `digest` of each image, decoded with as many channels as the facts of the set say.
-    """
-
-    root: Path
-    train_names: list[str]
-    train_labels: Array
-    train_digests: Array
-    test_names: list[str]
-    test_labels: Array
-    test_digests: Array
-
-
-@dataclass(frozen=True)
 class Installed:
     """A data set of the data home.
 
@@ -329,16 +306,17 @@ class Installed:
         All of them known.
     about : dict
         Where it came from: `source`, `classes`, `created`, `versions`.
-    arrays : dict or None
-        Its images and labels, if it is kept decoded.
-    files : Files or None
-        Its images, if they are streamed.
+    contents : dict
+        Its images and labels; if it is streamed, `train_x` and `test_x` are `lthlab.images.Files`.
+    digests : dict
+        If it is streamed, `train` and `test`: uint8 [N, 32], `digest` of each image, decoded with as many channels as
+        the facts say; else empty.
     """
 
     facts: DataFacts
     about: dict[str, Any]
-    arrays: Arrays | None = None
-    files: Files | None = None
+    contents: Arrays
+    digests: dict[str, Array] = field(default_factory=dict)
 
 
 def is_installed(name: str) -> bool:
@@ -363,15 +341,15 @@ def installed(name: str) -> Installed:
         if (found := fingerprint(tensors)) != facts.fingerprint:
             raise ValueError(f"its fingerprint is {found}; allowed: {facts.fingerprint}")
         if not facts.streamed:
-            return Installed(facts, about, arrays=tensors)
+            return Installed(facts, about, tensors)
         path = folder / f"{name}.names.json"
         names = json.loads(path.read_bytes())
-        files = {f"{part}_names": names[part] for part in PARTS}
         for part in PARTS:
-            files |= {f"{part}_labels": tensors[f"{part}_y"], f"{part}_digests": tensors[f"{part}_digest"]}
             if len(names[part]) != len(tensors[f"{part}_y"]):
                 raise ValueError(f"it has {len(names[part])} {part} images; allowed: {len(tensors[f'{part}_y'])}")
-        return Installed(facts, about, files=Files(Path(about["root"]), **files))
+        digests = {part: tensors.pop(f"{part}_digest") for part in PARTS}
+        files = {f"{part}_x": Files(Path(about["root"]), names[part], facts.shape[0]) for part in PARTS}
+        return Installed(facts, about, tensors | files, digests)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); to install it anew: {remedy(name)}") from error
 

@@ -216,7 +216,7 @@ def collect(frame: pd.DataFrame, ticket: str) -> Runs:
 def _refuse_mixtures(rows: pd.DataFrame, ticket: str) -> None:
     recipes = [name for name in rows if str(name).startswith(("find_", "eval_")) and name not in ("find_lr", "eval_lr")]
     only = {"rewind": rows["ticket"] == ticket, "widths": rows["ticket"] != "SDT"}
-    for column in ["study", "panel", "network", "width", "widths", "data", "train_size", *recipes, "rewind"]:
+    for column in ["study", "panel", "network", "width", "widths", "data", "view", "train_size", *recipes, "rewind"]:
         if column not in rows:
             continue
         chosen = rows[only[column]] if column in only else rows

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +17,16 @@ from torch import Tensor
 
 from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
 from lthlab.draws import Stream
-from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
+from lthlab.images import Files
+from lthlab.parts import DATASETS, IMAGENET, REFERENCE, Data, DataFacts, InputError, facts_of
 
 log = logging.getLogger(__name__)
+
+PAD = 4
+"""Border in pixels that images are padded by before they are cropped."""
+
+Images = Any
+"""Images, uint8 [N, C, H, W]: a tensor, or `Files`, which has the length and the indices that are used of one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +39,23 @@ class Dataset:
         Name it is registered under.
     fingerprint : str
         32 hexadecimal characters that identify all images, labels and the division into train and test.
-    train_x, val_x, test_x : tensor
+    train_x, val_x, test_x : tensor or Files
         Images, uint8 [N, C, H, W]; N of validation may be 0.
     train_y, val_y, test_y : tensor
         Labels, int64 [N], in 0 … classes - 1.
     classes : int
         Number of classes.
     mean, std : tuple of float
-        Mean and standard deviation of the pixels of each channel over all training images, in pixel units.
+        What pixels of each channel are normalised by, in pixel units; see `lthlab.parts.Data`.
     """
 
     name: str
     fingerprint: str
-    train_x: Tensor
+    train_x: Images
     train_y: Tensor
-    val_x: Tensor
+    val_x: Images
     val_y: Tensor
-    test_x: Tensor
+    test_x: Images
     test_y: Tensor
     classes: int
     mean: tuple[float, ...]
@@ -92,24 +100,20 @@ def _decoder(name: str) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]
     return add
 
 
-def load(name: str, cache: Path | None, *, train_size: int | None = None, val_size: int = 0) -> Dataset:
-    """Load a data set and divide it.
+def load(described: Data | str, cache: Path | None) -> Dataset:
+    """Load what a description says of a data set.
 
     Images are in canonical order, by class, then by the SHA-256 of their pixels. The test set is the
-    official one (digits: the first 50 images of each class). Validation takes the last images of the
-    classes in turn from the others, training the first ones of what then is left, so classes are
-    balanced as far as they have images and nothing is drawn at random.
+    official one (digits: the first 50 images of each class). Of the training images that are left of a
+    part and classes, validation takes the last ones of the classes in turn, training the first ones of
+    what then is left, so classes are balanced as far as they have images and nothing is drawn at random.
 
     Parameters
     ----------
-    name : str
-        A registered or installed name, such as ``"digits"``.
+    described : Data or str
+        What to load; a name stands for the whole set as it is. It is registered or installed.
     cache : Path or None
         Folder that keeps a registered set, decoded, as ``<name>.safetensors``; None decodes it anew.
-    train_size : int, optional
-        Number of images to train on, at least 1; all that validation leaves if not given.
-    val_size : int, default 0
-        Number of images for validation.
 
     Returns
     -------
@@ -121,39 +125,85 @@ def load(name: str, cache: Path | None, *, train_size: int | None = None, val_si
     InputError
         If the name is unknown, or the set is not installed, or not what it is registered or installed as.
     ValueError
-        If there are too few images for the sizes.
+        If there are other numbers of images than is known of the set.
     """
-    arrays, facts = _decoded(name, cache)
-    x, y = (torch.from_numpy(arrays[key]) for key in ("train_x", "train_y"))
-    if not 0 <= val_size < len(x):
-        raise ValueError(f"val_size is {val_size}: data set {name!r} allows 0 … {len(x) - 1}")
-    left = len(x) - val_size
-    size = left if train_size is None else train_size
-    if not 1 <= size <= left:
-        besides = f" besides {val_size} for validation" if val_size else ""
-        raise ValueError(f"train_size is {size}: data set {name!r} allows 1 … {left}{besides}")
-    val = len(x) - 1 - _balanced(y.flip(0), val_size).flip(0)
-    others = torch.ones(len(x), dtype=torch.bool).index_fill(0, val, False).nonzero().flatten()
-    train = others[_balanced(y[others], size)]
-    test_x, test_y = (torch.from_numpy(arrays[key]) for key in ("test_x", "test_y"))
-    return Dataset(
-        name=name,
-        fingerprint=str(facts.fingerprint),
-        train_x=x[train],
-        train_y=y[train],
-        val_x=x[val],
-        val_y=y[val],
-        test_x=test_x,
-        test_y=test_y,
-        classes=facts.classes,
-        mean=facts.mean,
-        std=facts.std,
+    described = Data(name=described) if isinstance(described, str) else described
+    name, facts = described.name, described.facts
+    contents, whole = _decoded(name, cache)
+
+    def taken(kind: str, places: Tensor) -> tuple[Images, Tensor]:
+        labels = torch.from_numpy(contents[f"{kind}_y"])[places]
+        if described.classes is not None:
+            labels = torch.searchsorted(torch.tensor(described.classes), labels)
+        return _seen(contents[f"{kind}_x"], places, facts.shape), labels
+
+    y, test_y = (torch.from_numpy(contents[f"{kind}_y"]) for kind in PARTS)
+    pool, test = _chosen(y, described.classes, described.part), _chosen(test_y, described.classes)
+    if (len(pool), len(test)) != (facts.train, facts.test):
+        found = f"{len(pool)} training and {len(test)} test images of what is asked for"
+        raise ValueError(f"data set {name!r} has {found}: known are {facts.train} and {facts.test}")
+    train, val = _divided(y, pool, described)
+    (train_x, train_y), (val_x, val_y), (test_x, test_y) = (
+        taken("train", train),
+        taken("train", val),
+        taken("test", test),
     )
+    if described.random_labels is not None:
+        train_y = random_labels(len(y), facts.classes, described.random_labels)[train]
+    mean, std = _scale_of(described, whole)
+    return Dataset(
+        name, str(whole.fingerprint), train_x, train_y, val_x, val_y, test_x, test_y, facts.classes, mean, std
+    )
+
+
+def shaped(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Repeat grey images in several channels, and pad images to a size with black, as much on either side.
+
+    Parameters
+    ----------
+    x : tensor
+        Images [..., C, H, W].
+    shape : tuple of int
+        Channels, height and width of the result; a side that is odd longer gets one more on the right or below.
+    """
+    channels, height, width = shape
+    top, left = (height - x.shape[-2]) // 2, (width - x.shape[-1]) // 2
+    x = x.expand(*x.shape[:-3], channels, -1, -1)
+    border = (left, width - x.shape[-1] - left, top, height - x.shape[-2] - top)
+    return torch.nn.functional.pad(x, border) if any(border) else x.contiguous()
+
+
+def random_labels(n: int, classes: int, seed: int) -> Tensor:
+    """Draw a label for each training image of a set, uniformly; int64 [n] on the CPU."""
+    return torch.from_numpy((Stream(seed, "labels").uniform(n) * classes).astype(np.int64))
 
 
 def order(n: int, replicate: int, epoch: int) -> Tensor:
     """Permutation in which a replicate sees its `n` training images in an epoch, int64 [n] on the CPU."""
     return torch.from_numpy(Stream(replicate, "order", epoch).permutation(n))
+
+
+def moves(augment: str, n: int, replicate: int, epoch: int) -> Tensor | None:
+    """Draw how the images of an epoch are moved on the device; None if they are not.
+
+    Parameters
+    ----------
+    augment : str
+        As in `lthlab.parts.Data`.
+    n : int
+        Number of images of the epoch.
+    replicate, epoch : int
+        What the draws depend on.
+
+    Returns
+    -------
+    tensor or None
+        As of `crop_flip_draws`.
+    """
+    if augment not in ("crop", "crop_flip"):
+        return None
+    draws = crop_flip_draws(n, PAD, replicate, epoch)
+    return draws if augment == "crop_flip" else draws * torch.tensor([1, 1, 0])
 
 
 def normalise(x: Tensor, dataset: Dataset, dtype: torch.dtype) -> Tensor:
@@ -318,9 +368,7 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
     facts = facts_of(name)
     if name not in _sources:
         found = installed(name)
-        if found.arrays is None:
-            raise InputError(f"data set '{name}' is streamed; allowed: sets that fit into memory")
-        return found.arrays, found.facts
+        return found.contents, found.facts
     path = None if cache is None else cache / f"{name}.safetensors"
     if path is not None and path.exists():
         try:
@@ -332,6 +380,8 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
             reason = f"cannot be read ({error})"
         log.warning("%s %s: decoded again", path, reason)
     decoded = _sources[name]()
+    if isinstance(decoded["train_x"], Files):
+        return decoded, facts
     arrays = {}
     for part in PARTS:
         x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
@@ -361,6 +411,34 @@ def _write(path: Path, arrays: Arrays) -> None:
         os.fsync(file.fileno())
     with suppress(FileNotFoundError):  # another process wrote the same and was first
         aside.replace(path)
+
+
+def _seen(x: Images, places: Tensor, shape: tuple[int, int, int]) -> Images:
+    """Take some images as a network sees them; files are brought to their shape when they are read."""
+    return x[places] if isinstance(x, Files) else shaped(torch.from_numpy(x)[places], shape)
+
+
+def _chosen(labels: Tensor, classes: tuple[int, ...] | None, part: str | None = None) -> Tensor:
+    """Find the images of a part and of classes, in their order."""
+    places = torch.arange(len(labels))[part == "b" :: 2 if part else 1]
+    return places if classes is None else places[torch.isin(labels[places], torch.tensor(classes))]
+
+
+def _divided(labels: Tensor, pool: Tensor, described: Data) -> tuple[Tensor, Tensor]:
+    """Divide images, of which all labels are given, into training and validation."""
+    val = pool[len(pool) - 1 - _balanced(labels[pool].flip(0), described.val_size).flip(0)]
+    others = pool[~torch.isin(pool, val)]
+    return others[_balanced(labels[others], described.images)], val
+
+
+def _scale_of(described: Data, whole: DataFacts) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation that pixels are normalised by, in pixel units."""
+    scale = (whole.mean, whole.std)
+    if described.normalise != "own":
+        numbers = IMAGENET if described.normalise == "imagenet" else REFERENCE[described.name]
+        scale = tuple(255 * number for number in numbers[0]), tuple(255 * number for number in numbers[1])
+    repeated = described.facts.shape[0] // len(scale[0])
+    return scale[0] * repeated, scale[1] * repeated
 
 
 def _balanced(labels: Tensor, size: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets, replicas
-from lthlab.lanes import MOMENTS
+from lthlab.lanes import MOMENTS, evaluation_batch, normalised_once
 from lthlab.parts import Data, InputError, Net, device_names, nearest
 from lthlab.values import Narrow, Train
 
@@ -28,7 +28,6 @@ _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, from malloc.h
 
 _LARGEST, _SHARE, _SLACK = 32, 0.8, 1.25
-_EVALUATED = 1000  # images at a time, as `lthlab.replicas.Group.evaluate` takes them
 _ALIVE = 3  # maps alive beside those that are saved: a gradient, the one it becomes, and that of a shortcut
 _CONTEXT, _STREAM = 1 << 30, 64 << 20  # bytes of CUDA and its libraries' code; of the matrix library for each stream
 _WIDTHS = {"bf16": 2, "fp32": 4, "fp64": 8}
@@ -224,16 +223,17 @@ def fitting(train: Train, total: int) -> int:
     """Largest group that fits into the memory of a GPU: a power of two, at most 32, and one where none fits.
 
     A group may fill 80 % of the memory, so that the driver, a desktop and fragments have the rest. Counted are, in all,
-    1 GiB for CUDA itself, and all images as numbers. For each replica:
+    1 GiB for CUDA itself, and all images: bytes, but numbers where they are normalised once. For each replica:
 
     - what a forward pass saves for its backward pass, counted exactly on torch's `meta` device, and three times the
       largest tensor of it for gradients on their way; once more for the smaller batch at the end of an epoch, if there
       is one, since steps that are not captured yet cannot use the memory of those that are;
-    - three such tensors of 1000 images, for evaluation;
+    - three such tensors of as many images as are evaluated at a time;
     - a quarter on top of these: the allocator rounds blocks up by as much as 2 MB, and convolutions need workspace;
     - weights, and as much for each of: gradients, once more as they are computed, moments of the optimizer, decay, and
       scratch; and for its stream 32 MiB of workspace for the matrix library in each of two threads, that of the forward
-      pass and autograd's.
+      pass and autograd's;
+    - two batches of bytes, where images are streamed; they are not counted otherwise.
 
     With bf16, what is saved is half of that in fp32; weights stay fp32, and there is a copy of them in bf16.
 
@@ -244,11 +244,19 @@ def fitting(train: Train, total: int) -> int:
     total : int
         Bytes of memory of the GPU.
     """
-    pixels, facts = math.prod(train.data.facts.shape), train.data.facts
-    width = _WIDTHS[train.recipe.precision]
-    shared = _CONTEXT + (facts.train + facts.test) * pixels * max(width, 4)
-    number = max(1, int((_SHARE * total - shared) / _replica(train)))
+    number = max(1, int((_SHARE * total - _CONTEXT - _images(train)) / _replica(train)))
     return min(_LARGEST, 1 << number.bit_length() - 1)
+
+
+def _images(train: Train) -> int:
+    """Bytes that images take on a GPU, whatever the number of replicas."""
+    data, width = train.data, max(_WIDTHS[train.recipe.precision], 4)
+    if data.source.streamed:
+        return 0
+    pixels = math.prod(data.facts.shape)
+    parts = [(data.val_size * pixels, "none"), (data.facts.test * pixels, "none")]
+    parts += [] if data.streamed else [(data.images * pixels, data.augment)]
+    return sum(numbers * (width if normalised_once(numbers, augment) else 1) for numbers, augment in parts)
 
 
 def _replica(train: Train) -> float:
@@ -256,9 +264,12 @@ def _replica(train: Train) -> float:
     width, images, size = _WIDTHS[train.recipe.precision], train.data.images, train.recipe.batch_size
     passes = [_saved(train.net, train.data, batch) for batch in {min(size, images), images % size} - {0}]
     image = _saved(train.net, train.data, 1)
-    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * _EVALUATED * image.largest
+    evaluated = evaluation_batch(train.data.facts.shape)
+    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * evaluated * image.largest
     copies = 5 + MOMENTS[train.recipe.optimizer]
-    return _SLACK * width * numbers + image.weights * (copies * max(width, 4) + width * (width < 4)) + _STREAM
+    weights = image.weights * (copies * max(width, 4) + width * (width < 4))
+    streamed = 2 * size * math.prod(train.data.facts.shape) * train.data.streamed
+    return _SLACK * width * numbers + weights + streamed + _STREAM
 
 
 class _Saved(NamedTuple):

@@ -190,9 +190,9 @@ def _data() -> Iterator[Finding]:
     sound = []
     for name in there:
         try:
-            files = catalog.installed(name).files
-            if files is not None and not files.root.is_dir():
-                raise InputError(f"{files.root}, the images of '{name}', is not there")
+            found = catalog.installed(name)
+            if found.facts.streamed and not (root := found.contents["train_x"].root).is_dir():
+                raise InputError(f"{root}, the images of '{name}', is not there")
             sound.append(name)
         except InputError as error:
             yield Finding("data sets", "warning", str(error), catalog.remedy(name))

@@ -32,6 +32,12 @@ class Stream:
         """Draw `n` words of 64 random bits."""
         return self._bits.random_raw(n).astype(np.uint64, copy=False)
 
+    def skip(self, n: int) -> "Stream":
+        """Leave out `n` words, at the beginning of the stream; returns the stream."""
+        self._bits.advance(n // 4)  # the counter counts blocks of four words
+        self._bits.random_raw(n % 4)
+        return self
+
     def uniform(self, n: int) -> NDArray[np.float64]:
         """Draw `n` numbers from [0, 1), multiples of 2**-53."""
         return (self.bits(n) >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lthlab.data import Dataset, crop_flip_draws, mixup_draws, normalise, order
-from lthlab.lanes import PAD
+from lthlab.data import Dataset, mixup_draws, moves, order
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Recipe, iterations
@@ -150,14 +149,7 @@ class Training:
         trains, states = [job.train for job in jobs], [job.state for job in jobs]
         self.group = Group(trains, states, dataset, self.device, form, team)
         self.progress = [Progress() for _ in jobs]
-        self.held_out = {
-            name: (normalise(x.to(self.device), dataset, self.group.dtype), y.to(self.device))
-            for name, x, y in (
-                ("val", dataset.val_x, dataset.val_y),
-                ("test", dataset.test_x, dataset.test_y),
-            )
-            if len(y)
-        }
+        self.held_out = {name: source for name, source in self.group.sources.items() if name != "train"}
         self.seen = self.updates = 0
         self._recipes = list({job.train.recipe: None for job in jobs})
         self._recipe_of = [self._recipes.index(job.train.recipe) for job in jobs]
@@ -240,19 +232,19 @@ class Training:
         """Draw the order, the augmentation and the mixing of an epoch; replicas of one replicate share them."""
         self._drawn_epoch, count = epoch, len(self.dataset.train_y)
         replicates = [job.train.order for job in self.jobs]
-        orders = {r: order(count, r, epoch) for r in set(replicates)}
-        inputs = {"order": torch.stack([orders[r] for r in replicates]), "rates": self._rates(epoch)}
-        if self.data.augment == "crop_flip":
-            moves = {r: crop_flip_draws(count, PAD, r, epoch) for r in set(replicates)}
-            inputs["moves"] = torch.stack([moves[r] for r in replicates])
+        orders = {r: order(count, r, epoch) for r in dict.fromkeys(replicates)}
+        drawn = {r: moves(self.data.augment, count, r, epoch) for r in orders}
+        step = self.iteration % self.steps_per_epoch
+        places = self.group.sources["train"].begin(orders, epoch, step)
+        inputs = {"order": torch.stack([places[r] for r in replicates]), "rates": self._rates(epoch)}
+        moved = [each for r in replicates if (each := drawn[r]) is not None]
+        if moved:
+            inputs["moves"] = torch.stack(moved)
         if self.recipe.mixup:
-            draws = {
-                r: mixup_draws(count, self.recipe.batch_size, self.recipe.mixup, r, epoch) for r in set(replicates)
-            }
-            inputs["partners"], inputs["shares"] = (
-                torch.stack(rows) for rows in zip(*(draws[r] for r in replicates), strict=True)
-            )
-        self.group.begin(self.iteration % self.steps_per_epoch, **inputs)
+            mixed = {r: mixup_draws(count, self.recipe.batch_size, self.recipe.mixup, r, epoch) for r in orders}
+            rows = zip(*(mixed[r] for r in replicates), strict=True)
+            inputs["partners"], inputs["shares"] = (torch.stack(each) for each in rows)
+        self.group.begin(step, **inputs)
 
     def _rates(self, epoch: int) -> Tensor:
         """What the optimizer needs at the steps of an epoch, [step, term, replica, 1]; see `Lane.begin`."""
@@ -280,8 +272,8 @@ class Training:
         """Append a row of metrics; False, with nothing changed, if it was stopped."""
         epoch = self.iteration // self.steps_per_epoch
         held_out = {}
-        for name, (x, y) in self.held_out.items():
-            found = self.group.evaluate(x, y, stop)
+        for name, source in self.held_out.items():
+            found = self.group.evaluate(source, stop)
             if found is None:
                 return False
             held_out[name] = found

@@ -351,11 +351,17 @@ class _Shape(NamedTuple):
     data: str
     batch_size: int
     precision: str
+    image: str
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """Channels, height and width of an image."""
+        return tuple(map(int, self.image.split("-")))
 
     @property
     def stacked(self) -> bool:
         """Whether groups are stacked, by the rule of `lthlab.replicas`."""
-        return self.network.startswith("lenet") or max(facts_of(self.data).shape[1:]) <= 16
+        return self.network.startswith("lenet") or max(self.images[1:]) <= 16
 
     def capacity(self, on_cpu: bool) -> int:
         """Largest group, by the rule of `lthlab.devices`; on a GPU that of one with plenty of memory."""
@@ -363,7 +369,7 @@ class _Shape(NamedTuple):
 
     def guess(self, on_cpu: bool) -> float:
         """Guess the seconds per step and replica; see `forecast`."""
-        shape, classes = facts_of(self.data).shape, facts_of(self.data).classes
+        shape, classes = self.images, facts_of(self.data).classes
         widths = [int(width) for width in (self.widths or "").split("-") if width]
         if self.network.startswith("lenet"):
             used = sum(map(math.prod, pairwise([math.prod(shape), *widths, classes])))
@@ -381,7 +387,8 @@ class _Shape(NamedTuple):
 def _shape(train: Train) -> _Shape:
     net, widths = _network(train.net, train.data)
     text = None if widths is None else sizes.text(widths)
-    return _Shape(net.name, text, train.data.name, train.recipe.batch_size, train.recipe.precision)
+    image = sizes.text(train.data.facts.shape)
+    return _Shape(net.name, text, train.data.name, train.recipe.batch_size, train.recipe.precision, image)
 
 
 @functools.cache
@@ -422,6 +429,7 @@ class _Line(BaseModel):
     data: str
     batch_size: Count
     precision: str
+    image: Annotated[str, Field(pattern="^[0-9]+-[0-9]+-[0-9]+$")] = ""
     processor: str
     cores: Count
     device: str
@@ -478,7 +486,8 @@ class _Rates:
             with suppress(ValidationError):  # half a line, or of another version
                 line = _Line.model_validate_json(text)
                 if line.data in known and line.model_dump().items() >= here.items():
-                    shape = _Shape(*(getattr(line, name) for name in _Shape._fields))
+                    whole = sizes.text(facts_of(line.data).shape)  # lines of earlier versions do not say
+                    shape = _Shape(**line.model_dump(include=set(_Shape._fields)) | {"image": line.image or whole})
                     rate = line.seconds / (line.steps * line.replicas)
                     self._past.setdefault(shape, {}).setdefault(line.replicas, []).append(rate)
         found = [self._measured(shape, size) / self._guess(shape) for shape in self._past for size in self._past[shape]]

@@ -372,8 +372,6 @@ def verify(name: str) -> list[str]:
         As of `lthlab.catalog.installed`.
     """
     found = catalog.installed(name)
-    if found.files is None:
-        return []
 
     def look(path: Path) -> str | bytes:
         try:
@@ -382,11 +380,9 @@ def verify(name: str) -> list[str]:
             return str(error)
 
     wrong = []
-    for names, digests in (
-        (found.files.train_names, found.files.train_digests),
-        (found.files.test_names, found.files.test_digests),
-    ):
-        paths = [found.files.root / name for name in names]
+    for part, digests in found.digests.items():
+        files = found.contents[f"{part}_x"]
+        paths = [files.root / name for name in files.names]
         for path, allowed, digest in zip(paths, digests, _mapped(look, paths, "images"), strict=True):
             if digest != allowed.tobytes():
                 wrong.append(digest if isinstance(digest, str) else f"{path} is another image than the installed one")

@@ -1,7 +1,8 @@
 """One network of one or more replicas that takes whole training steps by itself."""
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lthlab import layers, nets
-from lthlab.data import Dataset, crop_flip, mixup, normalise
+from lthlab.data import PAD, Dataset, crop_flip, mixup, normalise
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Recipe
@@ -20,44 +21,101 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
 """Types of the weights that are trained, by precision; bf16 is the type of the arithmetic between them."""
 MOMENTS = {"sgd": 1, "adam": 2, "adamw": 2}
 """Number of buffers that an optimizer has for each parameter."""
-PAD = 4
 _ALIGNED = 16  # numbers; rows and parameters begin at multiples of 64 bytes
-_WHOLE = 1 << 26  # numbers of a training set that is normalised once, not batch by batch
+_WHOLE = 1 << 26  # numbers of images that are normalised once, not batch by batch
+_EVALUATED = 1 << 25  # numbers of images that are evaluated at a time
 Mixing = tuple[Tensor, Tensor]
 """How the images of a step are mixed: partners, int64 [slot, image], and shares, [slot]."""
 _PLAIN = {"dampening": 0.0, "maximize": False, "is_first_step": False}
+_OWN_THREAD = "thread_local"  # those that read images do to the GPU what must not happen while it captures
 _EAGER = 2  # steps before one is captured in a CUDA graph: libraries set themselves up in them
 
 
 class Source:
-    """Training images on a device, of which batches are made.
+    """Images on a device, of which batches are made: those of training, validation or test.
 
     Parameters
     ----------
     dataset : Dataset
-        Images and labels.
-    augment : str
-        As in `lthlab.parts.Data`.
+        Says by what pixels are normalised.
+    images, labels : Tensor
+        uint8 [image, channel, y, x] and int64 [image].
     dtype : torch.dtype
         Type of the batches.
     device : torch.device
-        Where they are kept, as uint8 unless the set is small and is not augmented.
+        Where images are kept, as uint8 unless they are few and not augmented.
+    augment : str, optional
+        As in `lthlab.parts.Data`.
+    given : bool, optional
+        Whether images and labels are filled in anew for each step, as of `lthlab.streams.Streamed`.
+
+    Attributes
+    ----------
+    given : tuple of Tensor
+        Images and labels, if they are filled in anew for each step.
     """
 
-    def __init__(self, dataset: Dataset, augment: str, dtype: torch.dtype, device: torch.device) -> None:
-        self.dataset, self.dtype = dataset, dtype
-        self.labels = dataset.train_y.to(device)
-        self.images = dataset.train_x.to(device)
-        self.whole = augment == "none" and self.images.numel() <= _WHOLE
+    def __init__(
+        self,
+        dataset: Dataset,
+        images: Tensor,
+        labels: Tensor,
+        dtype: torch.dtype,
+        device: torch.device,
+        augment: str = "none",
+        given: bool = False,
+    ) -> None:
+        self.dataset, self.dtype, self.device = dataset, dtype, device
+        self.images, self.labels = images.to(device), labels.to(device)
+        self.given = (self.images, self.labels) if given else ()
+        self.whole = not given and normalised_once(images.numel(), augment)
         if self.whole:
             self.images = normalise(self.images, dataset, dtype)
+
+    def begin(self, orders: Mapping[int, Tensor], epoch: int, step: int) -> Mapping[int, Tensor]:
+        """Prepare the steps of an epoch from a step on.
+
+        Parameters
+        ----------
+        orders : mapping of int to Tensor
+            Of each replicate the images in the order in which it sees them, int64 [image].
+        epoch, step : int
+            The epoch, and the number of the next step within it.
+
+        Returns
+        -------
+        mapping of int to Tensor
+            Where `batch` finds these images.
+        """
+        return orders
+
+    def feed(self, size: int, streams: Sequence[torch.cuda.Stream]) -> None:
+        """Have the next `size` images of each replicate ready for what is started next on the streams of a GPU."""
 
     def batch(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
         """Make a batch of the images [slot, batch] that are chosen; `moves` [slot, batch, 3] augments them."""
         images = self.images[chosen]
         if moves is not None:
             images = crop_flip(images.flatten(0, 1), PAD, moves.flatten(0, 1)).view(images.shape)
+        return self._normalised(images)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield all images and labels in their order, `size` at a time."""
+        for images, labels in zip(self.images.split(size), self.labels.split(size), strict=True):
+            yield self._normalised(images), labels
+
+    def _normalised(self, images: Tensor) -> Tensor:
         return images if self.whole else normalise(images, self.dataset, self.dtype)
+
+
+def normalised_once(numbers: int, augment: str) -> bool:
+    """Tell whether images of so many numbers in all are normalised once, not batch by batch."""
+    return augment == "none" and numbers <= _WHOLE
+
+
+def evaluation_batch(shape: tuple[int, ...]) -> int:
+    """Number of images of a shape that are evaluated at a time: 1000, or fewer large ones."""
+    return max(1, min(1000, _EVALUATED // math.prod(shape)))
 
 
 class Lane:
@@ -240,7 +298,7 @@ class Lane:
             if size not in self._graphs:
                 graph = torch.cuda.CUDAGraph()
                 pool = next((known.pool() for known in self._graphs.values()), None)  # nothing in it outlives a step
-                with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+                with torch.cuda.graph(graph, pool, self.stream, _OWN_THREAD):
                     self._step(size)
                 self._graphs[size] = graph
             self._graphs[size].replay()

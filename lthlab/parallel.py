@@ -184,6 +184,8 @@ class SharedLane(Lane):
         """As of `Lane`."""
         self._share()
         self.member.tell("step", size)
+        for tensor in self.source.given:
+            dist.broadcast(tensor, 0)
         self._settled, self._size = False, size
         self._step(size)
 
@@ -337,8 +339,9 @@ class Team(Member):
         if source.dataset is not self._dataset:
             dataset = source.dataset
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
-            self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)))
-            self.give({"train_x": dataset.train_x, "train_y": dataset.train_y})
+            self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)), bool(source.given))
+            images, labels = source.given or (dataset.train_x, dataset.train_y)
+            self.give({"train_x": images.cpu(), "train_y": labels.cpu()})
             self._dataset = dataset
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
         form = dataclasses.replace(train, **alike).form()
@@ -492,21 +495,20 @@ class _Follower(Member):
         own: dict[str, Callable[..., None]] = {"data": self._data, "lane": self._lane, "evaluate": self._evaluate}
         (own[name] if name in own else getattr(self.lane, name))(*arguments)
 
-    def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any]) -> None:
+    def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any], given: bool) -> None:
         DATASETS[facts["name"]] = DataFacts.read(described)
         tensors = self.give(None)
         tensors |= {f"{part}_{axis}": tensors[f"train_{axis}"][:0] for part in ("val", "test") for axis in "xy"}
         scale = {name: tuple(facts[name]) for name in ("mean", "std")}
-        self.dataset = Dataset(**{**facts, **scale, **tensors})
+        self.dataset, self.given = Dataset(**{**facts, **scale, **tensors}), given
 
     def _lane(self, form: Mapping[str, Any], module: str | None) -> None:
         if module is not None:
             importlib.import_module(module)
-        train = forms.parse(form, dict[str, Any]().__getitem__)
-        assert isinstance(train, Train)
-        state = nets.build(train.net, train.data).state(0)
-        source = Source(self.dataset, train.data.augment, DTYPES[train.recipe.precision], self.device)
-        self.lane = SharedLane(self, train, state, source)
+        train: Any = forms.parse(form, dict[str, Any]().__getitem__)
+        dataset, dtype = self.dataset, DTYPES[train.recipe.precision]
+        source = Source(dataset, dataset.train_x, dataset.train_y, dtype, self.device, train.data.augment, self.given)
+        self.lane = SharedLane(self, train, nets.build(train.net, train.data).state(0), source)
 
     def _evaluate(self, shape: Sequence[int], kind: str) -> None:
         images = torch.empty(shape, dtype=getattr(torch, kind), device=self.device)

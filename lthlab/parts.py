@@ -2,12 +2,13 @@
 
 import difflib
 import functools
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 from pathlib import Path
@@ -90,6 +91,11 @@ class DataFacts:
         """Read what `dataclasses.asdict` made and JSON may have carried; raises TypeError if it is anything else."""
         tuples = {name: tuple(value) for name, value in form.items() if isinstance(value, list)}
         return cls(**{**form, **tuples})
+
+    def counts(self, kind: str) -> tuple[int, ...]:
+        """Count the images of each class, those of 'train' or of 'test'."""
+        each, more = divmod(getattr(self, kind), self.classes)
+        return getattr(self, f"{kind}_counts") or tuple(each + (number < more) for number in range(self.classes))
 
 
 DATASETS: dict[str, DataFacts] = {
@@ -190,6 +196,13 @@ def _installed_facts(path: Path, changed: int) -> DataFacts:
         raise InputError(f"{text}; `lthlab data import {path.stem} FOLDER` writes it anew") from error
 
 
+REFERENCE = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+"""Mean and standard deviation in the reference code of Ma et al., by data set, of pixels from 0 to 1."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation in use for ImageNet, of pixels from 0 to 1."""
 _SMALL_RESNETS = tuple(f"resnet{depth}" for depth in (8, 14, 20, 26, 32, 44, 56, 110))
 _VGGS, _CONVS = ("vgg11", "vgg16", "vgg19"), ("conv2", "conv4", "conv6")
 NETS: dict[str, dict[str, Any]] = {
@@ -411,51 +424,143 @@ class Net(Part):
 
 
 class Data(Part):
-    """A data set by name, and which of its images are used.
+    """A data set by name, and what a network sees of it.
+
+    Fields that change nothing are set to their defaults: all classes, the size and channels that images have.
 
     Parameters
     ----------
     name : str
         One of `DATASETS`, or of the sets that are installed in the data home.
+    classes : list of int, optional
+        Numbers of the classes that are used, of training and test images, such as [0, 1, 2, 3, 4]; all by default.
+        Labels are numbered anew from 0, in ascending order of the classes.
+    part : {'a', 'b'}, optional
+        Half of the training images: every other one in canonical order, hence of each class, and not in the other
+        half (Morcos et al. 2019, section 4.1: CIFAR-10a and CIFAR-10b).
     train_size : int, optional
         Number of training images, class-balanced; all by default.
     val_size : int, optional
         Training images set aside for validation, class-balanced. Validation chooses; the test set only reports.
-    augment : {'none', 'crop_flip'}, optional
-        Pad by 4 pixels, crop at random and flip at random, or nothing.
+    channels : {1, 3}, optional
+        3 repeats grey images in three channels.
+    size : int, optional
+        Side that images are padded to with black, as much on either side; before normalisation, so that the border is
+        black. Of a streamed set the side that images are brought to.
+    normalise : {'own', 'reference', 'imagenet'}, optional
+        Mean and standard deviation of each channel that pixels are normalised by: over all training images of the set
+        as they are stored, whatever part of them is used; the numbers of the reference code of Ma et al. (2021), whose
+        deviations are averages over images, for CIFAR-10 and CIFAR-100; or those in use for ImageNet.
+    augment : {'none', 'crop', 'crop_flip', 'resized_crop_flip'}, optional
+        What happens to a training image before each use. 'crop' pads by 4 pixels and crops at random, 'crop_flip' also
+        flips at random (He et al. 2016, section 4.2). 'resized_crop_flip' brings a crop of random area and aspect to
+        full size, and flips at random (Szegedy et al. 2015, section 6).
     random_labels : int, optional
-        Seed of labels drawn at random once (Sooner Fig. 5); true labels by default.
+        Seed of labels drawn at random once for the training images (Sooner Fig. 5); true labels by default. They
+        depend on neither replicate nor epoch; an image has the same one whatever `train_size` and `val_size` are.
+        Labels of validation and test images stay true.
     """
 
     name: str
+    classes: tuple[Natural, ...] | None = None
+    part: Literal["a", "b"] | None = None
     train_size: Count | None = None
     val_size: Natural = 0
-    augment: Literal["none", "crop_flip"] = "none"
+    channels: Literal[1, 3] | None = None
+    size: Count | None = None
+    normalise: Literal["own", "reference", "imagenet"] = "own"
+    augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     random_labels: Natural | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
         try:
-            pool = self.facts.train
+            facts_of(self.name)
         except InputError as error:
             raise ValueError(f"name: {error}") from error
+        wrong = [*self._wrong_classes(), *self._wrong_shape()]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        pool, these = self.facts.train, self._these
         if self.val_size >= pool:
-            raise ValueError(f"val_size: {self.val_size} of {pool} images of '{self.name}'; allowed: 0 to {pool - 1}")
+            raise ValueError(f"val_size: {self.val_size} of {pool} images of {these}; allowed: 0 to {pool - 1}")
         if self.train_size is not None and self.train_size > pool - self.val_size:
             raise ValueError(f"train_size: {self.train_size} images; allowed: 1 to {pool - self.val_size}")
         if self.train_size == pool - self.val_size:
             self._reset("train_size")
         return self
 
+    def _wrong_classes(self) -> Iterator[str]:
+        """Say what is wrong with `classes`, or put them in order."""
+        if self.classes is None:
+            return
+        known = self.source.classes
+        unknown = [number for number in self.classes if number >= known]
+        twice = [number for number in dict.fromkeys(self.classes) if self.classes.count(number) > 1]
+        if unknown:
+            yield f"classes: '{self.name}' has no class {_listed(unknown)}; allowed: 0 to {known - 1}"
+        if twice:
+            yield f"classes: {_listed(twice)} is given more than once; allowed: each class once"
+        if len(self.classes) < 2:
+            yield f"classes: {len(self.classes)} of the {known} classes of '{self.name}'; allowed: 2 to {known}"
+        for kind in ("train", "test"):
+            if not getattr(self.source, f"{kind}_counts") and getattr(self.source, kind) % known:
+                yield f"classes: it is not known how many {kind} images each class of '{self.name}' has"
+        object.__setattr__(self, "classes", tuple(sorted(self.classes)))
+        if self.classes == tuple(range(known)):
+            self._reset("classes")
+
+    def _wrong_shape(self) -> Iterator[str]:
+        """Say what is wrong with the fields of single images, or set those without effect to their defaults."""
+        channels, height, width = self.source.shape
+        if self.channels not in (None, channels) and channels != 1:
+            yield f"channels: {self.channels}, but images of '{self.name}' have {channels}; allowed: {channels}"
+        if self.size is not None and self.size < max(height, width) and not self.source.streamed:
+            allowed = f"allowed: {max(height, width)} or more"
+            yield f"size: {self.size} is less than images of '{self.name}' have, {height} × {width}; {allowed}"
+        if self.normalise == "reference" and self.name not in REFERENCE:
+            yield f"normalise: 'reference' has no numbers for '{self.name}'; allowed with: {', '.join(REFERENCE)}"
+        if self.normalise == "imagenet" and 3 not in (channels, self.channels):
+            yield f"normalise: 'imagenet' is for 3 channels, and '{self.name}' has 1; allowed with: channels 3"
+        if self.augment == "resized_crop_flip" and channels not in (1, 3):
+            yield f"augment: 'resized_crop_flip' is for images of 1 or 3 channels, not of {channels}"
+        if self.channels == channels:
+            self._reset("channels")
+        if self.size == height == width:
+            self._reset("size")
+
+    @property
+    def source(self) -> DataFacts:
+        """What is known of the whole data set."""
+        return facts_of(self.name)
+
     @property
     def facts(self) -> DataFacts:
-        """What is known of the data set."""
-        return facts_of(self.name)
+        """What is known of the images as a network sees them; `train` counts validation images too."""
+        return _seen(self.source, self.classes, self.part, self.channels, self.size)
+
+    @property
+    def _these(self) -> str:
+        """Name the images that a part and classes leave."""
+        of = f"part {self.part} of " if self.part else ""
+        return f"{of}'{self.name}'" + (f" with classes {_listed(self.classes)}" if self.classes else "")
+
+    @property
+    def view(self) -> str:
+        """Say what differs from the whole set as it is, but for the number of training images."""
+        fields = self.model_dump(exclude_defaults=True, exclude={"name", "train_size"})
+        texts = {name: _listed(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
     @property
     def images(self) -> int:
         """Number of training images."""
         return self.train_size or self.facts.train - self.val_size
+
+    @property
+    def streamed(self) -> bool:
+        """Whether images are read and changed by processes of their own while a network trains."""
+        return self.source.streamed or self.augment == "resized_crop_flip"
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Count the steps of an epoch; the last may have a smaller batch."""
@@ -466,7 +571,28 @@ class Data(Part):
         return self.images % batch_size or batch_size
 
     def form(self) -> dict[str, Any]:
-        return {**super().form(), "fingerprint": self.facts.fingerprint}
+        return {**super().form(), "fingerprint": self.source.fingerprint}
+
+
+@functools.cache
+def _seen(
+    source: DataFacts, classes: tuple[int, ...] | None, part: str | None, channels: int | None, size: int | None
+) -> DataFacts:
+    own, height, width = source.shape
+    facts = replace(source, shape=(channels or own, size or height, size or width))
+    if classes is None and part is None:
+        return facts
+    train, test = (source.counts(kind) for kind in ("train", "test"))
+    if part is not None:
+        ends = list(itertools.accumulate(train, initial=part == "a"))
+        train = tuple(end // 2 - begin // 2 for begin, end in itertools.pairwise(ends))
+    chosen = range(source.classes) if classes is None else classes
+    train, test = (tuple(each[number] for number in chosen) for each in (train, test))
+    return replace(facts, classes=len(chosen), train=sum(train), test=sum(test), train_counts=train, test_counts=test)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return "-".join(map(str, numbers))
 
 
 class Recipe(Part):

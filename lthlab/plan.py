@@ -75,7 +75,6 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
         if isinstance(value, Train):
             reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
             reasons += ["grafted weights"] * isinstance(value.init, Graft)
-            reasons += ["random labels"] * (value.data.random_labels is not None)
         reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
         reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
         for reason in reasons:

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lthlab import images
 from lthlab.catalog import KNOWN, PARTS, Array, Arrays, remedy
 from lthlab.parts import DATASETS, InputError, nearest
 
-DEEP = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-"""Modes of Pillow whose channels have 8 bits at most."""
 DEVKIT = "ILSVRC2012_devkit_t12"
 SHOWN = 3
 
@@ -115,10 +114,7 @@ def decode(path: Path, channels: int, size: int | None = None) -> Array:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
-            if file.mode not in DEEP:
-                raise ValueError(f"mode {file.mode}, which has more than 8 bits a channel")
-            image = file.convert("RGB" if channels == 3 else "L")
+        image = images.decode(path, channels)
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lthlab import nets
 from lthlab.data import Dataset
-from lthlab.lanes import DTYPES, Lane, Source
+from lthlab.lanes import DTYPES, Lane, Source, evaluation_batch
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Data, Net
+from lthlab.streams import sources_of
 from lthlab.values import Narrow, Train
 
 _LITTLE = 1 << 24  # products in a batch of a fully connected network, for which a second thread does not pay
@@ -92,6 +93,8 @@ class Group:
     ----------
     lanes : list of Lane
         In the order of the replicas.
+    sources : dict of str to Source
+        Images of 'train', 'val' and 'test', as far as there are any.
     dtype : torch.dtype
         Of weights and images.
     """
@@ -113,7 +116,8 @@ class Group:
         network = nets.build(first.net, first.data, device="meta")
         convolutional = nets.convolutional(network)
         grouped = self.form == "stacked" and convolutional
-        source = Source(dataset, first.data.augment, self.dtype, device)
+        self.sources = sources_of(dataset, trains, self.dtype, device)
+        source = self.sources["train"]
         self.lanes: list[Lane] = []
         self._where: list[tuple[int, int]] = []
         begin = 0
@@ -194,6 +198,7 @@ class Group:
 
     def step(self, size: int) -> None:
         """Train every replica on its next `size` images, within `running`."""
+        self.sources["train"].feed(size, [lane.stream for lane in self.lanes if lane.stream is not None])
         self._each(lambda lane: lane.step(size))
 
     def prune(self, replica: int, mask: Mask) -> None:
@@ -217,20 +222,18 @@ class Group:
         return torch.cat([f[: lane.replicas] for f, lane in zip(found, self.lanes, strict=True)]).tolist()
 
     def evaluate(
-        self, images: Tensor, labels: Tensor, stop: Callable[[], bool] | None = None, batch: int = 1000
+        self, source: Source, stop: Callable[[], bool] | None = None, batch: int | None = None
     ) -> tuple[Tensor, Tensor] | None:
         """Compute mean loss and accuracy of every replica in evaluation mode.
 
         Parameters
         ----------
-        images : Tensor
-            [image, channel, y, x].
-        labels : Tensor
-            [image], int64.
+        source : Source
+            Images and labels.
         stop : callable, optional
             Asked between batches: whether to give up.
         batch : int, optional
-            Number of images at a time.
+            Number of images at a time, by default as of `lthlab.lanes.evaluation_batch`.
 
         Returns
         -------
@@ -239,15 +242,16 @@ class Group:
         """
         loss = torch.zeros(self.replicas, dtype=torch.float64, device=self.device)
         correct = torch.zeros(self.replicas, dtype=torch.int64, device=self.device)
-        for first in range(0, len(labels), batch):
-            if first and stop is not None and stop():
+        count = 0
+        for images, labels in source.batches(batch or evaluation_batch(source.images.shape[1:])):
+            if count and stop is not None and stop():
                 return None
-            part, truth = images[first : first + batch], labels[first : first + batch]
             with self.running():
-                found = self._each(operator.methodcaller("evaluate", part, truth))
-            loss += torch.cat([losses for losses, _ in found]).double() * len(truth)
+                found = self._each(operator.methodcaller("evaluate", images, labels))
+            loss += torch.cat([losses for losses, _ in found]).double() * len(labels)
             correct += torch.cat([right for _, right in found])
-        return loss.cpu() / len(labels), correct.cpu().double() / len(labels)
+            count += len(labels)
+        return loss.cpu() / count, correct.cpu().double() / count
 
     def state(self, replica: int) -> Weights:
         """Copy the state of one replica, on the CPU, with ordinary names and shapes."""

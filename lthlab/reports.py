@@ -344,7 +344,8 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     folded = f"<details><summary>All {len(everything)} keys</summary><code>{' '.join(everything)}</code></details>"
     rows += _line("Keys", f"fingerprint {fingerprint}{folded}")
     for panel in config.panels:
-        name = f"{_fields(panel.net)} on {panel.data.name}"
+        view = f" ({panel.data.view})" if panel.data.view else ""
+        name = f"{_fields(panel.net)} on {panel.data.name}{view}"
         rows += f'<tr><th scope="rowgroup" colspan="2">{html.escape(name)}</th></tr>'
         rows += "".join(_line(name, html.escape(text)) for name, text in _facts(panel).items())
     return Html(f'<table class="facts" data-trainings="{len(keys)}"><tbody>{rows}</tbody></table>')

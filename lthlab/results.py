@@ -38,10 +38,10 @@ def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.Data
     Returns
     -------
     DataFrame
-        study, configuration, panel, network, width, data, train_size, report, what ('train', 'mask' or a measure),
-        ticket, method, level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*,
-        then kept, epoch, metric, value, chance, status, note and key. `value` is test accuracy in [0, 1] at the
-        study's reported epoch, the number of weights a mask keeps, or what a measure measures; `chance` is what a
+        study, configuration, panel, network, width, data, view, train_size, report, what ('train', 'mask' or a
+        measure), ticket, method, level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*,
+        eval_*, then kept, epoch, metric, value, chance, status, note and key. `value` is test accuracy in [0, 1] at
+        the study's reported epoch, the number of weights a mask keeps, or what a measure measures; `chance` is what a
         measure would be by chance.
 
     Raises
@@ -294,7 +294,7 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "train_size")
+PANEL = ("study", "panel", "network", "width", "data", "view", "train_size")
 """Columns that tell networks on data sets apart."""
 
 
@@ -338,7 +338,9 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
     name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
-    return f"{name} on {row['data']}" if "data" in row else name
+    view = row.get("view")
+    view = f" ({view})" if view and isinstance(view, str) else ""  # earlier versions noted none
+    return f"{name} on {row['data']}{view}" if "data" in row else name
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:

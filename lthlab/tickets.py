@@ -132,8 +132,8 @@ class Labelled:
     value : Train, Mask or Measure
         What is computed.
     role : dict
-        Plain values by column of the tidy frame: configuration, panel, network, width, data, train_size, report, what
-        ('train', 'mask' or a measure's name), ticket ('dense', 'search', 'LT', 'RR', 'WR', 'SDT' or 'RT'), method,
+        Plain values by column of the tidy frame: configuration, panel, network, width, data, view, train_size, report,
+        what ('train', 'mask' or a measure's name), ticket ('dense', 'search', 'LT', 'RR', 'WR', 'SDT' or 'RT'), method,
         level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*.
     """
 
@@ -214,6 +214,7 @@ class _Expansion:
                 "network": panel.net.name,
                 "width": panel.net.width,
                 "data": panel.data.name,
+                "view": panel.data.view,
                 "train_size": panel.data.images,
                 "report": rules.report,
                 **dict.fromkeys(ROLE),

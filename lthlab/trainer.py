@@ -132,10 +132,7 @@ class Trainer:
     def dataset(self, wanted: Data) -> data.Dataset:
         """Load a data set once."""
         if wanted not in self._datasets:
-            cache = self.store.root / "data"
-            self._datasets[wanted] = data.load(
-                wanted.name, cache, train_size=wanted.train_size, val_size=wanted.val_size
-            )
+            self._datasets[wanted] = data.load(wanted, self.store.root / "data")
         return self._datasets[wanted]
 
     def mask(self, value: MaskValue) -> Mask | None:

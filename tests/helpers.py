@@ -41,7 +41,7 @@ def train(net=LENET, dataset=DIGITS, replicate=0, init=None, **fields):
 
 def load(dataset=DIGITS, thin=5):
     """Load what `dataset` describes, with every fifth test image."""
-    found = data.load(dataset.name, None, train_size=dataset.train_size, val_size=dataset.val_size)
+    found = data.load(dataset, None)
     return replace(found, test_x=found.test_x[::thin], test_y=found.test_y[::thin])
 
 

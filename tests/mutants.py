@@ -31,6 +31,34 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "crops by the position within what a process reads",
+        "streams",
+        "skip((first + place) * images.NUMBERS)",
+        "skip(place * images.NUMBERS)",
+        "tests/test_streams.py::test_resized_crops_depend_on_replicate_epoch_and_position",
+    ),
+    Mutant(
+        "a step's images where those of the step before are",
+        "streams",
+        "place = (first // size % 2 * len(orders) + row)",
+        "place = row",
+        "tests/test_streams.py::test_resized_crops_depend_on_replicate_epoch_and_position",
+    ),
+    Mutant(
+        "random labels drawn for the images that are used",
+        "data",
+        "random_labels(len(y), facts.classes, described.random_labels)[train]",
+        "random_labels(len(train), facts.classes, described.random_labels)",
+        "tests/test_data.py::test_random_labels_are_uniform_fixed_and_those_of_single_images",
+    ),
+    Mutant(
+        "halves of the whole in place of halves of each class",
+        "data",
+        'torch.arange(len(labels))[part == "b" :: 2 if part else 1]',
+        'torch.arange(len(labels)).chunk(2 if part else 1)[part == "b"]',
+        "tests/test_data.py::test_halves_are_disjoint_and_have_2500_images_of_each_class",
+    ),
+    Mutant(
         "momentum of newly pruned weights kept",
         "lanes",
         "for rows in (self.weights, *self.moments):",

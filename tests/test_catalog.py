@@ -172,27 +172,25 @@ def test_missing_sets_are_refused_with_where_and_how(home, monkeypatch):
 
 def test_installed_arrays(mine):
     found = catalog.installed("mine")
-    assert found.facts == mine and found.files is None
+    assert found.facts == mine and not found.digests
     assert found.about["source"] == "class folders" and found.about["classes"] == ["a", "b", "c"]
     for part, (x, y) in zip(("train", "test"), sets.expected(sets.sets_of((3, 6, 5), 3)), strict=True):
-        assert np.array_equal(found.arrays[f"{part}_x"], x) and found.arrays[f"{part}_y"].tolist() == y
+        assert np.array_equal(found.contents[f"{part}_x"], x) and found.contents[f"{part}_y"].tolist() == y
 
 
 def test_installed_files(files, tmp_path):
     found = catalog.installed("files")
-    assert found.arrays is None and found.files.root == (tmp_path / "files").resolve()
+    assert found.contents["train_x"].root == (tmp_path / "files").resolve()
     drawn = sets.sets_of((3, 6, 5), 3)
     drawn[0] = ([*drawn[0][0], sets.images(9, 3, 9, 7)], [*drawn[0][1], 1])
     for part, (x, y) in zip(("train", "test"), drawn, strict=True):
         rows = sorted(
             (int(label), hashlib.sha256(pixels.tobytes()).digest()) for pixels, label in zip(x, y, strict=True)
         )
-        assert getattr(found.files, f"{part}_labels").tolist() == [label for label, _ in rows]
-        assert [digest.tobytes() for digest in getattr(found.files, f"{part}_digests")] == [
-            digest for _, digest in rows
-        ]
-        names = getattr(found.files, f"{part}_names")
-        assert len(set(names)) == len(names) and all((found.files.root / name).is_file() for name in names)
+        assert found.contents[f"{part}_y"].tolist() == [label for label, _ in rows]
+        assert [digest.tobytes() for digest in found.digests[part]] == [digest for _, digest in rows]
+        kept = found.contents[f"{part}_x"]
+        assert len(set(kept.names)) == len(kept) and all((kept.root / name).is_file() for name in kept.names)
     assert (files.shape, files.train, files.test, files.classes) == ((3, 224, 224), 25, 9, 3)
     pixels = np.concatenate([np.reshape(x, (3, -1)) for x in drawn[0][0]], axis=1)
     assert files.mean == pytest.approx(pixels.mean(1), rel=1e-13) and files.std == pytest.approx(

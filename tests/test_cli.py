@@ -327,7 +327,11 @@ def test_bash_completes_studies_and_options(folder, capsys):
         (("net: lenet_300_100", "net: lenet"), [], "did you mean 'lenet_300_100'?"),
         (("levels: 1", "levels: 0"), [], "tiny.yaml:5:9: prune.levels: 0 is not allowed; allowed: 1 or more"),
         (("{LT: }", "{WR: {rewind: 1ep}}"), [], "tickets.WR.rewind: 1ep is not before the end; allowed: below 1ep"),
-        (("", ""), ["--set", "data={name: digits, random_labels: 1}"], "this version does not compute random labels"),
+        (
+            ("", ""),
+            ["--set", "data={name: digits, size: 7}"],
+            "data.size: 7 is less than images of 'digits' have, 8 × 8",
+        ),
         (("", ""), ["--device", "tpu"], "device 'tpu' is not here; allowed: auto, cpu"),
         (("", ""), ["--device", "cpu:7"], "device 'cpu:7' is not here; allowed: auto, cpu"),
         (("", ""), ["--device", "cuda:99"], "device 'cuda:99' is not here; allowed: auto, cpu"),

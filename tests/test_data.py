@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 from dataclasses import replace
 
@@ -5,10 +6,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from PIL import Image
 from safetensors.numpy import load_file, save
+from torchvision import transforms
+from torchvision.transforms import functional
 
 from lthlab import data, parts
-from lthlab.parts import DataFacts, InputError
+from lthlab.parts import Data, DataFacts, InputError
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,8 @@ def in_turn(classes, size):
     ("train", "val"), [(None, 0), (None, 300), (100, 0), (1000, 297), (1250, 47), (7, 3), (1, 1296)]
 )
 def test_divisions_take_classes_in_turn_from_either_end(cache, train, val):
-    everything, d = data.load("digits", cache), data.load("digits", cache, train_size=train, val_size=val)
+    everything = data.load("digits", cache)
+    d = data.load(Data(name="digits", train_size=train, val_size=val), cache)
     classes = [(everything.train_y == c).nonzero().flatten().tolist() for c in range(10)]
     in_val = in_turn([members[::-1] for members in classes], val)
     left = [[i for i in members if i not in in_val] for members in classes]
@@ -94,31 +99,6 @@ def test_divisions_take_classes_in_turn_from_either_end(cache, train, val):
         assert getattr(d, f"{part}_y").equal(everything.train_y[places])
     assert d.test_x.equal(everything.test_x) and d.test_y.equal(everything.test_y)
     assert d.fingerprint == everything.fingerprint
-
-
-KNOWN = "allowed: " + ", ".join(sorted(parts.DATASETS))
-
-
-@pytest.mark.parametrize(
-    ("name", "sizes", "message"),
-    [
-        ("digit", {}, f"data set 'digit' is not known; {KNOWN}; did you mean 'digits'?"),
-        ("x", {}, f"data set 'x' is not known; {KNOWN}"),
-        ("digits", {"val_size": 1297}, "val_size is 1297: data set 'digits' allows 0 … 1296"),
-        ("digits", {"val_size": -1}, "val_size is -1: data set 'digits' allows 0 … 1296"),
-        ("digits", {"train_size": 1298}, "train_size is 1298: data set 'digits' allows 1 … 1297"),
-        ("digits", {"train_size": 0}, "train_size is 0: data set 'digits' allows 1 … 1297"),
-        (
-            "digits",
-            {"train_size": 1000, "val_size": 298},
-            "train_size is 1000: data set 'digits' allows 1 … 999 besides 298 for validation",
-        ),
-    ],
-)
-def test_errors_name_value_and_what_is_allowed(cache, name, sizes, message):
-    with pytest.raises(ValueError) as error:
-        data.load(name, cache, **sizes)
-    assert str(error.value) == message
 
 
 def test_a_cached_set_needs_no_decoding(cache, registered, monkeypatch):
@@ -354,3 +334,155 @@ def test_mixed_images_and_labels_are_weighted_sums(dtype):
             np.add.at(whole, [labels[slot, place], labels[slot, partner]], [share, 1 - share])
             assert mixed[slot, place].tolist() == whole.tolist()
     assert images.dtype == mixed.dtype == dtype
+
+
+# --- what a network sees of a set -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar(registered, monkeypatch):
+    """Register sets of the numbers and names of CIFAR-10 and CIFAR-100, with images of a single pixel."""
+
+    def register(name, classes):
+        counts = {"train": 50_000, "test": 10_000}
+        random = np.random.default_rng(classes)
+        arrays = {f"{part}_x": random.integers(0, 256, (n, 3, 1, 1), np.uint8) for part, n in counts.items()}
+        arrays |= {f"{part}_y": random.permutation(np.arange(n) % classes) for part, n in counts.items()}
+        facts = DataFacts((3, 1, 1), classes, 50_000, 10_000, "c", (125.0, 123.0, 114.0), (63.0, 62.0, 67.0))
+        monkeypatch.setattr(data, "_described", lambda arrays: parts.DATASETS[f"cifar{arrays['train_y'].max() + 1}"])
+        monkeypatch.setitem(parts.DATASETS, name, facts)
+        monkeypatch.setitem(data._sources, name, lambda: arrays)
+
+    for name, classes in (("cifar10", 10), ("cifar100", 100)):
+        register(name, classes)
+
+
+def test_halves_are_disjoint_and_have_2500_images_of_each_class(cifar, monkeypatch):
+    monkeypatch.setattr(data, "canonical", lambda x, y: (x[o := np.argsort(y, kind="stable")], y[o]))
+    whole = data.load("cifar10", None)
+    halves = [data.load(Data(name="cifar10", part=part), None) for part in ("a", "b")]
+    for number, half in enumerate(halves):
+        assert torch.bincount(half.train_y).tolist() == [2500] * 10
+        assert half.train_x.equal(whole.train_x[number::2]) and half.train_y.equal(whole.train_y[number::2])
+        assert half.test_x.equal(whole.test_x) and half.test_y.equal(whole.test_y)
+    small = data.load(Data(name="cifar10", part="b", classes=[7, 2], val_size=3000, train_size=1000), None)
+    assert [torch.bincount(y).tolist() for y in (small.train_y, small.val_y, small.test_y)] == [
+        [500, 500], [1500, 1500], [1000, 1000],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [None, "a", "b"])
+@pytest.mark.parametrize("classes", [None, [0, 1, 2, 3, 4], [9, 5]])
+@pytest.mark.parametrize(("train", "val"), [(None, 0), (60, 41), (None, 50)])
+def test_parts_and_classes_are_chosen_before_the_set_is_divided(cache, part, classes, train, val):
+    everything = data.load("digits", cache)
+    described = Data(name="digits", part=part, classes=classes, train_size=train, val_size=val)
+    d = data.load(described, cache)
+    kept = sorted(classes or range(10))
+    half = [i for i in range(1297) if part is None or i % 2 == "ab".index(part)]
+    pool = [[i for i in half if everything.train_y[i] == c] for c in kept]
+    in_val = in_turn([members[::-1] for members in pool], val)
+    left = [[i for i in members if i not in in_val] for members in pool]
+    in_train = in_turn(left, sum(map(len, left)) if train is None else train)
+    for name, places in (("val", in_val), ("train", in_train)):
+        assert getattr(d, f"{name}_x").equal(everything.train_x[places])
+        assert getattr(d, f"{name}_y").tolist() == [kept.index(y) for y in everything.train_y[places].tolist()]
+    tested = [i for i in range(500) if everything.test_y[i] in kept]
+    assert d.test_x.equal(everything.test_x[tested])
+    assert d.test_y.tolist() == [kept.index(y) for y in everything.test_y[tested].tolist()]
+    facts = described.facts
+    assert (d.classes, len(d.train_y), len(d.test_y)) == (facts.classes, described.images, facts.test)
+    assert facts.train == sum(facts.train_counts or [1297]) == sum(map(len, pool))
+    assert (d.mean, d.std, d.fingerprint) == (everything.mean, everything.std, everything.fingerprint)
+
+
+def test_a_set_of_other_numbers_than_are_known_is_refused(cache, monkeypatch):
+    wrong = dataclasses.replace(parts.DATASETS["digits"], train_counts=())
+    monkeypatch.setitem(parts.DATASETS, "digits", dataclasses.replace(wrong, train=1300, classes=10))
+    with pytest.raises(ValueError) as error:
+        data.load(Data(name="digits", classes=[8, 9]), cache)
+    assert str(error.value) == (
+        "data set 'digits' has 254 training and 100 test images of what is asked for: known are 260 and 100"
+    )
+
+
+def test_random_labels_are_uniform_fixed_and_those_of_single_images(cache):
+    def labels(**fields):
+        return data.load(Data(name="digits", random_labels=7, **fields), cache)
+
+    whole, true = labels(), data.load("digits", cache)
+    label_of = {x.numpy().tobytes(): y for x, y in zip(whole.train_x, whole.train_y.tolist(), strict=True)}
+    for fields in ({"train_size": 100}, {"val_size": 300, "train_size": 500}, {"part": "b"}, {"augment": "crop_flip"}):
+        d = labels(**fields)
+        assert [label_of[x.numpy().tobytes()] for x in d.train_x] == d.train_y.tolist()
+    held_out, truth = labels(val_size=300), data.load(Data(name="digits", val_size=300), cache)
+    assert held_out.val_y.equal(truth.val_y) and held_out.test_y.equal(true.test_y)
+    assert whole.train_x.equal(true.train_x) and whole.train_y.dtype == torch.int64
+    assert abs((whole.train_y == true.train_y).float().mean().item() - 0.1) < 4 * (0.09 / 1297) ** 0.5
+    other = data.load(Data(name="digits", random_labels=8), cache).train_y
+    assert abs((whole.train_y == other).float().mean().item() - 0.1) < 4 * (0.09 / 1297) ** 0.5
+    few = labels(classes=[3, 8, 9])
+    assert set(few.train_y.tolist()) == {0, 1, 2}
+    words = np.random.Philox(key=[3, 5], counter=[0, 0, 0, 0]).random_raw(100).tolist()
+    assert data.random_labels(100, 10, 3).tolist() == [word * 10 >> 64 for word in words]
+
+
+def test_random_labels_pass_a_test_of_chi_square():
+    from scipy.stats import chi2
+
+    for classes, seed in ((10, 0), (10, 1), (200, 0)):
+        counts = torch.bincount(data.random_labels(50_000, classes, seed), minlength=classes)
+        statistic = ((counts - 50_000 / classes) ** 2 / (50_000 / classes)).sum().item()
+        assert len(counts) == classes and 0.001 < chi2.cdf(statistic, classes - 1) < 0.999
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, None), (1, 11), (3, 32), (None, 12)])
+def test_grey_images_are_repeated_and_small_ones_padded_with_black(cache, channels, size):
+    d, true = (
+        data.load(Data(name="digits", channels=channels, size=size, val_size=40), cache),
+        data.load("digits", cache),
+    )
+    before = ((size or 8) - 8) // 2
+    border = (before, (size or 8) - 8 - before)
+    expected = np.repeat(np.pad(true.test_x.numpy(), ((0, 0), (0, 0), border, border)), channels or 1, 1)
+    assert d.test_x.dtype == torch.uint8 and np.array_equal(d.test_x, expected)
+    assert d.train_x.shape[1:] == d.val_x.shape[1:] == (channels or 1, size or 8, size or 8)
+    assert d.mean == true.mean * (channels or 1) and d.std == true.std * (channels or 1)
+    assert d.train_x.is_contiguous() and d.train_x.sum() + d.val_x.sum() == true.train_x.sum() * (channels or 1)
+    assert Data(name="digits", channels=channels, size=size).facts.shape == d.test_x.shape[1:]
+
+
+def test_sides_that_are_odd_longer_get_one_more_on_the_right_and_below():
+    found = data.shaped(torch.ones(2, 1, 5, 4, dtype=torch.uint8), (1, 8, 8))
+    assert found[0, 0].nonzero().min(0).values.tolist() == [1, 2] and found.sum() == 2 * 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "normalise", "mean", "std"),
+    [
+        ("cifar10", "reference", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ("cifar100", "reference", (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+        ("cifar10", "imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("cifar10", "own", (125 / 255, 123 / 255, 114 / 255), (63 / 255, 62 / 255, 67 / 255)),
+    ],
+)
+def test_named_normalisations_are_those_of_torchvision_with_these_numbers(cifar, name, normalise, mean, std):
+    d = data.load(Data(name=name, normalise=normalise, train_size=100), None)
+    usual = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    expected = torch.stack([usual(x.permute(1, 2, 0).numpy()) for x in d.train_x])
+    torch.testing.assert_close(data.normalise(d.train_x, d, torch.float32), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_crops_without_flips_have_the_places_of_those_with_flips():
+    flipped, cropped = (data.moves(augment, 500, 3, 2) for augment in ("crop_flip", "crop"))
+    assert flipped.equal(data.crop_flip_draws(500, 4, 3, 2)) and flipped[:, 2].sum() > 200
+    assert cropped[:, :2].equal(flipped[:, :2]) and not cropped[:, 2].any()
+    assert data.moves("none", 500, 3, 2) is data.moves("resized_crop_flip", 500, 3, 2) is None
+
+
+def test_moved_images_are_those_of_torchvision():
+    x, draws = torch.from_numpy(COLOURS), data.moves("crop_flip", 12, 0, 5)
+    for image, moved, (top, left, flip) in zip(x, data.crop_flip(x, data.PAD, draws), draws.tolist(), strict=True):
+        picture = functional.pad(Image.fromarray(image.permute(1, 2, 0).numpy()), 4)
+        picture = functional.crop(picture, top, left, 5, 4)
+        assert moved.equal(functional.pil_to_tensor(functional.hflip(picture) if flip else picture))

@@ -10,6 +10,7 @@ import sys
 import warnings
 import weakref
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -304,9 +305,39 @@ def test_groups_on_a_gpu(large):
     assert by_precision == sorted(set(by_precision))
     assert fitting(16, "resnet110") < fitting(16)
     train = helpers.train(Net(name="resnet20"), large, batch_size=100)
-    images = 60_000 * 3 * 32 * 32
-    enough = ((1 << 30) + 4 * images + 8 * devices._replica(train)) / 0.8
+    images = (50_000 + 4 * 10_000) * 3 * 32 * 32  # test images as numbers of fp32, which are few enough
+    enough = ((1 << 30) + images + 8 * devices._replica(train)) / 0.8
     assert (devices.fitting(train, enough + 1), devices.fitting(train, enough - 1)) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept", "added"),
+    [
+        ({}, 50_000 + 4 * 10_000, 0),
+        ({"augment": "crop_flip"}, 50_000 + 4 * 10_000, 0),
+        ({"train_size": 20_000}, 4 * 30_000, 0),
+        ({"train_size": 20_000, "augment": "crop_flip"}, 20_000 + 4 * 10_000, 0),
+        ({"val_size": 30_000}, 20_000 * 4 + 30_000 + 4 * 10_000, 0),
+        ({"augment": "resized_crop_flip"}, 4 * 10_000, 2 * 100),
+        ({"part": "b", "classes": [1, 2]}, 4 * (5_000 + 2_000), 0),
+    ],
+)
+def test_images_are_counted_as_bytes_or_as_numbers(large, fields, kept, added):
+    train, image = helpers.train(Net(name="resnet20"), Data(name="large", **fields), batch_size=100), 3 * 32 * 32
+    assert devices._images(train) == kept * image
+    same = Data(name="large", train_size=train.data.images)
+    whole = devices._replica(helpers.train(Net(name="resnet20"), same, batch_size=100))
+    if "classes" not in fields:
+        assert devices._replica(train) == whole + added * image
+
+
+def test_streamed_images_are_not_counted_whole(large, monkeypatch):
+    facts = replace(helpers.CIFAR, shape=(3, 224, 224), train=1_281_167, test=50_000, classes=1000, streamed=True)
+    monkeypatch.setitem(parts.DATASETS, "large", facts)
+    train = helpers.train(Net(name="resnet20", width=4), large, batch_size=32)
+    assert devices._images(train) == 0 and devices.fitting(train, 80 * 10**9) > 1
+    sizes = [devices.evaluation_batch(shape) for shape in ((1, 28, 28), (3, 64, 64), (3, 224, 224), (3, 9000, 9000))]
+    assert sizes == [1000, 1000, 222, 1]
 
 
 def test_the_parts_of_the_count(large):

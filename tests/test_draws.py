@@ -18,6 +18,14 @@ def test_numbers_are_pinned():
     assert Stream(0, "init").normal(5)[:4] == pytest.approx(normal, rel=1e-14)
 
 
+@pytest.mark.parametrize("skipped", [0, 1, 3, 4, 5, 24 * 1000, 10**6 + 3])
+def test_what_is_skipped_is_left_out(skipped):
+    assert (
+        Stream(3, "order", 7, 1).skip(skipped).bits(9).tolist()
+        == Stream(3, "order", 7, 1).bits(skipped + 9)[-9:].tolist()
+    )
+
+
 def test_purposes_have_numbers_of_their_own():
     assert PURPOSES == {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5, "mixup": 6}
     with pytest.raises(KeyError, match="initt"):

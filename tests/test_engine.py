@@ -497,7 +497,7 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
     training = Training([helpers.job(value, None, steps | {"best_val", "best_test"})], dataset)
     calls = []
 
-    def evaluate(images, labels, stop):
+    def evaluate(source, stop):
         part = "val" if len(calls) % 2 == 0 else "test"
         calls.append(part)
         accuracy = accuracies[part][(len(calls) - 1) // 2]
@@ -515,6 +515,28 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
 def test_trainings_of_unlike_shapes_are_refused(dataset):
     with pytest.raises(ValueError, match="unlike shapes"):
         Training([helpers.job(helpers.train()), helpers.job(helpers.train(batch_size=32))], dataset)
+
+
+# --- random labels --------------------------------------------------------------------------------------------
+
+
+def test_random_labels_are_memorised_and_say_nothing_of_other_images():
+    """Accuracy in evaluation mode on images that were trained on, against that on the test images (Sooner Fig. 5)."""
+    fields = {"epochs": 80, "batch_size": 50, "lr": 0.05, "weight_decay": 0.0}
+    described = Data(name="digits", train_size=200, random_labels=3)
+    dataset = data.load(described, None)
+    training = helpers.run(
+        [helpers.job(helpers.train(helpers.LENET, described, r, **fields)) for r in range(2)], dataset
+    )
+    loss, accuracy = training.group.evaluate(training.group.sources["train"])
+    assert accuracy.min() > 0.95 and loss.max() < 0.5
+    state = training.group.state(1)
+    network = helpers.plain(helpers.LENET, described.facts).eval()
+    network.load_state_dict(state)
+    right = network(data.normalise(dataset.train_x, dataset, torch.float32)).argmax(1) == dataset.train_y
+    assert right.double().mean() == pytest.approx(accuracy[1].item())
+    for progress in training.progress:
+        assert abs(progress.metrics[-1]["test_accuracy"] - 0.1) < 5 * (0.09 / 500) ** 0.5
 
 
 # --- divergence -----------------------------------------------------------------------------------------------
@@ -615,7 +637,7 @@ def test_a_group_that_is_stopped_anywhere_goes_on_as_if_nothing_had_happened(net
     values = [helpers.train(net, replicate=r, lr=lr) for r, lr in enumerate((0.05, 1e30, 0.1))]
     jobs = [helpers.job(value, helpers.half_mask(net, value.data, 0), keep) for value in values]
     evaluate = Group.evaluate
-    monkeypatch.setattr(Group, "evaluate", lambda self, x, y, stop: evaluate(self, x, y, stop, batch=30))
+    monkeypatch.setattr(Group, "evaluate", lambda self, source, stop: evaluate(self, source, stop, batch=30))
     undisturbed = helpers.run(jobs, dataset)
     chances, stopped = random.Random(3), []
     training = Training(jobs, dataset)

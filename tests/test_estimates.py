@@ -230,6 +230,7 @@ def test_the_latest_groups_of_the_nearest_size_count(store):
         {"batch_size": 51},
         {"precision": "fp64"},
         {"network": "resnet8"},
+        {"image": "3-8-8"},
     ],
 )
 def test_other_machines_and_shapes_say_nothing(fields, store):
@@ -237,6 +238,16 @@ def test_other_machines_and_shapes_say_nothing(fields, store):
     assert not rate(store, 1)[1]
     note(store, 5.0, 1)
     assert rate(store, 1) == (0.5, True)
+
+
+def test_trainings_on_other_images_of_a_set_are_a_shape_of_their_own(store):
+    padded = helpers.train(dataset=Data(name="digits", size=32), batch_size=50)
+    note(store, 5.0, 1, image="1-8-8")
+    assert rate(store, 1) == (0.5, True) and not rate(store, 1, padded)[1]
+    note(store, 7.0, 1, image="1-32-32")
+    assert rate(store, 1, padded) == (0.7, True)
+    small, large = (estimates._shape(helpers.train(helpers.narrow(), Data(name="digits", size=n))) for n in (None, 32))
+    assert small.stacked and not large.stacked and large.guess(True) > 10 * small.guess(True)
 
 
 def test_guesses_are_corrected_by_how_wrong_they_were(store):

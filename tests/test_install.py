@@ -26,7 +26,7 @@ def home(tmp_path, monkeypatch):
 
 def holds(name, drawn):
     """Compare an installed set with what was drawn, in canonical order."""
-    arrays = catalog.installed(name).arrays
+    arrays = catalog.installed(name).contents
     for part, (x, y) in zip(("train", "test"), sets.expected(drawn), strict=True):
         assert np.array_equal(arrays[f"{part}_x"], x) and arrays[f"{part}_y"].tolist() == y
 
@@ -78,14 +78,14 @@ def test_large_sets_are_installed_as_an_index(tmp_path, monkeypatch, name):
     found = catalog.installed(name)
     assert (facts.shape, facts.train, facts.test) == (parts.DATASETS[name].shape, 24, 9)
     for part in ("train", "test"):
-        names, labels, digests = (getattr(found.files, f"{part}_{each}") for each in ("names", "labels", "digests"))
+        images, labels, digests = found.contents[f"{part}_x"], found.contents[f"{part}_y"], found.digests[part]
         rows = list(zip(labels.tolist(), (digest.tobytes() for digest in digests), strict=True))
         assert rows == sorted(rows)
-        decoded = [readers.decode(found.files.root / each, 3).tobytes() for each in names]
+        decoded = [readers.decode(images.root / each, 3).tobytes() for each in images.names]
         assert [hashlib.sha256(pixels).digest() for pixels in decoded] == [digest for _, digest in rows]
     assert sum(1 for _ in (tmp_path / "home").iterdir()) == 3
-    with pytest.raises(InputError, match=f"data set '{name}' is streamed"):
-        data.load(name, None)
+    seen = data.load(name, None)
+    assert list(seen.train_x.names) == list(found.contents["train_x"].names) and len(seen.test_y) == 9
 
 
 def test_a_set_of_ones_own_trains_without_python(tmp_path):
@@ -94,7 +94,7 @@ def test_a_set_of_ones_own_trains_without_python(tmp_path):
     holds("mine", drawn)
     assert (facts.shape, facts.classes, facts.train, facts.test) == ((1, 6, 5), 3, 24, 9)
     shutil.rmtree(tmp_path / "images")
-    found = data.load("mine", None, val_size=6)
+    found = data.load(parts.Data(name="mine", val_size=6), None)
     assert (found.classes, found.fingerprint, found.mean) == (3, facts.fingerprint, facts.mean)
     assert found.train_x.shape == (18, 1, 6, 5) and found.val_y.tolist() == [0, 0, 1, 1, 2, 2]
 
@@ -104,17 +104,17 @@ def test_images_are_brought_to_one_size_if_asked_for(tmp_path):
     path = sets.save(sets.images(9, 3, 30, 40), tmp_path / "train" / "b" / "large.png")
     facts = import_set("mine", tmp_path, 4)
     assert facts.shape == (3, 4, 4) and facts.train == 25
-    assert readers.decode(path, 3, 4).tobytes() in {x.tobytes() for x in catalog.installed("mine").arrays["train_x"]}
+    assert readers.decode(path, 3, 4).tobytes() in {x.tobytes() for x in catalog.installed("mine").contents["train_x"]}
 
 
 def test_what_does_not_fit_into_memory_is_streamed(tmp_path, monkeypatch):
     sets.class_folders(tmp_path, sets.sets_of((3, 6, 5), 3), ("a", "b", "c"))
     monkeypatch.setattr(install, "IN_MEMORY", (24 + 9) * 3 * 6 * 5)
     import_set("mine", tmp_path)
-    assert catalog.installed("mine").files is None
+    assert not catalog.installed("mine").digests
     monkeypatch.setattr(install, "IN_MEMORY", (24 + 9) * 3 * 6 * 5 - 1)
     facts = import_set("mine", tmp_path)
-    assert catalog.installed("mine").arrays is None and facts.shape == (3, 6, 5)
+    assert catalog.installed("mine").digests and facts.streamed and facts.shape == (3, 6, 5)
     with pytest.raises(InputError, match="--size 6: the images have 3,564 bytes; allowed: 2,969 at most"):
         import_set("mine", tmp_path, 6)
 
@@ -361,9 +361,9 @@ def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
     fetch(name, print)
     found = catalog.installed(name)
     if name == "places365":
-        assert found.files.root == (home / name).resolve() and verify(name) == []
+        assert found.contents["train_x"].root == (home / name).resolve() and verify(name) == []
     else:
-        assert len(found.arrays["train_x"]) == 24
+        assert len(found.contents["train_x"]) == 24
         assert sets.tree(home) == [f"{name}.json", f"{name}.safetensors"]
     assert not (home / "downloads" / name).exists()
 

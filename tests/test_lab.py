@@ -641,17 +641,34 @@ def test_damage_in_the_midst_of_computing(store, monkeypatch, caplog):
     assert {name: after[name] for name in before} == before
 
 
+# --- what a network sees ----------------------------------------------------------------------------------------
+
+
+def test_trainings_on_parts_of_a_set_and_on_random_labels_are_stored(tmp_path):
+    fields = [
+        {"part": "a"},
+        {"part": "b"},
+        {"random_labels": 1},
+        {"classes": [0, 1, 2, 3, 4], "size": 12, "channels": 3},
+    ]
+    described = [Data(name="digits", train_size=100, **each) for each in fields]
+    values = [Train(helpers.LENET, each, helpers.recipe(), Fresh(0), 0) for each in described]
+    store = helpers.store(tmp_path / "runs")
+    lab.compute(values, store, "cpu")
+    accuracies = [Run(value, store).metrics()[-1]["test_accuracy"] for value in values]
+    assert len({value.key for value in values}) == len(values)
+    assert accuracies[2] < 0.3 < 0.5 < min(*accuracies[:2], accuracies[3])
+
+
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
 def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     run = dense(protocol(), helpers.recipe())
     recipe, net, dataset = run.recipe, run.net, run.data
-    noisy = Data(name="digits", random_labels=1)
     values = {
         Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
         Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
-        Train(net, noisy, recipe, Fresh(0), 0): "random labels",
         Magnitude(At(run, "last"), "0.5", granularity="filter"): "filters",
     }
     pruning = next(iter(values))

@@ -45,7 +45,7 @@ def captured(monkeypatch):
     sizes, current, computed = {}, Stream(), Lane._step
 
     @contextmanager
-    def graph(target, pool, stream):
+    def graph(target, pool, stream, mode):
         lane = next(lane for lane in sizes if lane.stream is stream)
         assert (pool is None) == (not lane._graphs)
         state = [lane.weights, lane.gradient, *lane.moments, lane.loss_sum, lane.correct_sum, lane._place]
@@ -106,6 +106,24 @@ def test_captured_steps_are_those_that_are_computed_at_once(net, form, fields, r
     assert metrics == others and all(map(helpers.equal, expected, found))
     assert {tuple(found) for found in sizes.values()} == {(64, 150 - 2 * 64)}
     assert len(sizes) == len(training.group.lanes)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(4)], ids=["lenet", "resnet"])
+def test_captured_steps_find_the_images_that_are_streamed(net, start, request):
+    data = Data(name="digits", train_size=150, augment="resized_crop_flip")
+    values = [helpers.job(helpers.train(net, data, r, epochs=4)) for r in range(3)]
+    dataset, found = helpers.load(data), []
+    for fixture in (None, "captured"):
+        sizes = request.getfixturevalue(fixture) if fixture else None
+        training = Training(values, dataset, form="sequential")
+        training.advance(start)
+        training = Training.restore(values, dataset, *training.checkpoint(), form="sequential")
+        while training.iteration < 12:
+            training.advance(12)
+        found.append(outcome(training))
+    assert found[0][1] == found[1][1] and all(map(helpers.equal, found[0][0], found[1][0]))
+    assert sum(map(len, sizes.values())) >= 3
 
 
 def test_a_group_that_begins_within_an_epoch_captures_its_steps_alike(captured):

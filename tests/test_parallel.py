@@ -450,6 +450,10 @@ def test_a_data_set_of_ones_own_reaches_all(team, monkeypatch):
     check(helpers.LENET, {}, team, Data(name="own", train_size=201, val_size=50))
 
 
+def test_images_that_are_streamed_reach_all(team):
+    check(helpers.LENET, {}, team, AUGMENTED.model_copy(update={"augment": "resized_crop_flip"}))
+
+
 def test_there_is_one_team_at_a_time(team):
     with pytest.raises(InputError, match="has a process group of torch.distributed already"), Team([CPU, CPU]) as other:
         begun(other)

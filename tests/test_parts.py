@@ -7,6 +7,7 @@ import string
 from decimal import Decimal
 from fractions import Fraction
 
+import helpers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from lthlab.parts import (
     DATASETS,
     NETS,
     Data,
+    DataFacts,
     Level,
     Net,
     Recipe,
@@ -375,6 +377,32 @@ def test_all_images_are_one_form():
     assert Data(name="digits", train_size=1297).images == 1297
 
 
+def test_what_changes_nothing_is_one_form():
+    plain = Data(name="digits")
+    same = Data(name="digits", classes=range(10), channels=1, size=8, normalise="own", part=None)
+    assert same == plain and same.form() == plain.form() and not same.view
+    assert Data(name="digits", classes=[3, 1, 2]) == Data(name="digits", classes=[1, 2, 3])
+    assert Data(name="digits", part="a", train_size=649) == Data(name="digits", part="a")
+
+
+@pytest.mark.parametrize(
+    ("fields", "view", "shape", "classes", "images"),
+    [
+        ({"train_size": 100}, "", (1, 8, 8), 10, 100),
+        ({"part": "a"}, "part a", (1, 8, 8), 10, 649),
+        ({"part": "b", "val_size": 48}, "part b, val size 48", (1, 8, 8), 10, 600),
+        ({"classes": [4, 0, 1]}, "classes 0-1-4", (1, 8, 8), 3, 391),
+        ({"channels": 3, "size": 32}, "channels 3, size 32", (3, 32, 32), 10, 1297),
+        ({"augment": "crop", "random_labels": 0}, "augment crop, random labels 0", (1, 8, 8), 10, 1297),
+    ],
+)
+def test_facts_are_those_of_what_a_network_sees(fields, view, shape, classes, images):
+    found = Data(name="digits", **fields)
+    assert (found.view, found.facts.shape, found.facts.classes, found.images) == (view, shape, classes, images)
+    assert found.source == DATASETS["digits"]
+    assert found.steps_per_epoch(64) == -(-images // 64)
+
+
 def test_data_enter_by_fingerprint(monkeypatch):
     before = Data(name="digits").form()
     assert before == {"name": "digits", "fingerprint": DATASETS["digits"].fingerprint}
@@ -428,12 +456,30 @@ def test_net_refuses(fields, words):
         ({"name": "digits", "train_size": 0}, ["greater than or equal to 1"]),
         ({"name": "digits", "val_size": 1297}, ["val_size: 1297 of 1297 images of 'digits'; allowed: 0 to 1296"]),
         ({"name": "digits", "val_size": -1}, ["greater than or equal to 0"]),
-        ({"name": "digits", "augment": "flip"}, ["'none' or 'crop_flip'"]),
+        ({"name": "digits", "augment": "flip"}, ["'none', 'crop', 'crop_flip' or 'resized_crop_flip'"]),
         ({"name": "digits", "random_labels": -1}, ["greater than or equal to 0"]),
         ({"name": "digits", "random_labels": True}, ["valid integer"]),
+        ({"name": "digits", "part": "c"}, ["part", "'a' or 'b'"]),
+        ({"name": "digits", "part": "a", "train_size": 650}, ["train_size: 650 images; allowed: 1 to 649"]),
+        ({"name": "digits", "part": "b", "val_size": 648}, ["val_size: 648 of 648 images of part b of 'digits'"]),
+        ({"name": "digits", "classes": [4, 10, 12]}, ["classes: 'digits' has no class 10-12; allowed: 0 to 9"]),
+        ({"name": "digits", "classes": [4, 2, 4]}, ["classes: 4 is given more than once; allowed: each class once"]),
+        ({"name": "digits", "classes": [4]}, ["classes: 1 of the 10 classes of 'digits'; allowed: 2 to 10"]),
+        ({"name": "digits", "classes": [-1, 1]}, ["greater than or equal to 0"]),
+        ({"name": "digits", "classes": [0, 1], "train_size": 261}, ["train_size: 261 images; allowed: 1 to 260"]),
+        ({"name": "digits", "classes": [0, 1], "val_size": 260}, ["260 images of 'digits' with classes 0-1; allowed"]),
+        ({"name": "digits", "channels": 2}, ["channels", "1 or 3"]),
+        ({"name": "cifar10", "channels": 1}, ["channels: 1, but images of 'cifar10' have 3; allowed: 3"]),
+        ({"name": "digits", "size": 7}, ["size: 7 is less than images of 'digits' have, 8 × 8; allowed: 8 or more"]),
+        ({"name": "digits", "normalise": "reference"}, ["'digits'; allowed with: cifar10, cifar100"]),
+        ({"name": "digits", "normalise": "imagenet"}, ["3 channels, and 'digits' has 1; allowed with: channels 3"]),
+        ({"name": "uneven", "classes": [0, 1]}, ["it is not known how many train images each class of 'uneven' has"]),
+        ({"name": "uneven", "augment": "resized_crop_flip"}, ["augment: ", "1 or 3 channels, not of 4"]),
     ],
 )
-def test_data_refuses(fields, words):
+def test_data_refuses(fields, words, monkeypatch):
+    monkeypatch.setitem(DATASETS, "cifar10", helpers.CIFAR)
+    monkeypatch.setitem(DATASETS, "uneven", DataFacts((4, 8, 8), 3, 100, 30, "e" * 32))
     with pytest.raises(ValidationError) as caught:
         Data(**fields)
     assert [word for word in words if word not in str(caught.value)] == []

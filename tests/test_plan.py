@@ -109,7 +109,6 @@ UNSUPPORTED = {
     "pruning during a training": PRUNING,
     "the mask of a training that prunes": MaskOf(PRUNING),
     "grafted weights": train(init=Graft(At(TRUNK, "last"), Fresh(0))),
-    "random labels": train(data=Data(name="digits", random_labels=0)),
     "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
 }
 

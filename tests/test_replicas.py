@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from lthlab import layers, nets, parts, replicas
+from lthlab.data import normalise
 from lthlab.engine import Training
+from lthlab.lanes import Source
 from lthlab.parts import Data, Level, Net
 from lthlab.values import Narrow
 
@@ -176,9 +178,11 @@ def test_evaluation_in_parts_is_that_of_the_whole(form):
     states = [nets.fresh(net, DATA, number) for number in range(3)]
     trains = [helpers.train(net, DATA, number, precision="fp64") for number in range(3)]
     group = replicas.Group(trains, states, dataset(), torch.device("cpu"), form)
-    images = torch.randn(25, *facts.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(256, (25, *facts.shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(25) % 10
-    loss, accuracy = group.evaluate(images, labels, batch=10)
+    source = Source(dataset(), pixels, labels, torch.float64, torch.device("cpu"))
+    loss, accuracy = group.evaluate(source, batch=10)
+    images = normalise(pixels, dataset(), torch.float64)
     for number, state in enumerate(states):
         theirs = helpers.plain(net, facts).double().eval()
         theirs.load_state_dict(state)

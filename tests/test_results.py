@@ -222,7 +222,7 @@ def plain_accuracy(state, dataset):
 
 def test_values_are_those_of_plain_torch(computed):
     config, store, _ = computed
-    dataset = load_data("digits", None, train_size=128, val_size=40)
+    dataset = load_data(config.panels[0].data, None)
     runs = [item.value for item in expand(config) if isinstance(item.value, Train) and item.role["find_lr"] == 0.05]
     lab.compute([At(run, "last") for run in runs], store, "cpu")
     values = results.load(store).set_index("key")["value"]
@@ -524,6 +524,23 @@ def test_panels_of_one_network_and_data_set_are_told_apart():
     names = [name for name, _ in results.panels(helpers.frame_of(spec.parse(text.replace("[2, 3]", "2"))))]
     small = "resnet8 (width 4) on digits, panel resnet8.digits"
     assert names == ["lenet_300_100 on digits", small, f"{small}.2"]
+
+
+def test_panels_of_one_data_set_seen_differently_are_told_apart():
+    two = "{name: digits, part: a}, {name: digits, part: b, val_size: 40}"
+    text = PANELS.replace("[2, 3]", "2").replace("data: digits", f"data: [{two}]")
+    frame = helpers.frame_of(spec.parse(text.replace(", {name: resnet8, width: 8}", "")))
+    found = results.panels(frame)
+    names = [
+        f"{n} on digits ({view})"
+        for n in ("lenet_300_100", "resnet8 (width 4)")
+        for view in ("part a", "part b, val size 40")
+    ]
+    assert [name for name, _ in found] == names
+    assert [set(rows["train_size"]) for _, rows in found] == [{649}, {608}] * 2
+    assert len({key for _, rows in found for key in rows["key"]}) == frame["key"].nunique()
+    old = frame.assign(view=float("nan"))  # as of a version that did not note it
+    assert results.panels(old)[0][0].startswith("lenet_300_100 on digits, ")
 
 
 def test_panels_of_one_stage_and_of_differences(described):

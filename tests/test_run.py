@@ -113,7 +113,7 @@ def test_kernels_have_the_sets_that_the_command_has(folder, monkeypatch):
     (folder / "own").mkdir()
     (folder / "own" / "mine.py").write_text(
         "from lthlab import catalog, data\nfrom lthlab.parts import DataFacts\n"
-        f"data.register('mine', {facts!r})(lambda: catalog.installed('installed').arrays)\n"
+        f"data.register('mine', {facts!r})(lambda: catalog.installed('installed').contents)\n"
     )
     study = STUDY.replace("{name: digits, train_size: 200}", "mine").replace("[0.05, 0.1]", "0.05")
     (folder / "tiny.yaml").write_text(study.replace("panel_by: find.lr\nreports: counts", "stages: find_tickets"))
@@ -369,8 +369,8 @@ def test_two_runs_side_by_side(folder, computed):
         (["run", "tiny.yaml", "--device", "tpu"], "device 'tpu' is not known"),
         (["run", "tiny.yaml", "--set", "reports=cuonts"], "notebook 'cuonts' is not in notebooks; allowed: counts, "),
         (
-            ["run", "tiny.yaml", "--set", "data={name: digits, random_labels: 1}"],
-            "this version does not compute random labels",
+            ["run", "tiny.yaml", "--set", "data={name: digits, part: a, classes: [0, 0]}"],
+            "data.classes: 0 is given more than once; allowed: each class once",
         ),
         (["run", "tiny.yaml", "--cluster", "tcp://127.0.0.1:1"], "--cluster tcp://127.0.0.1:1: "),
         (["publish", "tiny.yaml"], "counts.ipynb: is not there; to make it: lthlab run tiny.yaml\n"),

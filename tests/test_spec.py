@@ -216,7 +216,38 @@ MUTATIONS = {
         "data: {name: digits, §val_size: 1297}",
         [("data.val_size", "1297 of 1297 images of 'digits'; allowed: 0 to 1296")],
     ),
+    "classes twice": (
+        "data: digits",
+        "data: {name: digits, §classes: [1, 2, 1]}",
+        [("data.classes", "1 is given more than once; allowed: each class once")],
+    ),
+    "classes unknown": (
+        "data: digits",
+        "data: {name: digits, §classes: [1, 10]}",
+        [("data.classes", "'digits' has no class 10; allowed: 0 to 9")],
+    ),
+    "part": (
+        "data: digits",
+        "data: {name: digits, §part: c}",
+        [("data.part", "'c' is not allowed; allowed: a, b")],
+    ),
+    "size": ("data: digits", "data: {name: digits, §size: 4}", [("data.size", "4 is less than…8 × 8; allowed: 8 or")]),
+    "normalise": (
+        "data: digits",
+        "data: {name: digits, §normalise: imagenet}",
+        [("data.normalise", "'imagenet' is for 3 channels…allowed with: channels 3")],
+    ),
+    "sizes of a part": (
+        "data: digits",
+        "data: {name: digits, part: b, §train_size: 649}",
+        [("data.train_size", "649 images; allowed: 1 to 648")],
+    ),
     # fields that do not fit each other
+    "batch larger than a part": (
+        "data: digits\n",
+        "data: {name: digits, part: a, classes: [0, 1], train_size: 63}\n",
+        [("find.batch_size", "64 is larger than the training set; allowed: 1 to 63")],
+    ),
     "milestones behind": (
         "momentum: 0.9",
         "lr_schedule: step\n  §milestones: [10ep, 20ep]",
