@@ -1,22 +1,20 @@
 """ResNet-20 on CIFAR-10 by the engine and by a loop of plain torch, with one recipe: accuracy and seconds per epoch.
 
-Run as `python -m benchmarks.cifar FILE --epochs 5`, where FILE is the installed set, `cifar10.safetensors`.
+Run as `python -m benchmarks.cifar --epochs 5`, once `cifar10` is installed by `lthlab data`.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from benchmarks.plain import plain
-from lthlab import devices, nets
+from lthlab import data, devices, nets
 from lthlab.data import Dataset
 from lthlab.engine import Job, Training
-from lthlab.parts import DATASETS, Data, DataFacts, Net, Recipe
+from lthlab.parts import Data, Net, Recipe
 from lthlab.values import Fresh, Train
 
 NET = Net(name="resnet20")
@@ -24,35 +22,19 @@ RECIPE = {"batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
 PAD = 4
 
 
-def load(path: Path, images: int | None = None) -> Dataset:
-    """Read an installed set; of the training images so many, every n-th."""
-    arrays = load_file(path)
-    pixels = arrays["train_x"].to(torch.float64)
-    mean, std = (tuple(found.tolist()) for found in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3), correction=0)))
-    part = slice(None, None, 1 if images is None else len(pixels) // images)
-    x, y = arrays["train_x"][part][:images], arrays["train_y"].long()[part][:images]
-    facts = DataFacts(tuple(x.shape[1:]), int(y.max()) + 1, len(x), len(arrays["test_y"]), "cifar10 of a benchmark")  # type: ignore[arg-type]
-    DATASETS["cifar10_of_a_benchmark"] = facts
-    test_x, test_y = arrays["test_x"], arrays["test_y"].long()
-    return Dataset(
-        "cifar10_of_a_benchmark", facts.fingerprint, x, y, x[:0], y[:0], test_x, test_y, facts.classes, mean, std
-    )
-
-
-def engine(dataset: Dataset, epochs: int, device: torch.device) -> Iterator[float]:
+def engine(described: Data, dataset: Dataset, epochs: int, device: torch.device) -> Iterator[float]:
     """Train one replica with the engine; yields the test accuracy after each epoch."""
-    data = Data(name=dataset.name, augment="crop_flip")
-    train = Train(NET, data, Recipe.model_validate({"epochs": epochs, **RECIPE}), Fresh(0), 0)
-    training = Training([Job(train, nets.fresh(NET, data, 0))], dataset, device)
+    train = Train(NET, described, Recipe.model_validate({"epochs": epochs, **RECIPE}), Fresh(0), 0)
+    training = Training([Job(train, nets.fresh(NET, described, 0))], dataset, device)
     while training.iteration < train.end:
         training.advance(train.end)
         yield training.progress[0].metrics[-1]["test_accuracy"]
 
 
-def loop(dataset: Dataset, epochs: int, device: torch.device) -> Iterator[float]:
+def loop(described: Data, dataset: Dataset, epochs: int, device: torch.device) -> Iterator[float]:
     """Train from the same weights as briefly as plain torch can be written; yields the same."""
-    network = plain(NET, DATASETS[dataset.name])
-    network.load_state_dict(nets.fresh(NET, dataset.name, 0))
+    network = plain(NET, described.facts)
+    network.load_state_dict(nets.fresh(NET, described, 0))
     network.to(device)
     optimizer = torch.optim.SGD(
         network.parameters(), RECIPE["lr"], RECIPE["momentum"], weight_decay=RECIPE["weight_decay"]
@@ -83,17 +65,17 @@ def loop(dataset: Dataset, epochs: int, device: torch.device) -> Iterator[float]
 def main() -> None:
     """Train with both, one after the other, and print a line per epoch."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cifar", description=__doc__)
-    parser.add_argument("file", type=Path)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--images", type=int, help="training images, for a quick look")
     parser.add_argument("--device", default="cpu", type=torch.device)
     given = parser.parse_args()
-    dataset = load(given.file, given.images)
+    described = Data(name="cifar10", train_size=given.images, augment="crop_flip")
+    dataset = data.load(described, None)
     torch.manual_seed(0)
     for name, train in (("engine", engine), ("plain torch", loop)):
         with devices.settings(given.device):
             began = time.perf_counter()
-            for epoch, accuracy in enumerate(train(dataset, given.epochs, given.device), start=1):
+            for epoch, accuracy in enumerate(train(described, dataset, given.epochs, given.device), start=1):
                 seconds = time.perf_counter() - began
                 print(f"{name:11}  epoch {epoch}  test accuracy {accuracy:.4f}  {seconds:7.1f} s", flush=True)
 

@@ -124,8 +124,6 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     ------
     InputError
         If the name is unknown, or the set is not installed, or not what it is registered or installed as.
-    ValueError
-        If there are other numbers of images than is known of the set.
     """
     described = Data(name=described) if isinstance(described, str) else described
     name, facts = described.name, described.facts
@@ -139,9 +137,6 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
 
     y, test_y = (torch.from_numpy(contents[f"{kind}_y"]) for kind in PARTS)
     pool, test = _chosen(y, described.classes, described.part), _chosen(test_y, described.classes)
-    if (len(pool), len(test)) != (facts.train, facts.test):
-        found = f"{len(pool)} training and {len(test)} test images of what is asked for"
-        raise ValueError(f"data set {name!r} has {found}: known are {facts.train} and {facts.test}")
     train, val = _divided(y, pool, described)
     (train_x, train_y), (val_x, val_y), (test_x, test_y) = (
         taken("train", train),
@@ -415,7 +410,7 @@ def _write(path: Path, arrays: Arrays) -> None:
 
 def _seen(x: Images, places: Tensor, shape: tuple[int, int, int]) -> Images:
     """Take some images as a network sees them; files are brought to their shape when they are read."""
-    return x[places] if isinstance(x, Files) else shaped(torch.from_numpy(x)[places], shape)
+    return x[places.tolist()] if isinstance(x, Files) else shaped(torch.from_numpy(x)[places], shape)
 
 
 def _chosen(labels: Tensor, classes: tuple[int, ...] | None, part: str | None = None) -> Tensor:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 NUMBERS = 24
 """Random numbers that a resized crop of an image takes."""
@@ -41,12 +40,12 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, places: "Tensor") -> Self:
-        return replace(self, names=[self.names[place] for place in places.tolist()])
+    def __getitem__(self, places: Sequence[int]) -> Self:
+        return replace(self, names=[self.names[place] for place in places])
 
-    def paths(self, places: "Tensor") -> list[str]:
+    def paths(self, places: Sequence[int]) -> list[str]:
         """Paths of some of the images."""
-        return [str(self.root / self.names[place]) for place in places.tolist()]
+        return [str(self.root / self.names[place]) for place in places]
 
 
 def decode(path: str | Path, channels: int) -> "Image":

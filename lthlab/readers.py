@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from lthlab import images
 from lthlab.catalog import KNOWN, PARTS, Array, Arrays, remedy
+from lthlab.images import decode as open_image
 from lthlab.parts import DATASETS, InputError, nearest
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -114,7 +114,7 @@ def decode(path: Path, channels: int, size: int | None = None) -> Array:
     from PIL import Image, ImageOps
 
     try:
-        image = images.decode(path, channels)
+        image = open_image(path, channels)
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)

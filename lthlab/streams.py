@@ -263,7 +263,7 @@ class Streamed(Source):
 
 
 def _taken(stored: Images, places: Tensor) -> list[str] | Tensor:
-    return stored.paths(places) if isinstance(stored, Files) else stored[places]
+    return stored.paths(places.tolist()) if isinstance(stored, Files) else stored[places]
 
 
 def _plan(

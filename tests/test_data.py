@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 from dataclasses import replace
 
@@ -394,16 +393,6 @@ def test_parts_and_classes_are_chosen_before_the_set_is_divided(cache, part, cla
     assert (d.classes, len(d.train_y), len(d.test_y)) == (facts.classes, described.images, facts.test)
     assert facts.train == sum(facts.train_counts or [1297]) == sum(map(len, pool))
     assert (d.mean, d.std, d.fingerprint) == (everything.mean, everything.std, everything.fingerprint)
-
-
-def test_a_set_of_other_numbers_than_are_known_is_refused(cache, monkeypatch):
-    wrong = dataclasses.replace(parts.DATASETS["digits"], train_counts=())
-    monkeypatch.setitem(parts.DATASETS, "digits", dataclasses.replace(wrong, train=1300, classes=10))
-    with pytest.raises(ValueError) as error:
-        data.load(Data(name="digits", classes=[8, 9]), cache)
-    assert str(error.value) == (
-        "data set 'digits' has 254 training and 100 test images of what is asked for: known are 260 and 100"
-    )
 
 
 def test_random_labels_are_uniform_fixed_and_those_of_single_images(cache):
