@@ -255,10 +255,10 @@ def _replica(train: Train) -> float:
     """Bytes that one replica takes on a GPU; see `fitting`."""
     width, images, size = _WIDTHS[train.recipe.precision], train.data.images, train.recipe.batch_size
     passes = [_saved(train.net, train.data, batch) for batch in {min(size, images), images % size} - {0}]
-    image = _saved(train.net, train.data, 1)
-    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * _EVALUATED * image.largest
+    pair = _saved(train.net, train.data, 2)  # for BatchNorm, a single image may have too few numbers
+    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * _EVALUATED * pair.largest // 2
     copies = 5 + MOMENTS[train.recipe.optimizer]
-    return _SLACK * width * numbers + image.weights * (copies * max(width, 4) + width * (width < 4)) + _STREAM
+    return _SLACK * width * numbers + pair.weights * (copies * max(width, 4) + width * (width < 4)) + _STREAM
 
 
 class _Saved(NamedTuple):

@@ -1,8 +1,9 @@
 """Studies: a YAML file read into a checked configuration, with every error located."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -588,11 +589,26 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
     if study.protocol.report == "best_val" and not study.data.val_size:
         yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
-    if net and study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
-        yield (
-            ("protocol", "prunable"),
-            f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
-        )
+    if net:
+        yield from _unfit(study, recipes)
+
+
+def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+    """Say what does not fit the network: images, prunable set, batches."""
+    checks: dict[tuple[str, ...], Callable[[], object]] = {
+        ("net",): partial(sizes.check, study.net, study.data),
+        ("protocol", "prunable"): partial(sizes.left_out, study.net, study.protocol.prunable),
+    }
+    for pair in recipes:
+        for section, recipe in zip(("find", "eval"), pair, strict=True):
+            if getattr(study, section) is not None:
+                place = section, "batch_size", str(recipe.batch_size)
+                checks[place] = partial(sizes.check_batch, study.net, study.data, recipe)
+    for place, check in checks.items():
+        try:
+            check()
+        except parts.InputError as error:
+            yield place[:2], str(error)
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:
