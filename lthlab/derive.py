@@ -15,7 +15,7 @@ from lthlab.masks import Mask
 from lthlab.parts import Data, InputError, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value
+from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value, plain
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -99,11 +99,12 @@ def refuse_impossible(wanted: Iterable[Value]) -> None:
 
 
 def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
-    trained = [(value.net, value.data) for value in wanted if isinstance(value, Train)]
-    for net, data in dict.fromkeys(trained):
+    trained = [(value.net, value.data, value.recipe) for value in wanted if isinstance(value, Train)]
+    for net, data, recipe in dict.fromkeys(trained):
         try:
-            if isinstance(net, Narrow):
-                sizes.narrow(net.net, data, net.level, net.prunable, net.denominator)
+            sizes.check(plain(net), data)
+            sizes.check_batch(plain(net), data, recipe)
+            nets.widths(net, data)
         except InputError as error:
             yield f"{net!r}: {error}"
 

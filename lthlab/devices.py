@@ -263,11 +263,11 @@ def _replica(train: Train) -> float:
     """Bytes that one replica takes on a GPU; see `fitting`."""
     width, images, size = _WIDTHS[train.recipe.precision], train.data.images, train.recipe.batch_size
     passes = [_saved(train.net, train.data, batch) for batch in {min(size, images), images % size} - {0}]
-    image = _saved(train.net, train.data, 1)
+    pair = _saved(train.net, train.data, 2)  # for BatchNorm, a single image may have too few numbers
     evaluated = evaluation_batch(train.data.facts.shape)
-    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * evaluated * image.largest
+    numbers = sum(found.all + _ALIVE * found.largest for found in passes) + _ALIVE * evaluated * pair.largest // 2
     copies = 5 + MOMENTS[train.recipe.optimizer]
-    weights = image.weights * (copies * max(width, 4) + width * (width < 4))
+    weights = pair.weights * (copies * max(width, 4) + width * (width < 4))
     streamed = 2 * size * math.prod(train.data.facts.shape) * train.data.streamed
     return _SLACK * width * numbers + weights + streamed + _STREAM
 

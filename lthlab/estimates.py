@@ -8,15 +8,14 @@ import os
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import Count, Data, Net, Positive, data_sets, device_names, facts_of
+from lthlab.parts import NETS, Count, Data, DataFacts, Net, Positive, data_sets, device_names, facts_of
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -344,7 +343,10 @@ def _makespan(hours: Sequence[float], slots: int) -> float:
 
 
 class _Shape(NamedTuple):
-    """What trainings that take equally long per step have in common."""
+    """What trainings that take equally long per step have in common.
+
+    The network is its name, with the stem in brackets if it is not the network's own.
+    """
 
     network: str
     widths: str | None
@@ -360,8 +362,28 @@ class _Shape(NamedTuple):
 
     @property
     def stacked(self) -> bool:
-        """Whether groups are stacked, by the rule of `lthlab.replicas`."""
-        return self.network.startswith("lenet") or max(self.images[1:]) <= 16
+        """Whether groups are stacked, by the rule of `lthlab.replicas`; for a network of one's own, nearly."""
+        if self._net is None:
+            return max(self.images[1:]) <= 16
+        return sizes.stacked(self._net, self._facts, self._widths)
+
+    @property
+    def _facts(self) -> DataFacts:
+        return replace(facts_of(self.data), shape=self.images)
+
+    @property
+    def _net(self) -> Net | None:
+        """The network, as far as its size goes; None for one of one's own, and in lines that make no sense."""
+        name, _, stem = self.network.removesuffix(")").partition(" (")
+        with suppress(ValidationError):
+            net = Net.model_validate({"name": name, **({"stem": stem} if stem else {})})
+            if len(sizes.own_widths(net) or ()) == len(self._widths) > 0:
+                return net
+        return None
+
+    @property
+    def _widths(self) -> list[int]:
+        return [int(width) for width in (self.widths or "").split("-") if width]
 
     def capacity(self, on_cpu: bool) -> int:
         """Largest group, by the rule of `lthlab.devices`; on a GPU that of one with plenty of memory."""
@@ -369,15 +391,7 @@ class _Shape(NamedTuple):
 
     def guess(self, on_cpu: bool) -> float:
         """Guess the seconds per step and replica; see `forecast`."""
-        shape, classes = self.images, facts_of(self.data).classes
-        widths = [int(width) for width in (self.widths or "").split("-") if width]
-        if self.network.startswith("lenet"):
-            used = sum(map(math.prod, pairwise([math.prod(shape), *widths, classes])))
-        elif widths:
-            layers = int(self.network.removeprefix("resnet")) // 3
-            used = sum(9 * layers * width**2 * shape[1] * shape[2] // 4**stage for stage, width in enumerate(widths))
-        else:
-            used = _UNKNOWN
+        used = _UNKNOWN if self._net is None else sizes.products(self._net, self._facts, self._widths)
         operations = 6 * used * self.batch_size
         if on_cpu:
             return operations / (_CORE * int(provenance.machine()["cores"])) + _STACKED
@@ -387,8 +401,9 @@ class _Shape(NamedTuple):
 def _shape(train: Train) -> _Shape:
     net, widths = _network(train.net, train.data)
     text = None if widths is None else sizes.text(widths)
+    own = f"{net.name} ({net.stem})" if net.stem != NETS[net.name].get("stem", net.stem) else net.name
     image = sizes.text(train.data.facts.shape)
-    return _Shape(net.name, text, train.data.name, train.recipe.batch_size, train.recipe.precision, image)
+    return _Shape(own, text, train.data.name, train.recipe.batch_size, train.recipe.precision, image)
 
 
 @functools.cache

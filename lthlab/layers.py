@@ -193,7 +193,8 @@ class Conv2d(Layer):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight if self.replicas == 1 else self.weight.flatten(0, 1)
         bias = self.bias if self.bias is None else self.bias.flatten()
-        if self.replicas > 1 and self.shape[1] in (2, 3):  # the kernel changes at 8 channels of all replicas together
+        few = (2, 3) if self.bias is None or self.groups > 1 else (1, 2, 3)
+        if self.replicas > 1 and self.shape[1] in few:  # the kernel changes at 8 channels of all replicas together
             spare = 4 - self.shape[1]
             x = F.pad(x.unflatten(1, (self.replicas, -1)), (0, 0, 0, 0, 0, spare)).flatten(1, 2)
             weight = F.pad(weight, (0, 0, 0, 0, 0, spare))

@@ -332,6 +332,19 @@ def module_of(name: str) -> str | None:
     return _BUILDERS[name].__module__ if name in _BUILDERS else None
 
 
+def widths(net: Net | Narrow, data: Data | str) -> tuple[int, ...] | None:
+    """Widths of a network's stages, as `lthlab.sizes.own_widths`, or of a narrow one, as `lthlab.sizes.narrow`.
+
+    Raises
+    ------
+    InputError
+        For a narrow network of a size that there is not.
+    """
+    if isinstance(net, Narrow):
+        return sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
+    return sizes.own_widths(net)
+
+
 def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | torch.device = "cpu") -> Network:
     """Build a network with all parameters zero.
 
@@ -357,15 +370,11 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
     """
     facts = facts_of(data) if isinstance(data, str) else data.facts
     sizes.check(plain(net), data)
-    if isinstance(net, Narrow):
-        widths = sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
-        net = net.net
-    else:
-        widths = sizes.own_widths(net) or ()
-    if not widths:
+    found, net = widths(net, data), plain(net)
+    if found is None:
         return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
     kind = next(kind for family, kind in _KINDS if net.name.startswith(family))
-    return kind(net, facts.shape, facts.classes, replicas, widths).to(device)
+    return kind(net, facts.shape, facts.classes, replicas, found).to(device)
 
 
 def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) -> Weights:

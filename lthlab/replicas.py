@@ -5,6 +5,7 @@ the machine idle. *Sequential* has a set of kernels for each replica: one after 
 own on a GPU. Which is used follows from network, image size and device alone.
 """
 
+import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -15,14 +16,14 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from lthlab import nets
+from lthlab import nets, sizes
 from lthlab.data import Dataset
 from lthlab.lanes import DTYPES, Lane, Source, evaluation_batch
-from lthlab.layers import Weights
+from lthlab.layers import Conv2d, Weights
 from lthlab.masks import Mask
 from lthlab.parts import Data, Net
 from lthlab.streams import sources_of
-from lthlab.values import Narrow, Train
+from lthlab.values import Narrow, Train, plain
 
 _LITTLE = 1 << 24  # products in a batch of a fully connected network, for which a second thread does not pay
 _MOST_LANES = 4  # threads of one interpreter that still do not wait for each other much
@@ -32,16 +33,33 @@ _T = TypeVar("_T")
 def form_of(net: Net | Narrow, data: Data, device: torch.device | str = "cpu") -> str:
     """Choose how a group executes.
 
+    On CPUs small convolutions are stacked: those of images up to 16×16 pixels whose maps all have a multiple of four
+    places, with up to 10⁸ products for an image. With odd numbers of places, such as one, the bits of a replica may
+    depend on how many there are; depthwise convolutions of such networks end with a map of one place.
+
     Returns
     -------
     str
-        'stacked' for fully connected networks, and on CPUs for small images too; else 'sequential'. Where
+        'stacked' for fully connected networks, and on CPUs for small convolutions too; else 'sequential'. Where
         algorithms are to be deterministic, a GPU computes every replica by itself.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    if not nets.convolutional(nets.build(net, data)):
-        return "stacked" if on_cpu or not torch.are_deterministic_algorithms_enabled() else "sequential"
-    return "stacked" if on_cpu and max(data.facts.shape[1:]) <= 16 else "sequential"
+    maps = _maps(net, data)
+    if torch.device(device).type != "cpu":
+        return "sequential" if maps or torch.are_deterministic_algorithms_enabled() else "stacked"
+    whole, widths = plain(net), nets.widths(net, data)
+    small = sizes.stackable(data.facts.shape, maps) if widths is None else sizes.stacked(whole, data, widths)
+    return "stacked" if small or not maps else "sequential"
+
+
+@functools.cache
+def _maps(net: Net | Narrow, data: Data) -> list[int]:
+    """Numbers of places of the maps that a network's convolutions give."""
+    network, found = nets.build(net, data, device="meta"), list[int]()
+    for _, layer in network.layers():
+        if isinstance(layer, Conv2d):
+            layer.register_forward_hook(lambda layer, images, maps: found.append(maps.shape[2:].numel()))
+    network(torch.zeros(2, *data.facts.shape, device="meta"))
+    return found
 
 
 @contextmanager

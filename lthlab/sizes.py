@@ -5,14 +5,28 @@ All follows from the widths of a network's stages: channels of convolutions, and
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lthlab.parts import NETS, POLICIES, Data, InputError, Level, Net, Sparsity, facts_of, nearest, pruned_count
+from lthlab.parts import (
+    NETS,
+    POLICIES,
+    WITHOUT_BATCHNORM,
+    Data,
+    DataFacts,
+    InputError,
+    Level,
+    Net,
+    Recipe,
+    Sparsity,
+    facts_of,
+    nearest,
+    pruned_count,
+)
 
 TOLERANCE = 0.02
 """Share of its target that a narrow network may lack; a larger gap deserves a warning."""
@@ -20,6 +34,7 @@ TOLERANCE = 0.02
 _Widths = Sequence[Any] | NDArray[Any]
 _Shape = tuple[int, int, int]
 _AROUND = {2: 171, 3: 24}  # by number of stages; up to 2,000 channels, what is further off is less even than rounding
+_SMALL, _LARGE = 16, 10**8  # pixels of a side; products for an image, of which two threads have enough
 _MOST = 7**6 * 2  # combinations of widths that are tried where there are more stages
 STEMS = {"cifar": (3, 1, False), "tiny_imagenet": (3, 2, False), "imagenet": (7, 2, True)}
 """What images meet first in ResNets: size of the kernel, stride, and whether pooling follows."""
@@ -95,17 +110,55 @@ def check(net: Net, data: Data | str) -> None:
         )
 
 
-def products(net: Net, data: Data | str, widths: Sequence[int] | None = None) -> int:
+def check_batch(net: Net, data: Data, recipe: Recipe) -> None:
+    """Check that BatchNorm has more than one number of each channel to normalise by.
+
+    Raises
+    ------
+    InputError
+        If a batch is of one image, for one process, and maps of a network shrink to one place.
+    """
+    smallest = data.smallest_batch(recipe.batch_size) // recipe.processes
+    known = net.name in _ARCHITECTURES and net.name not in WITHOUT_BATCHNORM
+    if known and smallest == 1 and any(k.places == 1 for k in _layers(net, _known(net), *_facts(data))):
+        raise InputError(
+            f"the last batch of an epoch has one image, of which the last maps of '{net.name}' have one place, and "
+            "BatchNorm needs more than one number; allowed: other numbers of images or batch sizes"
+        )
+
+
+def products(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None = None) -> int:
     """Count the products of weights and numbers when one image goes through a network.
 
     Parameters
     ----------
-    net, data, widths
+    net, widths
         As in `count`, which raises too.
+    data : Data, DataFacts or str
+        Data set, or the facts of one.
     """
     own = _known(net)
     layers = _layers(net, own if widths is None else widths, *_facts(data))
-    return int(sum(times * weights * places for _, times, weights, _, places in layers))
+    return int(sum(times * weights * (places or 1) for _, times, weights, _, places in layers))
+
+
+def stacked(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None = None) -> bool:
+    """Whether groups of a network are stacked on CPUs; see `lthlab.replicas.form_of`.
+
+    Parameters
+    ----------
+    net, data, widths
+        As in `products`.
+    """
+    shape, classes = _facts(data)
+    layers = _layers(net, _known(net) if widths is None else widths, shape, classes)
+    maps = [kind.places for kind in layers if kind.places is not None]
+    return not maps or (stackable(shape, maps) and products(net, data, widths) <= _LARGE)
+
+
+def stackable(shape: tuple[int, int, int], maps: Iterable[int]) -> bool:
+    """Whether convolutions may be stacked on CPUs, by the images' shape and the numbers of places of their maps."""
+    return max(shape[1:]) <= _SMALL and not any(places % 4 for places in maps)
 
 
 def left_out(net: Net, policy: str) -> frozenset[str]:
@@ -223,8 +276,8 @@ def narrow(
     return _narrow(net, *_facts(data), level, prunable, denominator)
 
 
-def _facts(data: Data | str) -> tuple[tuple[int, int, int], int]:
-    facts = facts_of(data) if isinstance(data, str) else data.facts
+def _facts(data: Data | DataFacts | str) -> tuple[tuple[int, int, int], int]:
+    facts = facts_of(data) if isinstance(data, str) else data.facts if isinstance(data, Data) else data
     return facts.shape, facts.classes
 
 
@@ -246,14 +299,14 @@ def _named(sparsity: Sparsity) -> str:
 class _Kind(NamedTuple):
     """Layers of one kind: how many there are; of each, the weights, the other parameters, and the places of a map.
 
-    Weights and others are numbers, or arrays of numbers for many networks at once.
+    Linear layers have no map. Weights and others are numbers, or arrays of numbers for many networks at once.
     """
 
     role: str
     times: int
     weights: Any
     others: Any
-    places: int
+    places: int | None = None
 
 
 _Layers = Callable[[Net, _Widths, _Shape, int], Iterator[_Kind]]
@@ -278,9 +331,9 @@ def _lenet(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_
 def _linear(inputs: Any, widths: _Widths, classes: int, first: str = "body") -> Iterator[_Kind]:
     """Fully connected layers, the last of which gives classes."""
     for number, width in enumerate(widths):
-        yield _Kind("body" if number else first, 1, inputs * width, width, 1)
+        yield _Kind("body" if number else first, 1, inputs * width, width)
         inputs = width
-    yield _Kind("head", 1, inputs * classes, classes, 1)
+    yield _Kind("head", 1, inputs * classes, classes)
 
 
 def _resnet(net: Net, widths: _Widths, shape: _Shape, classes: int) -> Iterator[_Kind]:

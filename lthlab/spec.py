@@ -1,8 +1,9 @@
 """Studies: a YAML file read into a checked configuration, with every error located."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -597,11 +598,26 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool)
         betas = getattr(getattr(study, section), "betas", None)
         if betas and optimizers == {"sgd"}:
             yield (section, "betas"), f"{list(betas[0])} with optimizer 'sgd' alone; allowed with: adam, adamw"
-    if net and study.protocol.prunable.startswith("ma_resnet") and not study.net.name.startswith("resnet"):
-        yield (
-            ("protocol", "prunable"),
-            f"'{study.protocol.prunable}' is for ResNets, not for '{study.net.name}'",
-        )
+    if net:
+        yield from _unfit(study, recipes)
+
+
+def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+    """Say what does not fit the network: images, prunable set, batches."""
+    checks: dict[tuple[str, ...], Callable[[], object]] = {
+        ("net",): partial(sizes.check, study.net, study.data),
+        ("protocol", "prunable"): partial(sizes.left_out, study.net, study.protocol.prunable),
+    }
+    for pair in recipes:
+        for section, recipe in zip(("find", "eval"), pair, strict=True):
+            if getattr(study, section) is not None:
+                place = section, "batch_size", str(recipe.batch_size)
+                checks[place] = partial(sizes.check_batch, study.net, study.data, recipe)
+    for place, check in checks.items():
+        try:
+            check()
+        except parts.InputError as error:
+            yield place[:2], str(error)
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:

@@ -68,7 +68,7 @@ def test_files_are_decoded_as_grey_or_in_colours(tmp_path):
     colours, grey = picture(5, 4), picture(5, 4, grey=True)
     colours.save(tmp_path / "colours.png")
     grey.save(tmp_path / "grey.webp", lossless=True)
-    paths = Files(tmp_path, ["colours.png", "grey.webp", "none"])[torch.tensor([1, 0])].paths(torch.tensor([1, 0]))
+    paths = Files(tmp_path, ["colours.png", "grey.webp", "none"])[[1, 0]].paths([1, 0])
     assert paths == [str(tmp_path / "colours.png"), str(tmp_path / "grey.webp")]
     first, second = (images.array(images.decode(path, 3), 3) for path in paths)
     assert np.array_equal(first, np.asarray(colours).transpose(2, 0, 1))

@@ -43,7 +43,8 @@ LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms",
     "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts", "plan", "plots",
-    "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema", "shelf", "sizes", "spec", "stages",
+    "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema", "shelf", "sizes", "spec",
+    "stages",
     "store", "studies", "tickets", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}

@@ -129,6 +129,31 @@ MUTATIONS = {
         "net: {§name: resnet21}",
         [("net.name", "network 'resnet21' is not known; allowed: conv2, conv4, conv6, lenet_300_100")],
     ),
+    "images too small": (
+        "net: lenet_300_100",
+        "§net: vgg11",
+        [
+            (
+                "net",
+                "'vgg11' halves images 4 times, and those of 8×8 pixels are too small…allowed: at least 16×16 pixels",
+            )
+        ],
+    ),
+    "images too small for a stem": (
+        "net: lenet_300_100",
+        "§net: {name: resnet18, stem: imagenet}",
+        [("net", "'resnet18' with stem 'imagenet' halves images 5 times…8×8 pixels…at least 17×17 pixels")],
+    ),
+    "scheme": (
+        "net: lenet_300_100",
+        "net: {name: conv2, §init: glorot}",
+        [("net.init", "'glorot' is not allowed…'glorot_normal'")],
+    ),
+    "shortcut of another network": (
+        "net: lenet_300_100",
+        "net: {name: resnet18, §shortcut: none}",
+        [("net.shortcut", "network 'resnet18' has no such field; allowed: init, name, stem, width")],
+    ),
     "field of another network": (
         "net: lenet_300_100",
         "net: {name: lenet_300_100, §width: 8}",
@@ -376,6 +401,16 @@ def test_malformed_study_is_refused_at_its_place(name):
     assert set(places) <= set(shown), found
     for problem in found:
         assert str(problem).startswith(f"study.yaml:{problem.line}:{problem.column}: {problem.field}")
+
+
+def test_batchnorm_needs_more_than_one_number():
+    """Of 1297 images in batches of 48 and of 8, one is left over; ResNet-18 shrinks 8×8 pixels to one."""
+    text = mutated("net: lenet_300_100", "net: resnet18").replace("  batch_size: 64", "  §batch_size: [64, 48, 8]")
+    text, places = marked(text)
+    found = problems(text)
+    assert {(problem.field, problem.line) for problem in found} == {("find.batch_size", places[0][0])}
+    assert all("one image, of which the last maps of 'resnet18' have one place" in str(problem) for problem in found)
+    spec.parse(text.replace("net: resnet18", "net: resnet20"))
 
 
 def test_the_corpus_is_large():
