@@ -375,8 +375,6 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
             reason = f"cannot be read ({error})"
         log.warning("%s %s: decoded again", path, reason)
     decoded = _sources[name]()
-    if isinstance(decoded["train_x"], Files):
-        return decoded, facts
     arrays = {}
     for part in PARTS:
         x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]

@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import data, draws, images, parts, streams
+from lthlab import data, draws, images, parts, replicas, streams
+from lthlab.catalog import Installed
 from lthlab.engine import Training
 from lthlab.images import Files
 from lthlab.parts import Data, InputError
@@ -37,14 +38,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def streamed(folder, monkeypatch):
-    """Register the digits in files as a set of its own."""
+    """Let the digits in files be installed as a set of their own."""
     names = {
         p: sorted((f.name for f in folder.glob(f"{p}-*")), key=lambda n: n.split("-")[2]) for p in ("train", "test")
     }
     decoded = {f"{part}_x": Files(folder, found, 1) for part, found in names.items()}
     decoded |= {f"{part}_y": np.array([int(n.split("-")[1]) for n in found]) for part, found in names.items()}
     monkeypatch.setitem(parts.DATASETS, "files", replace(parts.DATASETS["digits"], streamed=True))
-    monkeypatch.setitem(data._sources, "files", lambda: decoded)
+    monkeypatch.setattr(data, "installed", lambda name: Installed(parts.DATASETS[name], {}, decoded))
 
 
 def processes(monkeypatch, count):
@@ -87,6 +88,13 @@ def test_streamed_images_train_to_the_same_bits_as_those_in_memory(streamed, mon
         assert len(ids) >= count and found.group.evaluate(found.group.sources["val"]) is not None
         del found
         wait_for(lambda: not any(map(psutil.pid_exists, ids)) or "spawn_main" not in str(alive(ids)))
+
+
+def test_lanes_that_have_threads_find_the_images_of_each_step(streamed):
+    expected = run(jobs("digits", epochs=8))
+    with replicas.threads(2):
+        found = run(jobs("files", epochs=8))
+    assert len(found.group.lanes) == 2 and same(outcome(found), outcome(expected))
 
 
 def alive(ids):
