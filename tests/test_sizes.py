@@ -9,6 +9,7 @@ from dataclasses import replace
 import helpers
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
