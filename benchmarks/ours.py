@@ -48,7 +48,7 @@ def synthetic(described: Data, test: int = 0) -> Dataset:
 
     return Dataset(
         name=described.name,
-        fingerprint=facts.fingerprint,
+        fingerprint=str(facts.fingerprint),
         train_x=images(described.images),
         train_y=labels(described.images),
         val_x=images(0),

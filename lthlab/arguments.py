@@ -7,10 +7,13 @@ from typing import Any, NoReturn
 
 import lthlab
 from lthlab import spec
+from lthlab.catalog import KNOWN
 from lthlab.parts import nearest
 
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
+_MODULES = {"bash": "_shtab_compgen_files", "zsh": "_files -g '*.py'", "tcsh": "f:*.py"}
+_SETS = {"bash": "_lthlab_sets", "zsh": f"({' '.join(sorted(KNOWN))})", "tcsh": ""}
 _DEVICES = {"bash": "_lthlab_devices", "zsh": "(auto cpu cuda)", "tcsh": ""}
 _NAMES = {"bash": "_lthlab_stages", "zsh": f"({' '.join(spec.STAGES)})", "tcsh": ""}
 PREAMBLE = {
@@ -20,6 +23,7 @@ _lthlab_studies() {{
   for path in params/*.yaml; do path="${{path##*/}}"; names="$names ${{path%.yaml}}"; done
   compgen -W "${{names//\\*/}}" -- "$1"; compgen -d -S / -- "$1"; compgen -f -X '!*.yaml' -- "$1"
 }}
+_lthlab_sets() {{ compgen -W "{" ".join(sorted(KNOWN))}" -- "$1"; }}
 _lthlab_devices() {{ compgen -W "auto cpu cuda" -- "$1"; }}
 _lthlab_stages() {{ compgen -W "{" ".join(spec.STAGES)}" -- "$1"; }}"""
 }
@@ -83,6 +87,10 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
         study = made.add_argument("study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
+    for made in (ahead, run, compute, status, publish):
+        text = "file or module that registers networks or data sets of one's own; may be repeated"
+        own = made.add_argument("--with", action="append", default=[], dest="modules", metavar="MODULE", help=text)
+        own.complete = _MODULES  # type: ignore[attr-defined]
     for made in (ahead, run, compute, publish):
         text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
         made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
@@ -120,9 +128,32 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     forms = status.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print JSON")
     forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
+    _data(command("data", "list, fetch, import or verify data sets"))
     completion = command("completion", "print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return whole
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    made = {
+        name: actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        for name, text in (
+            ("list", "list all data sets, and which are installed"),
+            ("fetch", "download a known data set and install it"),
+            ("import", "install a data set from a folder: its official files, or class folders of images"),
+            ("verify", "check an installed data set"),
+        )
+    }
+    for name, each in made.items():
+        each.set_defaults(parser=each)
+        each.add_argument("--json", action="store_true", help="print JSON")
+        if name != "list":
+            each.add_argument("name", help="name of the set").complete = _SETS  # type: ignore[attr-defined]
+    text = "has train/<class>/ and test/<class>/ or val/<class>/, or what official archives hold"
+    made["import"].add_argument("folder", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
+    text = "height and width that images of a set of one's own are brought to"
+    made["import"].add_argument("--size", type=_count, metavar="N", help=text)
 
 
 def seconds(text: str) -> float:

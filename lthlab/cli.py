@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lthlab import plan, spec, studies, tickets, trees
+from lthlab import catalog, plan, spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError:  # signals belong to the main thread
         before = None
     try:
+        studies.import_modules(getattr(options, "modules", ()))
         code: int = options.run(options)
         sys.stdout.flush()
         return code
@@ -99,9 +100,11 @@ def _plan(options: argparse.Namespace) -> int:
     settings = stages.Settings(notebooks=notebooks, device=options.device, slots=options.slots)
     forecast = stages.ahead(config, labelled, Store(options.runs), settings)
     rows = stages.by_stage(config, labelled, forecast)
+    absent = catalog.missing(panel.data.name for panel in config.panels)
     whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
     if options.json:
-        _print_json({"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows})
+        facts = {"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows}
+        _print_json(facts | {"absent": absent})
         return 0
     print(f"{config.name}, on {forecast.device}:")
     print(f"{'':17}notebooks trainings shared    done     epochs     time     disk")
@@ -112,6 +115,8 @@ def _plan(options: argparse.Namespace) -> int:
         )
     if forecast.whole.guessed:
         print("the time is partly guessed: some of these networks were not trained here yet")
+    for text in absent:
+        print(text)
     if forecast.whole.blocked:
         print(f"blocked: {forecast.whole.blocked} trainings, since what they need diverged, failed or is stale")
     return 0
@@ -226,8 +231,8 @@ def _run(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more: str) -> str:
     """The command that executes or publishes notebooks of a study, with other options as they are."""
     words = ["lthlab", verb, options.study, *more]
-    for text in sets:
-        words += ["--set", text]
+    for option, texts in (("--with", options.modules), ("--set", sets)):
+        words += [word for text in texts for word in (option, text)]
     own: dict[str, tuple[tuple[str, object], ...]] = {
         "run": (
             ("notebooks", "notebooks"), ("device", "auto"), ("deterministic", False), ("cluster", None),
@@ -387,6 +392,15 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "problem" for finding in found) else 0
 
 
+def _data(options: argparse.Namespace) -> int:
+    from lthlab import shelf
+
+    facts, code = shelf.ACTIONS[options.action](options)
+    if options.json:
+        _print_json(facts)
+    return code
+
+
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
@@ -425,6 +439,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compute": _compute,
     "status": _status,
     "publish": _publish,
+    "data": _data,
     "doctor": _doctor,
     "completion": _completion,
 }

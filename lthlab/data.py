@@ -1,10 +1,9 @@
 """Named data sets as tensors, their order in an epoch, and augmentation of whole batches."""
 
 import functools
-import hashlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from torch import Tensor
 
+from lthlab.catalog import PARTS, Array, Arrays, canonical, describe, histogram, installed
 from lthlab.draws import Stream
 from lthlab.images import Files
-from lthlab.parts import DATASETS, IMAGENET, REFERENCE, Data, nearest
+from lthlab.parts import DATASETS, IMAGENET, REFERENCE, Data, DataFacts, InputError, facts_of
 
 log = logging.getLogger(__name__)
 
 PAD = 4
 """Border in pixels that images are padded by before they are cropped."""
-
-Arrays = dict[str, Any]
-"""A decoded set: train_x and test_x, uint8 [N, C, H, W]; train_y and test_y, integers [N] from 0 on. Of a streamed set,
-train_x and test_x are `Files`, and all is in canonical order."""
-
 Images = Any
 """Images, uint8 [N, C, H, W]: a tensor, or `Files`, which has the length and the indices that are used of one."""
 
@@ -67,46 +61,39 @@ class Dataset:
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Source:
-    decode: Callable[[], Arrays]
-    fingerprint: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+_sources: dict[str, Callable[[], Arrays]] = {}
 
 
-_sources: dict[str, _Source] = {}
-
-
-def register(
-    name: str, *, fingerprint: str, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
-    """Register the decorated function as the data set `name`.
+def register(name: str, facts: DataFacts) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
+    """Register the decorated function as the data set `name`, which studies then can name.
 
     Parameters
     ----------
     name : str
-        Name for `load`, not in use yet.
-    fingerprint : str
-        What `load` must find; where it finds another, its error tells which.
-    mean, std : tuple of float
-        Mean and standard deviation of each channel over the training images, in pixel units 0 … 255.
+        Not in use yet.
+    facts : DataFacts
+        What `load` must find. Where it finds anything else, its error tells the facts to write here, so
+        `fingerprint` may be None, and `mean` and `std` empty, until the first time.
 
     Returns
     -------
     callable
-        Decorator of a function without arguments that returns `Arrays`, in any order of images.
+        Decorator of a function without arguments that returns `lthlab.catalog.Arrays`, in any order of images.
 
     Raises
     ------
     ValueError
-        If `name` is registered already.
+        If `name` is in use.
     """
-    if name in _sources:
-        raise ValueError(f"data set {name!r} is registered already; registered are {', '.join(_sources)}")
+    if name in DATASETS:
+        raise ValueError(f"data set '{name}' is in use already; allowed: other names than {', '.join(DATASETS)}")
+    DATASETS[name] = facts
+    return _decoder(name)
 
+
+def _decoder(name: str) -> Callable[[Callable[[], Arrays]], Callable[[], Arrays]]:
     def add(decode: Callable[[], Arrays]) -> Callable[[], Arrays]:
-        _sources[name] = _Source(decode, fingerprint, tuple(mean), tuple(std))
+        _sources[name] = decode
         return decode
 
     return add
@@ -125,7 +112,7 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     described : Data or str
         What to load; a name stands for the whole set as it is.
     cache : Path or None
-        Folder that keeps the decoded set as ``<name>.safetensors``; None decodes it anew.
+        Folder that keeps a registered set, decoded, as ``<name>.safetensors``; None decodes it anew.
 
     Returns
     -------
@@ -134,16 +121,14 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
 
     Raises
     ------
+    InputError
+        If the name is unknown, or the set is not installed, or not what it is registered or installed as.
     ValueError
-        If the name is unknown, or the set has another fingerprint or other numbers of images than is
-        known of it.
+        If the set has other numbers of images than are known of it.
     """
     described = Data(name=described) if isinstance(described, str) else described
     name, facts = described.name, described.facts
-    if name not in _sources:
-        raise ValueError(f"data set '{name}' is not known; {nearest(name, _sources)}")
-    source = _sources[name]
-    contents = _decoded(name, source, cache)
+    contents, source = _contents(name, cache)
 
     def taken(kind: str, places: Tensor) -> tuple[Images, Tensor]:
         labels = torch.from_numpy(contents[f"{kind}_y"])[places]
@@ -165,7 +150,8 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     if described.random_labels is not None:
         train_y = random_labels(len(y), facts.classes, described.random_labels)[train]
     mean, std = _scale_of(described, source)
-    return Dataset(name, source.fingerprint, train_x, train_y, val_x, val_y, test_x, test_y, facts.classes, mean, std)
+    fingerprint = str(source.fingerprint)
+    return Dataset(name, fingerprint, train_x, train_y, val_x, val_y, test_x, test_y, facts.classes, mean, std)
 
 
 def shaped(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -293,12 +279,12 @@ def crop_flip(x: Tensor, pad: int, draws: Tensor) -> Tensor:
     return padded.flatten(2).gather(2, places).view(x.shape)
 
 
-@register("digits", fingerprint=DATASETS["digits"].fingerprint, mean=(4.886878373168851,), std=(6.014557028580646,))
+@_decoder("digits")
 def _digits() -> Arrays:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    x, y = _canonical(images.astype(np.uint8).reshape(-1, 1, 8, 8), labels)
+    x, y = canonical(images.astype(np.uint8).reshape(-1, 1, 8, 8), labels)
     test = _balanced(torch.from_numpy(y), 500).numpy()
     return {
         "train_x": np.delete(x, test, 0),
@@ -308,34 +294,54 @@ def _digits() -> Arrays:
     }
 
 
-def _decoded(name: str, source: _Source, cache: Path | None) -> Arrays:
+def _contents(name: str, cache: Path | None) -> tuple[Mapping[str, Any], DataFacts]:
+    """Find images and labels of a registered or installed set, and what is known of them."""
+    if name in _sources:
+        return _decoded(name, cache)
+    found = installed(name)
+    if found.files is None:
+        return found.arrays or {}, found.facts
+    files, channels = found.files, found.facts.shape[0]
+    return {
+        "train_x": Files(files.root, files.train_names, channels),
+        "train_y": files.train_labels,
+        "test_x": Files(files.root, files.test_names, channels),
+        "test_y": files.test_labels,
+    }, found.facts
+
+
+def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
+    """Read a registered set from the cache or from its function."""
+    facts = facts_of(name)
     path = None if cache is None else cache / f"{name}.safetensors"
     if path is not None and path.exists():
         try:
-            arrays = load_file(path)
-            if _fingerprint(arrays) == source.fingerprint:
-                return arrays
-            reason = "has another fingerprint"
+            arrays: Arrays = load_file(path)
+            if _described(arrays) == facts:
+                return arrays, facts
+            reason = "has other images or labels"
         except (SafetensorError, KeyError) as error:
             reason = f"cannot be read ({error})"
         log.warning("%s %s: decoded again", path, reason)
-    decoded = source.decode()
-    if isinstance(decoded["train_x"], Files):
-        return decoded
+    decoded = _sources[name]()
     arrays = {}
-    for part in ("train", "test"):
+    for part in PARTS:
         x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
         if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.min() < 0:
             given = f"{part} images {x.dtype} {x.shape}, labels {y.shape} from {y.min()} on"
-            raise ValueError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
-        arrays[f"{part}_x"], arrays[f"{part}_y"] = _canonical(x, y)
-    found = _fingerprint(arrays)
-    if found != source.fingerprint:
-        where = f"what {source.decode.__name__} decoded"
-        raise ValueError(f"fingerprint of data set {name!r} is {found} in {where}: allowed is {source.fingerprint}")
+            raise InputError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = canonical(x, y)
+    if (described := _described(arrays)) != facts:
+        where = f"what {_sources[name].__name__} decoded is described by {described}"
+        raise InputError(f"data set {name!r} is registered with {facts}; {where}")
     if path is not None:
         _write(path, arrays)
-    return arrays
+    return arrays, facts
+
+
+def _described(arrays: Arrays) -> DataFacts:
+    images, classes = arrays["train_x"], 1 + int(max(arrays["train_y"].max(), arrays["test_y"].max()))
+    return describe(arrays, images.shape[1:], classes, histogram(images))
 
 
 def _write(path: Path, arrays: Arrays) -> None:
@@ -349,21 +355,7 @@ def _write(path: Path, arrays: Arrays) -> None:
         aside.replace(path)
 
 
-def _canonical(x: NDArray[np.generic], y: NDArray[np.generic]) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in x]
-    places = sorted(range(len(x)), key=lambda i: (y[i], digests[i]))
-    return np.ascontiguousarray(x[places], np.uint8), np.ascontiguousarray(y[places], np.int64)
-
-
-def _fingerprint(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for key, kind in (("train_x", "u1"), ("train_y", "<i8"), ("test_x", "u1"), ("test_y", "<i8")):
-        digest.update(f"{key} {kind} {list(arrays[key].shape)}\n".encode())
-        digest.update(arrays[key].astype(kind).tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _seen(x: NDArray[np.uint8] | Files, places: Tensor, shape: tuple[int, int, int]) -> Images:
+def _seen(x: Array | Files, places: Tensor, shape: tuple[int, int, int]) -> Images:
     """Take some images as a network sees them; files are brought to their shape when they are read."""
     return x[places] if isinstance(x, Files) else shaped(torch.from_numpy(x)[places], shape)
 
@@ -381,7 +373,7 @@ def _divided(labels: Tensor, pool: Tensor, described: Data) -> tuple[Tensor, Ten
     return others[_balanced(labels[others], described.images)], val
 
 
-def _scale_of(described: Data, source: _Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _scale_of(described: Data, source: DataFacts) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation that pixels are normalised by, in pixel units."""
     scale = (source.mean, source.std)
     if described.normalise != "own":

@@ -1,7 +1,6 @@
 """What stands in the way of computing on this machine and in this store, and what to do about it."""
 
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from lthlab import catalog
 from lthlab.files import Files, StoreError
 from lthlab.kernels import THREAD_VARIABLES, cores
-from lthlab.parts import DATASETS, Data, InputError, Net, Recipe
+from lthlab.parts import Data, InputError, Net, Recipe, data_home, data_sets
 from lthlab.store import Damaged, Store
 from lthlab.values import Fresh, Train
 
@@ -57,6 +57,7 @@ def examine(store: Store) -> Iterator[Finding]:
     yield from _devices()
     yield from _cores()
     yield _git()
+    yield from _data()
     place = next(folder for folder in (store.root, *store.root.parents) if folder.exists())
     writable = _writable(store, place)
     yield writable
@@ -142,10 +143,9 @@ def _groups(memory: int) -> str:
     """How large groups are on a GPU, for one example."""
     from lthlab import devices
 
-    name = max(DATASETS, key=lambda name: math.prod(DATASETS[name].shape))
     recipe = Recipe(epochs=1, batch_size=128, lr=0.1)
-    example = Train(Net(name="resnet20"), Data(name=name), recipe, Fresh(0), 0)
-    return f"groups of at most {devices.fitting(example, memory)} of resnet20 on {name}, batch size 128"
+    example = Train(Net(name="resnet20"), Data(name="cifar10"), recipe, Fresh(0), 0)
+    return f"groups of at most {devices.fitting(example, memory)} of resnet20 on cifar10, batch size 128"
 
 
 def _allocator() -> Finding:
@@ -183,6 +183,22 @@ def _git() -> Finding:
     if shutil.which("git"):
         return Finding("git", "ok", "present")
     return Finding("git", "warning", "missing; results will not say which commit made them", "install git")
+
+
+def _data() -> Iterator[Finding]:
+    there = [name for name in data_sets() if catalog.is_installed(name)]
+    sound = []
+    for name in there:
+        try:
+            files = catalog.installed(name).files
+            if files is not None and not files.root.is_dir():
+                raise InputError(f"{files.root}, the images of '{name}', is not there")
+            sound.append(name)
+        except InputError as error:
+            yield Finding("data sets", "warning", str(error), catalog.remedy(name))
+    if sound or not there:
+        text = f"installed in {data_home()}: {', '.join(sound) or 'none'}; `lthlab data list` shows all there are"
+        yield Finding("data sets", "ok", text)
 
 
 # --- the store ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import DATASETS, Count, Data, Net, Positive, device_names
+from lthlab.parts import Count, Data, Net, Positive, data_sets, device_names, facts_of
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -369,7 +369,7 @@ class _Shape(NamedTuple):
 
     def guess(self, on_cpu: bool) -> float:
         """Guess the seconds per step and replica; see `forecast`."""
-        shape, classes = self.images, DATASETS[self.data].classes
+        shape, classes = self.images, facts_of(self.data).classes
         widths = [int(width) for width in (self.widths or "").split("-") if width]
         if self.network.startswith("lenet"):
             used = sum(map(math.prod, pairwise([math.prod(shape), *widths, classes])))
@@ -481,12 +481,12 @@ class _Rates:
         self.device = device
         self._past: dict[_Shape, dict[int, list[float]]] = {}
         self._known: dict[tuple[_Shape, int], tuple[float, bool]] = {}
-        here = {**provenance.machine(), "device": device}
+        here, known = {**provenance.machine(), "device": device}, data_sets()
         for text in store.timings():
             with suppress(ValidationError):  # half a line, or of another version
                 line = _Line.model_validate_json(text)
-                if line.data in DATASETS and line.model_dump().items() >= here.items():
-                    whole = sizes.text(DATASETS[line.data].shape)  # lines of earlier versions do not say
+                if line.data in known and line.model_dump().items() >= here.items():
+                    whole = sizes.text(facts_of(line.data).shape)  # lines of earlier versions do not say
                     shape = _Shape(**line.model_dump(include=set(_Shape._fields)) | {"image": line.image or whole})
                     rate = line.seconds / (line.steps * line.replicas)
                     self._past.setdefault(shape, {}).setdefault(line.replicas, []).append(rate)

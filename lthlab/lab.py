@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lthlab import devices, parallel, plan, studies, tickets
+from lthlab import catalog, data, devices, parallel, plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.parts import InputError
 from lthlab.runs import Outlook, Run, epochs, origins
@@ -101,7 +101,8 @@ def compute(
     Raises
     ------
     InputError
-        Before anything is computed, if this version cannot compute a value, there is no such device, devices cannot
+        Before anything is computed, if this version cannot compute a value, a data set that trainings need is not
+        installed (see `lthlab.catalog`), there is no such device, devices cannot
         share a training, or it is too late in this process to be deterministic (see `lthlab.devices.settings`). Later,
         if a single training does not fit into the device's memory, or a group does not that has trained already;
         nothing is lost.
@@ -186,8 +187,13 @@ def _prepare(asked: Iterable[Value], store: Store, places: Sequence[torch.device
     """Refuse what cannot be computed or stored, then store the descriptions of everything."""
     everything = ancestors(asked)
     plan.refuse_unsupported(everything)
+    trains = [value for value in everything if isinstance(value, Train)]
+    unpinned = {train.data.name for train in trains if train.data.facts.fingerprint is None}
+    catalog.refuse_missing(sorted(unpinned))
+    for name in unpinned:
+        data.load(name, None)  # refuses a registered one with the facts that it should be registered with
     refuse_impossible(everything)
-    parallel.refuse((value for value in everything if isinstance(value, Train)), places)
+    parallel.refuse(trains, places)
     store.check_writable()
     for value in everything:
         store.describe(canonical(value.form()))
@@ -237,6 +243,7 @@ class _Computation:
                 if problem.part is not None:
                     raise problem
         self._tell()
+        catalog.refuse_missing(train.data.name for train in self.outlook.left())
         for depth in range(max(self.depths.values(), default=-1) + 1):
             wave = [value for value in self.values if self.depths[value] == depth]
             self.trainer.forget()

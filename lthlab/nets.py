@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lthlab import sizes
 from lthlab.draws import Stream
-from lthlab.parts import DATASETS, NETS, Data, Net
+from lthlab.parts import NETS, Data, Net, facts_of
 from lthlab.values import Narrow, plain
 
 Weights = dict[str, Tensor]
@@ -401,7 +401,7 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
     InputError
         For a narrow network of a size that there is not.
     """
-    facts = DATASETS[data] if isinstance(data, str) else data.facts
+    facts = facts_of(data) if isinstance(data, str) else data.facts
     if isinstance(net, Narrow):
         widths = sizes.narrow(net.net, data, net.level, net.prunable, net.denominator).widths
         net = net.net

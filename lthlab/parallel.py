@@ -37,7 +37,7 @@ from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, tempo
 from lthlab.lanes import DTYPES, Lane, Source
 from lthlab.masks import Mask
 from lthlab.nets import Weights
-from lthlab.parts import DATASETS, DataFacts, InputError
+from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
 from lthlab.values import Dense, Fresh, Train, plain
 
 PATIENCE = timedelta(minutes=5)
@@ -337,7 +337,7 @@ class Team(Member):
         if source.dataset is not self._dataset:
             dataset = source.dataset
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
-            self.tell("data", facts, dataclasses.asdict(DATASETS[dataset.name]), bool(source.given))
+            self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)), bool(source.given))
             images, labels = source.given or (dataset.train_x, dataset.train_y)
             self.give({"train_x": images.cpu(), "train_y": labels.cpu()})
             self._dataset = dataset

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lthlab.parts import DATASETS, NETS, POLICIES, Data, InputError, Level, Net, Sparsity, nearest, pruned_count
+from lthlab.parts import NETS, POLICIES, Data, InputError, Level, Net, Sparsity, facts_of, nearest, pruned_count
 
 TOLERANCE = 0.02
 """Share of its target that a narrow network may lack; a larger gap deserves a warning."""
@@ -181,7 +181,7 @@ def narrow(
 
 
 def _facts(data: Data | str) -> tuple[tuple[int, int, int], int]:
-    facts = DATASETS[data] if isinstance(data, str) else data.facts
+    facts = facts_of(data) if isinstance(data, str) else data.facts
     return facts.shape, facts.classes
 
 

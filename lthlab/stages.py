@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lthlab import estimates, jobs, plan, studies, tickets, watch
+from lthlab import catalog, estimates, jobs, plan, studies, tickets, watch
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
-from lthlab.parts import InputError, device_names, nearest
+from lthlab.parts import HOME, InputError, data_home, device_names, nearest
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store, StoreError
@@ -98,7 +98,7 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     Raises
     ------
     InputError
-        If the study, its notebooks or the settings are not sound.
+        If the study, its notebooks or the settings are not sound, or trainings need a data set that is not installed.
     StoreError
         If the store cannot be written.
     OSError
@@ -112,8 +112,11 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     from lthlab import batch, results
 
     store.check_writable()
-    studies.note(config, labelled, store)
     done = finished(planned, texts, pieces, store)
+    asked = {job.name for job in planned} - done
+    wanted = [item.value for piece in pieces if piece.name in asked for item in piece.labelled]
+    catalog.refuse_missing(train.data.name for train in Outlook(wanted, store).left())
+    studies.note(config, labelled, store)
     board = watch.Board(config.name, store, [job.name for job in planned], done)
     waiting = [_without(job, done) for job in planned if job.name not in done]
     stopped: list[str] = []
@@ -241,6 +244,7 @@ def as_jobs(config: Config, pieces: Sequence[Configuration], store: Store, setti
     told = {"study": config.document, "device": settings.device} | ({"sets": list(config.sets)} if config.sets else {})
     environment = {studies.STORE: str(store.root)} | {n: v for n, v in SPIN.items() if n not in os.environ}
     environment |= {studies.DETERMINISTIC: "1"} if settings.deterministic else {}
+    environment |= {HOME: str(data_home())} | ({studies.WITH: named} if (named := os.environ.get(studies.WITH)) else {})
     owners: dict[Value, set[str]] = {}
     made: dict[str, Job] = {}
 

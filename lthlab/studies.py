@@ -1,8 +1,10 @@
 """A study in pieces: where its file is, its configurations, and what a notebook works on."""
 
+import importlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ STORE = "LTHLAB_RUNS"
 """Variable of the environment that names the store of notebooks."""
 DETERMINISTIC = "LTHLAB_DETERMINISTIC"
 """Variable of the environment that says whether computing is deterministic, 1 or 0."""
+WITH = "LTHLAB_WITH"
+"""Variable of the environment that names modules with networks and data sets of one's own, as PATH names folders."""
 DEFAULTS: dict[str, Any] = {"study": "demo", "configuration": None, "device": "auto"}
 """What the notebooks are told."""
 
@@ -112,6 +116,37 @@ def _params() -> Path:
     return trees.folder_above(FOLDER) or Path.cwd() / FOLDER
 
 
+def import_modules(names: Sequence[str] = ()) -> None:
+    """Import modules that register networks and data sets of one's own, here and in the processes that follow.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Python files, or names of installed modules, which the variable LTHLAB_WITH is set to; if there are none, what
+        it names already.
+
+    Raises
+    ------
+    InputError
+        If there is no such file or module, it fails, or Python has another module of its name.
+    """
+    if names:
+        full = (str(Path(name).absolute()) if name.endswith(".py") else name for name in names)
+        os.environ[WITH] = os.pathsep.join(full)
+    for name in filter(None, os.environ.get(WITH, "").split(os.pathsep)):
+        path = Path(name) if name.endswith(".py") else None
+        if path is not None and not path.is_file():
+            raise InputError(f"--with {name}: no such file")
+        if path is not None and str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
+        try:
+            module = importlib.import_module(name if path is None else path.stem)
+        except Exception as error:
+            raise InputError(f"--with {name}: {type(error).__name__}: {error}") from error
+        if path is not None and Path(module.__file__ or "").resolve() != path.resolve():
+            raise InputError(f"--with {name}: module '{path.stem}' is {module.__file__}; allowed: another name")
+
+
 @dataclass(frozen=True)
 class Opened:
     """What a notebook works on.
@@ -151,8 +186,10 @@ def open(parameters: str) -> Opened:
     Raises
     ------
     InputError
-        If a parameter, the study or the configuration is not known, or the study is wrong.
+        If a parameter, the study or the configuration is not known, the study is wrong, or a module that the
+        variable LTHLAB_WITH names cannot be imported.
     """
+    import_modules()
     given = json.loads(parameters)
     allowed = [*DEFAULTS, "sets"]
     if unknown := [name for name in given if name not in allowed]:

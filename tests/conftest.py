@@ -1,5 +1,6 @@
 """What all tests share: the marker `gpu`, hypothesis without deadlines, and what was skipped and why."""
 
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -11,6 +12,13 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks; at t
 
 hypothesis.settings.register_profile("lthlab", deadline=None)
 hypothesis.settings.load_profile("lthlab")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory):
+    """Keep the data sets that the user installed, and modules of the user's own, away from the tests."""
+    os.environ["LTHLAB_DATA"] = str(tmp_path_factory.mktemp("home"))
+    os.environ.pop("LTHLAB_WITH", None)
 
 
 def pytest_collection_modifyitems(items):

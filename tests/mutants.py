@@ -164,6 +164,27 @@ MUTANTS = [
         "tests/test_data.py::test_order_depends_on_replicate_and_epoch",
     ),
     Mutant(
+        "fingerprint without the labels",
+        "catalog",
+        '("digest", "u1"), ("y", "<i8")',
+        '("digest", "u1")',
+        "tests/test_catalog.py::test_the_fingerprint_hashes_shapes_pixels_and_labels_in_turn",
+    ),
+    Mutant(
+        "classes of a known set numbered by sorted names",
+        "readers",
+        "if name in KNOWN and KNOWN[name].classes:",
+        "if False:",
+        "tests/test_readers.py::test_names_of_classes_may_have_other_punctuation",
+    ),
+    Mutant(
+        "a download used without its checksum",
+        "install",
+        "if found != archive.md5:",
+        "if not found:",
+        "tests/test_install.py::test_another_checksum_is_refused",
+    ),
+    Mutant(
         "replicates share a seed",
         "nets",
         'Stream(replicate, "init", draw=draw)',

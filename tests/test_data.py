@@ -1,5 +1,5 @@
-import dataclasses
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from lthlab import data, parts
-from lthlab.parts import Data, DataFacts
+from lthlab.catalog import Installed
+from lthlab.parts import Data, DataFacts, InputError
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,10 @@ def cache(tmp_path_factory):
 def registered(monkeypatch):
     """Data sets registered by a test are forgotten after it."""
     monkeypatch.setattr(data, "_sources", dict(data._sources))
-    for name in ("wrong", "colours", "reversed", "bad"):
-        monkeypatch.setitem(parts.DATASETS, name, DataFacts((3, 5, 4), 4, 12, 3, "0", (4, 4, 4, 0), (1, 1, 0, 1)))
+    before = dict(parts.DATASETS)
+    yield
+    parts.DATASETS.clear()
+    parts.DATASETS.update(before)
 
 
 def images(dataset, part):
@@ -136,24 +139,58 @@ def colours(places=slice(None)):
     }
 
 
+FACTS = DataFacts(
+    (3, 5, 4),
+    4,
+    12,
+    3,
+    "f8dbf3cd0a400427ee0b0b1890e7a3e3",
+    tuple(float(COLOURS[:, c].mean()) for c in range(3)),
+    tuple(float(COLOURS[:, c].std()) for c in range(3)),
+)
+
+
+def registered_as(name, decode=colours):
+    """Register a set with the facts that the error of its first load tells."""
+    data.register(name, DataFacts((3, 5, 4), 4, 12, 3))(decode)
+    with pytest.raises(InputError) as error:
+        data.load(name, None)
+    facts = eval(str(error.value).rpartition(" is described by ")[2])
+    del parts.DATASETS[name]
+    data.register(name, facts)(decode)
+    return facts
+
+
+def test_the_first_load_tells_the_facts_to_register(registered, tmp_path):
+    facts = registered_as("colours")
+    assert (facts.fingerprint, facts.shape, facts.train, facts.test) == (FACTS.fingerprint, (3, 5, 4), 12, 3)
+    assert facts.mean == pytest.approx(FACTS.mean, rel=1e-14) and facts.std == pytest.approx(FACTS.std, rel=1e-14)
+    found = data.load("colours", tmp_path)
+    assert (found.fingerprint, found.mean, found.std) == (facts.fingerprint, facts.mean, facts.std)
+    assert parts.Data(name="colours").form() == {"name": "colours", "fingerprint": facts.fingerprint}
+
+
+@pytest.mark.parametrize("field", ["shape", "classes", "train", "test", "fingerprint", "mean", "std"])
+def test_facts_that_are_not_those_of_the_images_are_refused(registered, tmp_path, field):
+    facts = registered_as("colours")
+    data.load("colours", tmp_path)  # the cache does not help
+    value = getattr(facts, field)
+    wrong = value + 1 if isinstance(value, int) else value[:-1] + ("0" if field == "fingerprint" else (9,))
+    parts.DATASETS["colours"] = replace(facts, **{field: wrong})
+    with pytest.raises(InputError, match="data set 'colours' is registered with DataFacts"):
+        data.load("colours", tmp_path)
+
+
 def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_path):
-    data.register("wrong", fingerprint="0", mean=(0.0,) * 3, std=(1.0,) * 3)(colours)
-    with pytest.raises(ValueError) as error:
-        data.load("wrong", tmp_path)
-    found = str(error.value).split()[6]
-    assert str(error.value) == (f"fingerprint of data set 'wrong' is {found} in what colours decoded: allowed is 0")
-    assert not list(tmp_path.iterdir())
-    data.register("colours", fingerprint=found, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))(colours)
-    data.register("reversed", fingerprint=found, mean=(0.0,) * 3, std=(1.0,) * 3)(
-        lambda: colours(slice(None, None, -1))
-    )
+    facts = registered_as("colours")
+    data.register("reversed", facts)(lambda: colours(slice(None, None, -1)))
     a, b = data.load("colours", tmp_path), data.load("reversed", tmp_path)
     assert a.train_x.equal(b.train_x) and a.train_y.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert (a.classes, a.mean, a.std) == (4, (1, 2, 3), (4, 5, 6))
+    assert a.classes == 4
     with pytest.raises(ValueError) as error:
-        data.register("digits", fingerprint="", mean=(), std=())
-    assert str(error.value) == (
-        "data set 'digits' is registered already; registered are digits, wrong, colours, reversed"
+        data.register("digits", facts)
+    assert str(error.value) == "data set 'digits' is in use already; allowed: other names than " + ", ".join(
+        parts.DATASETS
     )
 
 
@@ -167,7 +204,7 @@ def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_pat
     ],
 )
 def test_a_registered_set_of_another_form_is_refused(registered, change, given):
-    data.register("bad", fingerprint="0", mean=(0.0,), std=(1.0,))(lambda: colours() | change)
+    data.register("bad", FACTS)(lambda: colours() | change)
     with pytest.raises(ValueError) as error:
         data.load("bad", None)
     assert str(error.value) == f"data set 'bad' has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on"
@@ -192,10 +229,8 @@ def test_normalised_images_have_mean_0_and_deviation_1(cache, dtype):
 
 
 def test_channels_are_normalised_each_by_its_own_constants(registered):
-    data.register("colours", fingerprint="f8dbf3cd0a400427ee0b0b1890e7a3e3", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))(
-        colours
-    )
-    d = data.load("colours", None)
+    registered_as("colours")
+    d = replace(data.load("colours", None), mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
     grouped = d.train_x.view(2, 6, 3, 5, 4)
     x = data.normalise(grouped, d, torch.float64)
     for channel in range(3):
@@ -256,24 +291,21 @@ def test_batches_of_an_epoch_are_moved_as_the_whole():
 
 
 @pytest.fixture
-def cifar(registered, monkeypatch):
-    """Register sets of the numbers and names of CIFAR-10 and CIFAR-100, with images of a single pixel."""
-    monkeypatch.setattr(data, "_fingerprint", lambda arrays: "c")
-
-    def register(name, classes):
-        counts = {"train": 50_000, "test": 10_000}
-        random = np.random.default_rng(classes)
-        arrays = {f"{part}_x": random.integers(0, 256, (n, 3, 1, 1), np.uint8) for part, n in counts.items()}
-        arrays |= {f"{part}_y": random.permutation(np.arange(n) % classes) for part, n in counts.items()}
-        monkeypatch.setitem(parts.DATASETS, name, DataFacts((3, 1, 1), classes, 50_000, 10_000, "c"))
-        data.register(name, fingerprint="c", mean=(125.0, 123.0, 114.0), std=(63.0, 62.0, 67.0))(lambda: arrays)
-
+def cifar(monkeypatch):
+    """Install sets of the numbers and names of CIFAR-10 and CIFAR-100, with images of a single pixel."""
+    sets = {}
     for name, classes in (("cifar10", 10), ("cifar100", 100)):
-        register(name, classes)
+        random, arrays = np.random.default_rng(classes), {}
+        for part, count in (("train", 50_000), ("test", 10_000)):
+            arrays[f"{part}_x"] = random.integers(0, 256, (count, 3, 1, 1), np.uint8)
+            arrays[f"{part}_y"] = np.repeat(np.arange(classes), count // classes)
+        facts = DataFacts((3, 1, 1), classes, 50_000, 10_000, "c" * 32, (125.0, 123.0, 114.0), (63.0, 62.0, 67.0))
+        sets[name] = Installed(facts, {}, arrays)
+        monkeypatch.setitem(parts.DATASETS, name, facts)
+    monkeypatch.setattr(data, "installed", sets.__getitem__)
 
 
-def test_halves_are_disjoint_and_have_2500_images_of_each_class(cifar, monkeypatch):
-    monkeypatch.setattr(data, "_canonical", lambda x, y: (x[o := np.argsort(y, kind="stable")], y[o]))
+def test_halves_are_disjoint_and_have_2500_images_of_each_class(cifar):
     whole = data.load("cifar10", None)
     halves = [data.load(Data(name="cifar10", part=part), None) for part in ("a", "b")]
     for number, half in enumerate(halves):
@@ -311,13 +343,13 @@ def test_parts_and_classes_are_chosen_before_the_set_is_divided(cache, part, cla
     assert (d.mean, d.std, d.fingerprint) == (everything.mean, everything.std, everything.fingerprint)
 
 
-def test_a_set_of_other_numbers_than_are_known_is_refused(cache, monkeypatch):
-    wrong = dataclasses.replace(parts.DATASETS["digits"], train_counts=())
-    monkeypatch.setitem(parts.DATASETS, "digits", dataclasses.replace(wrong, train=1300, classes=10))
+def test_a_set_of_other_numbers_than_are_known_is_refused(cifar, monkeypatch):
+    uneven = replace(parts.DATASETS["cifar10"], train_counts=(4999, 5001, *[5000] * 8))
+    monkeypatch.setitem(parts.DATASETS, "cifar10", uneven)
     with pytest.raises(ValueError) as error:
-        data.load(Data(name="digits", classes=[8, 9]), cache)
+        data.load(Data(name="cifar10", classes=[0, 2]), None)
     assert str(error.value) == (
-        "data set 'digits' has 254 training and 100 test images of what is asked for: known are 260 and 100"
+        "data set 'cifar10' has 10000 training and 2000 test images of what is asked for: known are 9999 and 2000"
     )
 
 

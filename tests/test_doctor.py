@@ -10,9 +10,10 @@ from pathlib import Path
 
 import helpers
 import pytest
+import sets
 import torch
 
-from lthlab import cli, devices, doctor
+from lthlab import cli, devices, doctor, install
 from lthlab.doctor import examine
 from lthlab.files import Files
 from lthlab.kernels import cores
@@ -190,7 +191,7 @@ def test_a_gpu_that_torch_has_no_code_for(store, monkeypatch, major, minor, stat
     finding = found(store)["cuda:0"]
     able = "neither TF32 nor bf16" if major == 7 else "TF32 and bf16"
     assert (finding.state, finding.text.startswith(f"A GPU, 16 GB, {able}")) == (state, True)
-    assert ("groups of at most 32 of resnet20 on digits, batch size 128" in finding.text) == (state == "ok")
+    assert ("groups of at most 8 of resnet20 on cifar10, batch size 128" in finding.text) == (state == "ok")
 
 
 def test_the_allocator(store, monkeypatch):
@@ -205,6 +206,29 @@ def test_the_allocator(store, monkeypatch):
 def test_torch_that_cannot_be_imported(store, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert found(store)["torch"].state == "problem"
+
+
+def test_data_sets_that_are_installed_and_damaged_ones(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("LTHLAB_DATA", str(tmp_path / "home"))
+    assert found(store)["data sets"].text.startswith(f"installed in {tmp_path / 'home'}: none; `lthlab data list`")
+    for name, shape in (("first", (3, 6, 5)), ("second", (1, 4, 4))):
+        install.import_set(name, sets.class_folders(tmp_path / name, sets.sets_of(shape, 3), ("a", "b", "c")))
+    assert ": first, second; " in found(store)["data sets"].text
+    (tmp_path / "home" / "first.safetensors").unlink()
+    findings = [finding for finding in examine(store) if finding.what == "data sets"]
+    assert [finding.state for finding in findings] == ["warning", "ok"]
+    assert "first.safetensors is damaged" in findings[0].text and ": second; " in findings[1].text
+    assert findings[0].remedy == "`lthlab data import first FOLDER`"
+
+
+def test_a_streamed_set_whose_images_are_gone(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("LTHLAB_DATA", str(tmp_path / "home"))
+    sets.class_folders(tmp_path / "images", sets.sets_of((3, 6, 5), 3), ("a", "b", "c"))
+    sets.save(sets.images(9, 3, 9, 7), tmp_path / "images" / "train" / "b" / "large.png")
+    install.import_set("mine", tmp_path / "images")
+    assert found(store)["data sets"].state == "ok"
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert f"{tmp_path / 'images'}, the images of 'mine', is not there" in found(store)["data sets"].text
 
 
 def test_nothing_is_imported_but_torch(tmp_path):

@@ -21,8 +21,9 @@ ROWS = [
     ["disk", "images", "sizes", "trees"],
     ["wording"],
     ["jobs", "spec", "values"],
-    ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
-    ["contrasts", "lanes", "runs", "tickets", "weights"],
+    ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
+    ["data", "readers"],
+    ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
     ["streams"],
     ["replicas"],
     ["derive", "devices", "engine", "studies"],
@@ -33,18 +34,17 @@ ROWS = [
     ["plots"],
     ["reports"],
     ["explore", "prizes"],
-    ["arguments", "batch", "doctor", "pages", "watch"],
+    ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms", "formulas", "jobs",
-    "kernels",
-    "machine", "packing", "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "reports", "results",
-    "runs", "schema", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
-    "watch", "wording",
+    "__init__", "arguments", "catalog", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms",
+    "formulas", "install", "jobs", "kernels", "machine", "packing", "pages", "parts", "plan", "plots", "prizes",
+    "progress", "provenance", "readers", "reports", "results", "runs", "schema", "shelf", "sizes", "spec", "stages",
+    "store", "studies", "tickets", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

@@ -404,7 +404,7 @@ def test_net_refuses(fields, words):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"name": "digit"}, ["name: data set 'digit' is not known", "digits", "did you mean 'digits'?"]),
+        ({"name": "digit"}, ["name: data set 'digit' is not known", "allowed: cifar10, ", "did you mean 'digits'?"]),
         ({"name": "digits", "train_size": 1298}, ["train_size: 1298 images; allowed: 1 to 1297"]),
         ({"name": "digits", "train_size": 1198, "val_size": 100}, ["allowed: 1 to 1197"]),
         ({"name": "digits", "train_size": 0}, ["greater than or equal to 1"]),

@@ -14,8 +14,9 @@ import helpers
 import nbformat
 import psutil
 import pytest
+import sets
 
-from lthlab import batch, cli, spec, watch
+from lthlab import batch, cli, install, results, spec, watch
 from lthlab.kernels import cores
 from lthlab.runs import in_training
 from lthlab.store import Store
@@ -99,6 +100,28 @@ def computed(tmp_path_factory):
     code, _, err = lthlab_command("compute", "tiny.yaml", "--device", "cpu", place=place)
     assert code == 0, err
     return results_of(place / "runs")
+
+
+# --- sets of one's own ---------------------------------------------------------------------------------------
+
+
+def test_kernels_have_the_sets_that_the_command_has(folder, monkeypatch):
+    """A set that a module registers, of the images of one that is installed, reaches the notebooks."""
+    monkeypatch.setenv("LTHLAB_DATA", "home")
+    images = sets.class_folders(folder / "images", sets.sets_of((1, 8, 8), 2, 80, 20), ("a", "b"))
+    facts = install.import_set("installed", images)
+    (folder / "own").mkdir()
+    (folder / "own" / "mine.py").write_text(
+        "from lthlab import catalog, data\nfrom lthlab.parts import DataFacts\n"
+        f"data.register('mine', {facts!r})(lambda: catalog.installed('installed').arrays)\n"
+    )
+    study = STUDY.replace("{name: digits, train_size: 200}", "mine").replace("[0.05, 0.1]", "0.05")
+    (folder / "tiny.yaml").write_text(study.replace("panel_by: find.lr\nreports: counts", "stages: find_tickets"))
+    code, out, err = lthlab_command("run", "tiny.yaml", "--device", "cpu", "--with", "own/mine.py", place=folder)
+    assert (code, "1 notebook executed" in out) == (0, True), err
+    frame = results.load(Store("runs"), "tiny")
+    done = frame[frame["configuration"].str.startswith("find_tickets")]
+    assert set(done["status"]) == {"done"} and set(done["data"]) == {"mine"}
 
 
 # --- one good run ---------------------------------------------------------------------------------------------

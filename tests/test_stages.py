@@ -68,12 +68,16 @@ def test_settings_of_the_command_line_travel_with_the_study(folder):
 
 def test_what_kernels_are_told_by_their_environment(folder, monkeypatch):
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.setenv("LTHLAB_DATA", "sets")
     *_, store, found = planned(folder)
-    assert found[0].environment == {"LTHLAB_RUNS": str(store.root), "GOMP_SPINCOUNT": "1000"}
+    always = {"LTHLAB_RUNS": str(store.root), "LTHLAB_DATA": str(Path.cwd() / "sets")}
+    assert found[0].environment == always | {"GOMP_SPINCOUNT": "1000"}
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert planned(folder)[3][0].environment == {"LTHLAB_RUNS": str(store.root)}
+    assert planned(folder)[3][0].environment == always
     environment = planned(folder, deterministic=True)[3][0].environment
-    assert environment == {"LTHLAB_RUNS": str(store.root), "LTHLAB_DETERMINISTIC": "1"}
+    assert environment == always | {"LTHLAB_DETERMINISTIC": "1"}
+    monkeypatch.setenv("LTHLAB_WITH", "mine.py")
+    assert planned(folder)[3][0].environment == always | {"LTHLAB_WITH": "mine.py"}
 
 
 def test_a_configuration_waits_for_all_that_it_is_made_from(folder):

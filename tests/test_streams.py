@@ -15,7 +15,8 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import data, draws, images, parts, streams
+from lthlab import catalog, data, draws, images, parts, streams
+from lthlab.catalog import Installed
 from lthlab.engine import Training
 from lthlab.images import Files
 from lthlab.parts import Data, InputError
@@ -37,16 +38,15 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def streamed(folder, monkeypatch):
-    """Register the digits in files as a set of its own."""
-    monkeypatch.setattr(data, "_sources", dict(data._sources))
-    monkeypatch.setitem(parts.DATASETS, "files", replace(parts.DATASETS["digits"], streamed=True))
-    names = {
-        p: sorted((f.name for f in folder.glob(f"{p}-*")), key=lambda n: n.split("-")[2]) for p in ("train", "test")
-    }
-    decoded = {f"{part}_x": Files(folder, found, 1) for part, found in names.items()}
-    decoded |= {f"{part}_y": np.array([int(n.split("-")[1]) for n in found]) for part, found in names.items()}
-    digits = data._sources["digits"]
-    data.register("files", fingerprint=digits.fingerprint, mean=digits.mean, std=digits.std)(lambda: decoded)
+    """Install the digits in files as a set of its own."""
+    facts = replace(parts.DATASETS["digits"], streamed=True)
+    found = {}
+    for part in ("train", "test"):
+        names = sorted((file.name for file in folder.glob(f"{part}-*")), key=lambda name: name.split("-")[2])
+        found[f"{part}_names"], found[f"{part}_digests"] = names, np.empty((len(names), 32), np.uint8)
+        found[f"{part}_labels"] = np.array([int(name.split("-")[1]) for name in names])
+    monkeypatch.setitem(parts.DATASETS, "files", facts)
+    monkeypatch.setattr(data, "installed", {"files": Installed(facts, {}, files=catalog.Files(folder, **found))}.get)
 
 
 def processes(monkeypatch, count):

@@ -1,0 +1,68 @@
+"""What `lthlab data` does and says."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lthlab import catalog, install
+from lthlab.parts import DataFacts, data_home
+
+Result = tuple[dict[str, Any], int]
+"""What is printed as JSON, and the exit code."""
+
+
+def _list(options: argparse.Namespace) -> Result:
+    rows = catalog.listed()
+    if not options.json:
+        print(f"data home: {data_home()}")
+        print(f"{'':15}    images classes       shape   decoded  installed  {'fingerprint':32}  terms")
+        for row in rows:
+            shape = "×".join(map(str, row["shape"]))
+            facts = f"{row['train'] + row['test']:10,} {row['classes']:7,} {shape:>11} {row['bytes'] / 1e6:7,.0f} MB"
+            print(
+                f"{row['name']:15}{facts}  {row['installed']:10} {row['fingerprint'] or '':32}  {row['terms']}".rstrip()
+            )
+    return {"home": str(data_home()), "sets": rows}, 0
+
+
+def _fetch(options: argparse.Namespace) -> Result:
+    if catalog.is_installed(options.name):
+        if not options.json:
+            print(f"{options.name} is installed already; `lthlab data verify {options.name}` checks it")
+        return {"name": options.name, "installed": "before"}, 0
+    return _installed(options, install.fetch(options.name, _quiet if options.json else print))
+
+
+def _import(options: argparse.Namespace) -> Result:
+    return _installed(options, install.import_set(options.name, Path(options.folder), options.size))
+
+
+def _installed(options: argparse.Namespace, facts: DataFacts) -> Result:
+    if not options.json:
+        print(
+            f"{options.name}: {facts.train:,} training and {facts.test:,} test images of {facts.classes} classes, "
+            f"fingerprint {facts.fingerprint}, installed in {data_home()}"
+        )
+    return {"name": options.name, "facts": dataclasses.asdict(facts)}, 0
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    wrong = install.verify(options.name)
+    if not options.json:
+        print("\n".join(wrong) if wrong else f"{options.name}: what is installed is whole")
+    return {"name": options.name, "wrong": wrong}, 1 if wrong else 0
+
+
+def _quiet(text: str) -> None:
+    pass
+
+
+ACTIONS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
+    "list": _list,
+    "fetch": _fetch,
+    "import": _import,
+    "verify": _verify,
+}
+"""What each action does."""
