@@ -122,9 +122,8 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     Raises
     ------
     InputError
-        If the name is unknown, or the set is not installed, or not what it is registered or installed as.
-    ValueError
-        If the set has other numbers of images than are known of it.
+        If the name is unknown, or the set is not installed, or not what it is registered or installed as, or has
+        other numbers of images than are known of it.
     """
     described = Data(name=described) if isinstance(described, str) else described
     name, facts = described.name, described.facts
@@ -140,7 +139,7 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     pool, test = _chosen(y, described.classes, described.part), _chosen(test_y, described.classes)
     if (len(pool), len(test)) != (facts.train, facts.test):
         found = f"{len(pool)} training and {len(test)} test images of what is asked for"
-        raise ValueError(f"data set {name!r} has {found}: known are {facts.train} and {facts.test}")
+        raise InputError(f"data set {name!r} has {found}: known are {facts.train} and {facts.test}")
     train, val = _divided(y, pool, described)
     (train_x, train_y), (val_x, val_y), (test_x, test_y) = (
         taken("train", train),

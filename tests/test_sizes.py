@@ -266,3 +266,12 @@ def test_a_network_that_cannot_be_so_narrow_is_refused_before_any_work(tmp_path,
     for net, parameters, line in zip(narrow, (2713, 1796), str(error.value).splitlines(), strict=True):
         assert net.key in line and f"has no narrow form of the {parameters} parameters" in line
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("net", [Net(name="lenet_300_100"), Net(name="resnet8", width=4)])
+def test_networks_fit_what_they_see_of_a_set(net):
+    seen = Data(name="digits", classes=[0, 1, 2], channels=3, size=32)
+    network = nets.build(net, seen)
+    assert sizes.count(net, seen).parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert sizes.count(net, seen).parameters != sizes.count(net, "digits").parameters

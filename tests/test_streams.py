@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import catalog, data, draws, images, parts, streams
+from lthlab import catalog, data, draws, images, parts, replicas, streams
 from lthlab.catalog import Installed
 from lthlab.engine import Training
 from lthlab.images import Files
@@ -89,6 +89,13 @@ def test_streamed_images_train_to_the_same_bits_as_those_in_memory(streamed, mon
         assert len(ids) >= count and found.group.evaluate(found.group.sources["val"]) is not None
         del found
         wait_for(lambda: not any(map(psutil.pid_exists, ids)) or "spawn_main" not in str(alive(ids)))
+
+
+def test_lanes_that_have_threads_find_the_images_of_each_step(streamed):
+    expected = run(jobs("digits", epochs=8))
+    with replicas.threads(2):
+        found = run(jobs("files", epochs=8))
+    assert len(found.group.lanes) == 2 and same(outcome(found), outcome(expected))
 
 
 def alive(ids):
