@@ -7,6 +7,7 @@ import time
 import helpers
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
