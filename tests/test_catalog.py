@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -129,11 +130,12 @@ def test_the_home_is_where_the_environment_says(monkeypatch, tmp_path):
         assert parts.data_home() == tmp_path / ".local" / "share" / "lthlab"
 
 
-def test_an_installed_set_is_known_by_name(mine):
+def test_an_installed_set_is_known_by_name(mine, home, tmp_path):
     assert parts.facts_of("mine") == mine and "mine" in parts.data_sets()
     assert parts.Data(name="mine", val_size=4).images == 20
     assert parts.Data(name="mine").form() == {"name": "mine", "fingerprint": mine.fingerprint}
-    for name in ("../images/mine", "Mine", "mine.names", "other"):
+    shutil.copytree(home, tmp_path / "elsewhere")
+    for name in ("../elsewhere/mine", "Mine", "mine.names", "other"):
         with pytest.raises(InputError, match=f"data set '{name}' is not known; allowed: .*mine"):
             parts.facts_of(name)
 
@@ -143,6 +145,13 @@ def test_facts_follow_what_is_installed(monkeypatch, tmp_path):
     assert parts.facts_of("svhn").fingerprint is None
     facts = install.import_set("svhn", sets.svhn(tmp_path / "svhn", sets.sets_of((3, 32, 32), 10)))
     assert parts.facts_of("svhn") == facts and facts.fingerprint and len(facts.mean) == 3
+
+
+def test_facts_of_a_set_that_is_installed_anew_are_the_new_ones(mine, tmp_path):
+    sets.save(sets.images(8, 3, 6, 5), tmp_path / "images" / "train" / "a" / "more.png")
+    again = install.import_set("mine", tmp_path / "images")
+    assert (mine.train, again.train) == (24, 25) and again.fingerprint != mine.fingerprint
+    assert parts.facts_of("mine") == again == catalog.installed("mine").facts
 
 
 def test_installed_facts_that_cannot_be_read_are_named(mine, home):
