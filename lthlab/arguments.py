@@ -128,6 +128,11 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     forms = status.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print JSON")
     forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
+    text = "show a network's layers, their sizes and what is prunable, and nothing else"
+    doctor.add_argument("--net", metavar="NAME[,FIELD=VALUE…]", help=text)
+    doctor.add_argument("--data", default="digits", metavar="NAME", help="data set that it fits (default: digits)")
+    text = "prunable set (default: all_but_head)"
+    doctor.add_argument("--prunable", default="all_but_head", metavar="POLICY", help=text)
     _data(command("data", "list, fetch, import or verify data sets"))
     completion = command("completion", "print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))

@@ -11,15 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from lthlab import catalog, plan, spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
-from lthlab.parts import InputError, nearest
+from lthlab.parts import Data, InputError, Net, Part, nearest
 from lthlab.store import Damaged, Store
 from lthlab.values import ancestors
+from lthlab.wording import explain
+
+_P = TypeVar("_P", bound=Part)
 
 SCHEMA = 1
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -380,6 +385,8 @@ def _publish(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from lthlab import doctor
 
+    if options.net is not None:
+        return _network(options)
     found = []
     for finding in doctor.examine(Store(options.runs)):
         found.append(finding)
@@ -399,6 +406,46 @@ def _data(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(facts)
     return code
+
+
+def _network(options: argparse.Namespace) -> int:
+    from lthlab import doctor
+
+    net, data = _part(Net, options.net, "--net"), _part(Data, options.data, "--data")
+    layers = doctor.network(net, data, options.prunable)
+    parameters, prunable = (sum(getattr(layer, name) for layer in layers) for name in ("parameters", "prunable"))
+    if options.json:
+        facts = {"net": net.form(), "data": data.name, "policy": options.prunable, "layers": [vars(x) for x in layers]}
+        _print_json(facts | {"parameters": parameters, "prunable": prunable})
+        return 0
+    rows = [("layer", "role", "shape", "parameters", "prunable")]
+    rows += [
+        (layer.name, layer.role, "×".join(map(str, layer.shape)), f"{layer.parameters:,}", f"{layer.prunable:,}")
+        for layer in layers
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left = (text.ljust(width) for text, width in zip(row[:3], widths[:3], strict=True))
+        print(*left, *(text.rjust(width) for text, width in zip(row[3:], widths[3:], strict=True)), sep="  ")
+    share = f"{100 * prunable / parameters:.3g} %"
+    print(f"{parameters:,} parameters; policy '{options.prunable}' lets {prunable:,} of them be pruned, {share}")
+    return 0
+
+
+def _part(kind: type[_P], text: str, option: str) -> _P:
+    """Read a name, and fields behind it, such as 'resnet20,width=32'."""
+    name, *others = text.split(",")
+    fields: dict[str, Any] = {"name": name}
+    for other in others:
+        field, _, value = other.partition("=")
+        fields[field] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        found = (problem for each in error.errors() for problem in explain(each, kind))
+        raise InputError(
+            "\n".join(f"{option} {'.'.join(map(str, place))}: {words}" for place, words in found)
+        ) from error
 
 
 def _completion(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What stands in the way of computing on this machine and in this store, and what to do about it."""
+"""What stands in the way of computing on this machine and in this store; and what a network is made of."""
 
 import importlib.metadata
 import os
@@ -65,6 +65,62 @@ def examine(store: Store) -> Iterator[Finding]:
         yield _disk(place)
         yield _locks(place)
     yield from _results(store)
+
+
+# --- a network ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """A layer of a network.
+
+    Attributes
+    ----------
+    name, role : str
+        Its name in states; 'first', 'body', 'shortcut', 'depthwise' or 'head', which policies go by, or 'BatchNorm'.
+    shape : tuple of int
+        Of its weights.
+    parameters : int
+        Number of its weights, biases included.
+    prunable : int
+        Number of those that the policy lets be pruned.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    parameters: int
+    prunable: int
+
+
+def network(net: Net, data: Data, policy: str) -> list[LayerFacts]:
+    """List the layers of a network, and what a policy lets be pruned.
+
+    Parameters
+    ----------
+    net, data : Net, Data
+        The network; the data set whose images and classes it fits.
+    policy : str
+        One of `lthlab.parts.POLICIES`.
+
+    Raises
+    ------
+    InputError
+        If the images are too small, or the policy does not fit the network.
+    """
+    from lthlab import layers, nets
+
+    prunable = nets.prunable(net, data, policy)
+    return [
+        LayerFacts(
+            name,
+            "BatchNorm" if isinstance(layer, layers.BatchNorm2d) else layer.role,
+            tuple(layer.get_parameter("weight").shape),
+            sum(parameter.numel() for parameter in layer.parameters()),
+            prunable[f"{name}.weight"].numel() if f"{name}.weight" in prunable else 0,
+        )
+        for name, layer in nets.build(net, data, device="meta").layers()
+    ]
 
 
 # --- this machine ---------------------------------------------------------------------------------------------

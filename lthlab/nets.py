@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lthlab import sizes
 from lthlab.draws import Stream
 from lthlab.layers import BatchNorm2d, Conv2d, Layer, Linear, Normalise, Weights
-from lthlab.parts import NETS, Data, Net, facts_of
+from lthlab.parts import NETS, Data, InputError, Net, facts_of
 from lthlab.values import Narrow, plain
 
 Shape = tuple[int, int, int]
@@ -59,8 +59,17 @@ class Network(nn.Module):
                 layer.normalise = normalise
 
     def load(self, states: list[Weights]) -> None:
-        """Fill the replicas with states of ordinary shapes."""
+        """Fill the replicas with states of ordinary shapes.
+
+        Raises
+        ------
+        InputError
+            If a state has other names or shapes than one replica, as one for other classes.
+        """
         own = self.state_dict()
+        shapes = {name: tuple(tensor.shape[self.replicas > 1 :]) for name, tensor in own.items()}
+        for state in states:
+            _check(state, shapes)
         for name, tensor in own.items():
             tensor.copy_(states[0][name] if self.replicas == 1 else torch.stack([state[name] for state in states]))
 
@@ -69,6 +78,19 @@ class Network(nn.Module):
         own = self.state_dict().items()
         one = ((name, tensor if self.replicas == 1 else tensor[replica]) for name, tensor in own)
         return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in one}
+
+
+def _check(state: Weights, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compare a state with what a network has."""
+    problems = [f"'{name}' is missing" for name in shapes.keys() - state.keys()]
+    for name, tensor in state.items():
+        found = tuple(tensor.shape)
+        if name not in shapes:
+            problems.append(f"the network has no '{name}'")
+        elif found != shapes[name]:
+            problems.append(f"'{name}' has the shape {found}; allowed: {shapes[name]}")
+    if problems:
+        raise InputError("the state is not one of this network: " + "; ".join(sorted(problems)))
 
 
 class LeNet(Network):

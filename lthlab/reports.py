@@ -531,7 +531,7 @@ def _distinct(items: Sequence[dict[str, Any]], name: str) -> str:
 def _fields(part: BaseModel) -> str:
     """Write a part's fields, those at their defaults too where they say how an experiment was done."""
     fields = part.model_dump(mode="json")
-    unused = {"width", "shortcut"} if isinstance(part, Net) and not NETS[part.name] else set()
+    unused = Net.model_fields.keys() - NETS[part.name].keys() if isinstance(part, Net) else set()
     shown = {name: value for name, value in fields.items() if name not in {"name", *unused} and value is not None}
     words = [f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items()]
     return ", ".join([*([fields["name"]] if "name" in fields else []), *words])

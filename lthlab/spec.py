@@ -613,11 +613,11 @@ def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple
             if getattr(study, section) is not None:
                 place = section, "batch_size", str(recipe.batch_size)
                 checks[place] = partial(sizes.check_batch, study.net, study.data, recipe)
-    for place, check in checks.items():
+    for field, check in checks.items():
         try:
             check()
         except parts.InputError as error:
-            yield place[:2], str(error)
+            yield field[:2], str(error)
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:

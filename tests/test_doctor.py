@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import namedtuple
@@ -13,7 +14,7 @@ import pytest
 import sets
 import torch
 
-from lthlab import cli, devices, doctor, install
+from lthlab import cli, devices, doctor, install, parts
 from lthlab.doctor import examine
 from lthlab.files import Files
 from lthlab.kernels import cores
@@ -240,3 +241,54 @@ def test_nothing_is_imported_but_torch(tmp_path):
     modules = set(done.stdout.splitlines()[-1].split())
     assert "torch" in modules
     assert not modules & {"dask", "distributed", "IPython", "matplotlib", "nbconvert", "pandas", "papermill", "rich"}
+
+
+# --- networks -------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_shown_layer_by_layer(monkeypatch, capsys):
+    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
+    command = ["doctor", "--net", "resnet20", "--data", "cifar", "--prunable", "ma_resnet20"]
+    assert cli.main(command) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    assert last == "272,474 parameters; policy 'ma_resnet20' lets 269,824 of them be pruned, 99 %"
+    cells = [re.split("  +", row.strip()) for row in rows]
+    assert cells[0] == ["layer", "role", "shape", "parameters", "prunable"]
+    assert cells[1] == ["conv1", "first", "16×3×3×3", "432", "0"]
+    assert cells[2] == ["bn1", "BatchNorm", "16", "32", "0"]
+    assert ["layer2.0.downsample.0", "shortcut", "32×16×1×1", "512", "512"] in cells
+    assert cells[-1] == ["fc", "head", "10×64", "650", "0"]
+    assert len(cells) == 1 + 2 * 21 + 1
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["parameters"], found["prunable"]) == (272_474, 269_824)
+    assert found["layers"][-1] == {
+        "name": "fc", "role": "head", "shape": [10, 64], "parameters": 650, "prunable": 0
+    }  # fmt: skip
+    assert found["net"] == {"name": "resnet20"} and found["policy"] == "ma_resnet20"
+
+
+def test_fields_of_a_network_are_given_behind_its_name(monkeypatch, capsys):
+    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
+    assert cli.main(["doctor", "--net", "vgg19,bias=true,width=64", "--data", "cifar", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["parameters"] == 20_040_522 and found["layers"][0]["parameters"] == 1792
+    assert found["net"] == {"name": "vgg19", "bias": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--net", "vgg61"], "--net name: network 'vgg61' is not known; allowed: conv2, … did you mean 'vgg1"),
+        (["--net", "vgg16,widht=3"], "--net widht: unknown field; allowed: bias, … did you mean 'width'?"),
+        (["--net", "vgg16,width=0"], "--net width: 0 is not allowed; allowed: 1 or more"),
+        (["--net", "vgg16"], "'vgg16' halves images 4 times, and those of 8×8 pixels are too small"),
+        (["--net", "conv4", "--data", "digit"], "--data name: data set 'digit' is not known; allowed: …digits"),
+        (["--net", "conv4", "--prunable", "ma_resnet20"], "policy 'ma_resnet20' is for ResNets, not for 'conv4'"),
+        (["--net", "conv4", "--prunable", "everything"], "policy 'everything' is not known; allowed: all, "),
+    ],
+)
+def test_what_there_is_not_is_refused(arguments, words, capsys):
+    assert cli.main(["doctor", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and [part for part in words.split("…") if part not in printed.err] == [], printed.err

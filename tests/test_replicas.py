@@ -6,11 +6,12 @@ import helpers
 import pytest
 import torch
 
-from lthlab import layers, nets, parts, replicas
+from benchmarks import ours
+from lthlab import layers, nets, parts, replicas, sizes
 from lthlab.data import normalise
 from lthlab.engine import Training
 from lthlab.lanes import Source
-from lthlab.parts import Data, Level, Net
+from lthlab.parts import Data, DataFacts, Level, Net
 from lthlab.values import Narrow
 
 FORMS = ("stacked", "sequential")
@@ -103,6 +104,7 @@ LAYERS = {
     "off 16 bytes, weights": lambda count: (layers.Linear(count, 18, 10, "head", "torch"), (17, 18)),
     "off 16 bytes, gradients": lambda count: (layers.Linear(count, 87, 10, "head", "torch"), (64, 87)),
     "few channels": lambda count: (layers.Conv2d(count, 2, 16, 3, 1), (17, 2, 8, 8)),
+    "one channel, biases": lambda count: (layers.Conv2d(count, 1, 8, 3, 1, bias=True), (32, 1, 2, 2)),
     "few channels, stride": lambda count: (layers.Conv2d(count, 3, 8, 3, 2), (17, 3, 8, 8)),
 }
 
@@ -115,6 +117,8 @@ def test_a_layer_gives_every_replica_the_bits_of_a_pair(name):
         layer, shape = LAYERS[name](count)
         draws = torch.Generator().manual_seed(0)
         layer.weight.data.copy_(torch.randn(layer.shape, generator=draws).expand(count, *layer.shape))
+        if layer.bias is not None:
+            layer.bias.data.copy_(torch.linspace(-1, 1, layer.bias.shape[-1]))
         x = torch.randn(1, *shape, generator=draws).expand(count, *shape)
         x = x.transpose(0, 1).flatten(1, 2) if len(shape) == 4 else x.contiguous()
         y = layer(x.requires_grad_())
@@ -160,16 +164,86 @@ def test_a_diverging_neighbour_changes_no_bits(form):
         assert outcome(training, slot) == alone("resnet8 of 4", "sgd", form, number)
 
 
-def test_the_form_follows_from_network_and_images(monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
-    digits, cifar = Data(name="digits"), Data(name="cifar")
-    for net, dataset, form in (
-        (helpers.LENET, digits, "stacked"),
-        (helpers.LENET, cifar, "stacked"),
-        (Net(name="resnet20"), digits, "stacked"),
-        (Net(name="resnet20"), cifar, "sequential"),
-    ):
-        assert replicas.form_of(net, dataset) == form
+@pytest.fixture
+def sizes_of_images(monkeypatch):
+    """Data sets of the sides 8, 12, 16 and 32, as 's8'."""
+    for side in (8, 12, 16, 32):
+        monkeypatch.setitem(parts.DATASETS, f"s{side}", DataFacts((2, side, side), 7, 45, 9, f"{side}" * 8))
+
+
+FORM_OF = {
+    "stacked": [
+        (helpers.LENET, 8), (helpers.LENET, 32), (Net(name="resnet20"), 8), (Net(name="resnet20"), 16),
+        (Net(name="resnet18", width=8), 16), (Net(name="resnet50", width=4), 16), (Net(name="conv4"), 8),
+    ],
+    "sequential": [
+        (Net(name="resnet20"), 32), (Net(name="resnet20"), 12), (Net(name="resnet18", width=8), 8),
+        (Net(name="resnet18"), 16), (Net(name="vgg11", width=8), 16), (Net(name="vgg11", width=8), 32),
+        (Net(name="mobilenet_v1", width=4), 16), (Net(name="conv2"), 32),
+    ],
+}  # fmt: skip
+
+
+def test_the_form_follows_from_network_and_images(sizes_of_images):
+    for form, cases in FORM_OF.items():
+        for net, side in cases:
+            data = Data(name=f"s{side}")
+            assert replicas.form_of(net, data) == form, (net.name, side)
+            assert replicas.form_of(net, data, "cuda") == ("stacked" if net == helpers.LENET else "sequential")
+            counted = [kind.places for kind in sizes._layers(net, sizes.own_widths(net), data.facts.shape, 7)]
+            assert set(replicas._maps(net, data)) == set(counted) - {None}
+    narrow = Narrow(Net(name="resnet18"), Level(12))
+    assert replicas.form_of(narrow, Data(name="s16")) == "stacked"
+
+
+def test_the_form_of_a_network_of_ones_own(sizes_of_images, monkeypatch):
+    """Its maps have 4×4 places of 8×8 pixels, and 5×5 of 10×10."""
+    monkeypatch.setattr(nets, "_BUILDERS", {})
+
+    class Halving(nets.Network):
+        def __init__(self, net, shape, classes, replicas):
+            super().__init__(replicas)
+            self.conv = layers.Conv2d(replicas, shape[0], 4, 3, 2, "first")
+            self.fc = layers.Linear(replicas, 4, classes, "head", "torch")
+
+        def forward(self, x):
+            return self.fc(self.apart(self.conv(self.beside(x)).relu().mean((2, 3))))
+
+    nets.register("halving", Halving)
+    try:
+        monkeypatch.setitem(parts.DATASETS, "s10", DataFacts((2, 10, 10), 7, 45, 9, "10" * 8))
+        forms = [replicas.form_of(Net(name="halving"), Data(name=f"s{side}")) for side in (8, 10, 16, 32)]
+        assert forms == ["stacked", "sequential", "stacked", "sequential"]
+    finally:
+        del parts.NETS["halving"]
+
+
+OTHERS = {
+    "resnet18 of 3": (Net(name="resnet18", width=3), 16),
+    "resnet50 of 2": (Net(name="resnet50", width=2), 16),
+    "resnet8 without shortcuts": (helpers.narrow(3, shortcut="none"), 8),
+    "conv4": (Net(name="conv4"), 8),
+    "vgg11 of 2, biases": (Net(name="vgg11", width=2, bias=True), 16),
+    "mobilenet of 2": (Net(name="mobilenet_v1", width=2), 16),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_bits_of_every_network_are_those_that_it_has_alone(name, sizes_of_images):
+    net, side = OTHERS[name]
+    described = Data(name=f"s{side}", augment="crop_flip")
+    images = ours.synthetic(described, 9)
+
+    def job(number):
+        value = helpers.train(net, described, number, batch_size=20, epochs=1, lr=0.1 / (1 + number))
+        mask = helpers.half_mask(net, described, number) if number % 2 else None
+        return helpers.job(value, mask)
+
+    alone = {number: outcome(helpers.run([job(number)], images), 0) for number in range(4)}
+    for group in ([1, 0], [2, 3, 0, 1]):
+        training = helpers.run([job(number) for number in group], images)
+        for slot, number in enumerate(group):
+            assert outcome(training, slot) == alone[number], f"replica {number} in slot {slot} of {group}"
 
 
 @pytest.mark.parametrize("form", FORMS)

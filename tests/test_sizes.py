@@ -181,6 +181,52 @@ def test_resnet20_has_sane_widths_at_every_level():
     assert all(0 <= size.gap <= sizes.TOLERANCE for size in found)
 
 
+FEW = {"lenet_300_100": {12}}
+"""Levels at which no network is near: one unit more in LeNet's first layer has 3,072 weights."""
+
+
+@pytest.mark.parametrize("name", parts.NETS)
+def test_every_network_has_narrow_forms(name):
+    own = sizes.own_widths(Net(name=name))
+    for k in range(1, 15):
+        size = sizes.narrow(Net(name=name), "cifar", Level(k))
+        shares = [found / whole for found, whole in zip(size.widths, own, strict=True)]
+        assert size.parameters <= size.target and max(shares) <= 1
+        assert (size.gap > sizes.TOLERANCE) == (k in FEW.get(name, ()))
+        assert min(size.widths) < 12 or "lenet" in name or max(shares) / min(shares) < 1.1
+        assert size.parameters == sizes.count(Net(name=name), "cifar", size.widths).parameters
+
+
+@pytest.mark.parametrize(
+    "net, levels",
+    [
+        (Net(name="resnet18", width=4), (1, 4, 9)),
+        (Net(name="vgg11", width=2), (1, 4, 9)),
+        (Net(name="mobilenet_v1", width=1), (1, 4)),
+        (Net(name="resnet50", width=12), (7,)),
+    ],
+    ids=str,
+)
+def test_the_best_of_more_stages_is_found(net, levels):
+    """Among all that there are, counted as networks of each width are (see above), by the rule in plain terms."""
+    own = sizes.own_widths(net)
+    every = np.stack([axis.ravel() for axis in np.meshgrid(*(np.arange(1, w + 1) for w in own), indexing="ij")])
+    every = every[:, (np.diff(every, axis=0) * np.sign(np.diff(own))[:, None] >= 0).all(0)]
+    counts = sizes._total(net, every, (3, 32, 32), 10)
+    for k in levels:
+        size = sizes.narrow(net, "cifar", Level(k))
+        near = (counts <= size.target) & (100 * counts >= 98 * size.target)
+        chosen = near if near.any() else counts == counts[counts <= size.target].max()
+
+        def rank(widths):
+            shares = [width / whole for width, whole in zip(widths, own, strict=True)]
+            alone = any(width == 1 < whole for width, whole in zip(widths, own, strict=True))
+            found = int(sizes._total(net, widths, (3, 32, 32), 10))
+            return alone, round(max(shares) / min(shares), 12), -found
+
+        assert rank(size.widths) == min(map(rank, every[:, chosen].T.tolist()))
+
+
 def test_where_none_is_near_the_largest_below_is_taken_and_the_gap_told():
     size = sizes.narrow(helpers.narrow(4), "digits", Level(8))
     assert (size.widths, size.target, size.parameters) == ((1, 3, 8), 1144, 1116)
@@ -231,6 +277,10 @@ def test_sizes_are_found_fast():
     began = time.perf_counter()
     sizes._narrow.__wrapped__(Net(name="resnet110", width=64), (3, 32, 32), 10, Level(5), "all_but_head", "prunable")
     assert time.perf_counter() - began < 0.1
+    for name in ("mobilenet_v1", "vgg19", "resnet50"):
+        began = time.perf_counter()
+        sizes._narrow.__wrapped__(Net(name=name), (3, 32, 32), 100, Level(1), "all_but_head", "prunable")
+        assert time.perf_counter() - began < 0.5
     began = time.perf_counter()
     for number in range(20_000):
         sizes.ticket_parameters(RESNET20, "digits", Level(1 + number % 20))
