@@ -512,9 +512,14 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
     assert training.progress[0].best == {"val": 0.7, "test": 0.95}
 
 
-def test_trainings_of_unlike_shapes_are_refused(dataset):
+@pytest.mark.parametrize(
+    "fields",
+    [{"batch_size": 32}, {"optimizer": "adam"}, {"nesterov": True}, {"label_smoothing": 0.1}, {"mixup": 0.2}],
+    ids=str,
+)
+def test_trainings_of_unlike_shapes_are_refused(fields, dataset):
     with pytest.raises(ValueError, match="unlike shapes"):
-        Training([helpers.job(helpers.train()), helpers.job(helpers.train(batch_size=32))], dataset)
+        Training([helpers.job(helpers.train()), helpers.job(helpers.train(**fields))], dataset)
 
 
 # --- divergence -----------------------------------------------------------------------------------------------
