@@ -560,7 +560,8 @@ def _recipes(recipes: Sequence[Recipe]) -> str:
 
 def _idle(recipe: Recipe) -> set[str]:
     """Fields that change nothing beside the others."""
-    return ({"betas"} if recipe.optimizer == "sgd" else {"momentum", "nesterov"}).union(
+    return ({"betas"} if recipe.optimizer == "sgd" else {"momentum"}).union(
+        (name for name in ("nesterov", "label_smoothing", "mixup") if not getattr(recipe, name)),
         {"milestones", "gamma"} if recipe.lr_schedule != "step" else (),
         {"batchnorm", "processes"} if recipe.batchnorm == "synchronised" else (),
     )

@@ -115,7 +115,8 @@ def mixed_or_not(net, images, labels, recipe, place):
 def torch_run(job, dataset, steps):
     """Train one replica with plain torch."""
     train, recipe = job.train, job.train.recipe
-    net = helpers.plain(train.net, train.data.facts).double()
+    dtype = torch.float64 if recipe.precision == "fp64" else torch.float32
+    net = helpers.plain(train.net, train.data.facts).to(dtype)
     net.load_state_dict({n: t.masked_fill(~job.mask[n], 0) if n in job.mask else t for n, t in job.state.items()})
     named = dict(net.named_parameters())
     decaying = {n for n in named if recipe.decay_on == "all" or named[n].dim() > 1}
@@ -140,8 +141,9 @@ def torch_run(job, dataset, steps):
             images = data.crop_flip(images, 4, moves[step * recipe.batch_size : (step + 1) * recipe.batch_size])
         for rate in optimizer.param_groups:
             rate["lr"] = learning_rate(recipe, iteration, train.steps_per_epoch)
-        images, labels = data.normalise(images, dataset, torch.float64), dataset.train_y[chosen]
-        logits, loss, counted = mixed_or_not(net, images, labels, recipe, (len(order), train.order, epoch, step))
+        images, labels = data.normalise(images, dataset, dtype), dataset.train_y[chosen]
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits, loss, counted = mixed_or_not(net, images, labels, recipe, (len(order), train.order, epoch, step))
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
@@ -223,6 +225,39 @@ def test_training_is_that_of_plain_torch(net, steps, fields, form):
             assert row["train_accuracy"] == sum(correct[epoch]) / 100
             assert row["train_loss"] == pytest.approx(mean, rel=1e-9)
         assert len(rows) == steps // 4
+
+
+def distance(one, other):
+    """Root of the mean squared difference of all numbers of two states."""
+    squares = [(one[name].double() - tensor.double()).square().sum() for name, tensor in other.items()]
+    return math.sqrt(sum(squares) / sum(tensor.numel() for tensor in other.values()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("net", [helpers.LENET, helpers.narrow(4)], ids=["lenet", "resnet"])
+def test_bf16_is_autocast_of_plain_torch(net, form):
+    """After two steps it is much nearer to plain torch's autocast than that is to fp32; weights stay fp32."""
+    small = Data(name="digits", train_size=100)
+    loaded, ours, plain = helpers.load(small), {}, {}
+    for precision in ("bf16", "fp32"):
+        job = helpers.job(helpers.train(net, small, batch_size=25, precision=precision), {})
+        ours[precision] = helpers.run([job], loaded, until=2, form=form).group.state(0)
+        plain[precision], *_ = torch_run(job, loaded, 2)
+    lost = distance(plain["bf16"], plain["fp32"])
+    assert distance(ours["bf16"], plain["bf16"]) < 0.3 * lost
+    assert distance(ours["fp32"], plain["fp32"]) < 1e-3 * lost
+    assert {tensor.dtype for tensor in ours["bf16"].values()} <= {torch.float32, torch.int64}
+
+
+def test_snapshots_are_what_plain_torch_has_then(dataset):
+    """At the start, within and at the end of epochs, of a masked network with BatchNorm."""
+    net = helpers.narrow(3)
+    value = helpers.train(net, helpers.DIGITS, precision="fp64", lr=0.02)
+    job = helpers.job(value, helpers.half_mask(net, helpers.DIGITS, 0), {"0ep", "1it", "1ep", "7it", "2ep"})
+    snapshots = helpers.run([job], dataset).progress[0].snapshots
+    for step, count in (("0ep", 0), ("1it", 1), ("1ep", 4), ("7it", 7), ("2ep", 8)):
+        expected, *_ = torch_run(job, dataset, count)
+        assert distance(snapshots[step], expected) < 1e-9
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -512,9 +547,14 @@ def test_best_is_the_earliest_of_ties(dataset, monkeypatch):
     assert training.progress[0].best == {"val": 0.7, "test": 0.95}
 
 
-def test_trainings_of_unlike_shapes_are_refused(dataset):
+@pytest.mark.parametrize(
+    "fields",
+    [{"batch_size": 32}, {"optimizer": "adam"}, {"nesterov": True}, {"label_smoothing": 0.1}, {"mixup": 0.2}],
+    ids=str,
+)
+def test_trainings_of_unlike_shapes_are_refused(fields, dataset):
     with pytest.raises(ValueError, match="unlike shapes"):
-        Training([helpers.job(helpers.train()), helpers.job(helpers.train(batch_size=32))], dataset)
+        Training([helpers.job(helpers.train()), helpers.job(helpers.train(**fields))], dataset)
 
 
 # --- random labels --------------------------------------------------------------------------------------------

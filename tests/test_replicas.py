@@ -270,16 +270,16 @@ def test_evaluation_in_parts_is_that_of_the_whole(form):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "precision, tolerance, optimizer, steps",
-    [("fp64", 1e-9, "sgd", 15), ("fp64", 1e-9, "adam", 15), ("fp32", 5e-3, "sgd", 3)],
+    "precision, tolerance, kind, steps",
+    [*(("fp64", 1e-9, kind, 15) for kind in KINDS), ("fp32", 5e-3, "sgd", 3)],
 )
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("net", ["lenet", "resnet8 of 5"])
-def test_cuda_agrees_with_the_cpu(net, form, precision, tolerance, optimizer, steps):
+def test_cuda_agrees_with_the_cpu(net, form, precision, tolerance, kind, steps):
     """Over 15 steps, whole and smaller batches are captured and replayed, and those after a new mask again."""
     group, more = [], helpers.half_mask(NETS[net], DATA, 7)
     for number in range(3):
-        fields = {"batch_size": 64, "lr": 0.01, "precision": precision, "optimizer": optimizer, "epochs": 5}
+        fields = {"batch_size": 64, "lr": 0.01, "precision": precision, "epochs": 5, **KINDS[kind]}
         value = helpers.train(NETS[net], DATA, number, **fields)
         mask = None if number == 1 else helpers.half_mask(NETS[net], DATA, number)
         group.append(helpers.job(value, mask, {"0ep", "1ep", "best_val"}))
