@@ -52,7 +52,7 @@ class Source:
 
     def batch(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
         """Make a batch of the images [slot, batch] that are chosen; `moves` [slot, batch, 3] augments them."""
-        images = self.images[chosen]
+        images = self.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
         if moves is not None:
             images = crop_flip(images.flatten(0, 1), PAD, moves.flatten(0, 1)).view(images.shape)
         return images if self.whole else normalise(images, self.dataset, self.dtype)
@@ -243,7 +243,7 @@ class Lane:
 
     def _step(self, size: int) -> None:
         chosen, rates, moves = self._now(size)
-        losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels[chosen])
+        losses, correct = self.backward(self.source.batch(chosen, moves), self.source.labels.take(chosen))
         self.update(rates)
         self.loss_sum += losses.double() * chosen.shape[1]
         self.correct_sum += correct
