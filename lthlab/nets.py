@@ -105,6 +105,12 @@ class Linear(Layer):
         out = _BatchedLinear.apply(x, weight, bias, self.relu)
         return out[..., :1] if vector else out
 
+    @property
+    def padded(self) -> bool:
+        """Whether zeros are put beside the parameters, without which bits would depend on the group."""
+        outputs, inputs = self.shape
+        return inputs % 4 > 0 or outputs == 1
+
     def draw(self, stream: Stream) -> Weights:
         outputs, inputs = self.shape
         if self.init == "glorot_normal":
@@ -225,7 +231,15 @@ class Network(nn.Module):
     One replica is an ordinary module: images [batch, channel, y, x] to logits [batch, class], and a state dict
     with the usual names and shapes. More replicas take [replica, batch, channel, y, x] and give
     [replica, batch, class].
+
+    Attributes
+    ----------
+    chain : tuple of Linear
+        All layers, if the network flattens the images, applies linear layers one after the other, and does nothing
+        else: its steps then need no autograd. Empty for other networks.
     """
+
+    chain: tuple[Linear, ...] = ()
 
     def __init__(self, replicas: int) -> None:
         super().__init__()
@@ -277,6 +291,7 @@ class LeNet(Network):
         self.fc1 = Linear(replicas, math.prod(shape), first, "first", "glorot_normal", relu=True)
         self.fc2 = Linear(replicas, first, second, "body", "glorot_normal", relu=True)
         self.fc3 = Linear(replicas, second, classes, "head", "glorot_normal")
+        self.chain = self.fc1, self.fc2, self.fc3
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc3(self.fc2(self.fc1(x.flatten(-3))))

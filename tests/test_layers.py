@@ -22,6 +22,7 @@ ROWS = [
     ["wording"],
     ["jobs", "spec", "values"],
     ["data", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
+    ["chains"],
     ["contrasts", "lanes", "runs", "tickets", "weights"],
     ["replicas"],
     ["derive", "devices", "engine", "studies"],
