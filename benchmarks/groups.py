@@ -1,20 +1,20 @@
 """Groups of replicas, against the same trainings one by one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
-from benchmarks import ours
+from benchmarks import ours, plain
 from benchmarks.record import Row, machine, ratios, row
 from benchmarks.rounds import interleave
 from lthlab import devices
-from lthlab.engine import Training
 from lthlab.parts import Net
 
 _LENET, _RESNET20, _RESNET8 = (Net(name=name) for name in ("lenet_300_100", "resnet20", "resnet8"))
 CONFIGURATIONS = {
     "lenet_group16_vs_sequential": (_LENET, "digits", 16, 105),
+    "lenet_group16_vs_plain_loop": (_LENET, "digits", 16, 105),
     "resnet20_digits_group8_vs_sequential": (_RESNET20, "digits", 8, 10),
     "resnet8_width8_digits_group9_vs_sequential": (Net(name="resnet8", width=8), "digits", 9, 21),
     "resnet8_16_group8_vs_sequential": (_RESNET8, "synthetic_16", 8, 4),
@@ -38,14 +38,18 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
             dataset = ours.synthetic(described)
         with devices.settings(torch.device("cpu")):
             group = ours.training(net, described, dataset, range(replicas), BATCH)
-            alone = [
-                ours.training(net, described, dataset, range(number, number + 1), BATCH, form="sequential")
-                for number in range(replicas)
-            ]
-            sides = {"one by one": partial(_one_by_one, alone, steps), "together": partial(ours.seconds, group, steps)}
+            alone: list[Callable[[], float]]
+            if name.endswith("plain_loop"):
+                loops = [plain.bare_loop(net, described.facts, dataset, BATCH) for _ in range(replicas)]
+                alone = [partial(plain.seconds, loop, steps) for loop in loops]
+            else:
+                ones = (range(number, number + 1) for number in range(replicas))
+                trainings = [ours.training(net, described, dataset, one, BATCH, form="sequential") for one in ones]
+                alone = [partial(ours.seconds, training, steps) for training in trainings]
+            sides = {"one by one": partial(_one_by_one, alone), "together": partial(ours.seconds, group, steps)}
             measured = interleave(sides, rounds)
         yield row(name, "times", ratios(measured["one by one"], measured["together"]), machine(torch.get_num_threads()))
 
 
-def _one_by_one(alone: Sequence[Training], steps: int) -> float:
-    return sum(ours.seconds(training, steps) for training in alone)
+def _one_by_one(alone: Sequence[Callable[[], float]]) -> float:
+    return sum(act() for act in alone)

@@ -1,6 +1,5 @@
 """One replica by the engine, against a bare loop over tensors in the same process."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -33,13 +32,6 @@ def measure(chosen: list[str], quick: bool = False) -> Iterator[Row]:
         with devices.settings(torch.device("cpu")), threads(count):
             training = ours.training(net, described, dataset, range(1), batch)
             loop = plain.bare_loop(net, described.facts, dataset, batch)
-            sides = {"bare": partial(_steps, loop, steps), "engine": partial(ours.seconds, training, steps)}
+            sides = {"bare": partial(plain.seconds, loop, steps), "engine": partial(ours.seconds, training, steps)}
             measured = interleave(sides, rounds)
         yield row(name, "times", ratios(measured["bare"], measured["engine"]), machine(count))
-
-
-def _steps(loop: Iterator[None], steps: int) -> float:
-    began = time.perf_counter()
-    for _ in range(steps):
-        next(loop)
-    return time.perf_counter() - began

@@ -14,7 +14,7 @@ from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
-from lthlab.replicas import Group, Team
+from lthlab.replicas import APART, Course, Group, Team
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
@@ -173,8 +173,8 @@ class Training:
         until : int
             Last iteration.
         stop : callable, optional
-            Asked after every step, and between the batches of an evaluation: whether to return as soon as a
-            checkpoint can be taken. A later call goes on from there.
+            Asked after every step, of the lane that leads if several compute at once, and between the batches of an
+            evaluation: whether to return as soon as a checkpoint can be taken. A later call goes on from there.
         """
         if self.pending and not self._evaluate(stop):
             return
@@ -191,8 +191,7 @@ class Training:
             end = min([until, *(at for at in kept if at > self.iteration)])
             with self.group.running():
                 while self.iteration < end and not stopped:
-                    self._step()
-                    stopped = stop is not None and stop()
+                    stopped = self._steps(end, stop)
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
@@ -220,13 +219,23 @@ class Training:
         """Whether any replica has not diverged."""
         return any(item.diverged is None for item in self.progress)
 
-    def _step(self) -> None:
-        position = self.iteration % self.steps_per_epoch * self.recipe.batch_size
-        size = min(self.recipe.batch_size, len(self.dataset.train_y) - position)
-        self.group.step(size)
-        self.seen += size
-        self.updates += 1
-        self.iteration += 1
+    def _steps(self, end: int, stop: Callable[[], bool] | None) -> bool:
+        """Take the next steps within an epoch, up to iteration `end`; says whether they were stopped."""
+        stopped = False
+
+        def after(size: int) -> bool:
+            nonlocal stopped
+            self.seen += size
+            self.updates += 1
+            self.iteration += 1
+            stopped = stopped or (stop is not None and stop())
+            return stopped
+
+        batch, count = self.recipe.batch_size, len(self.dataset.train_y)
+        numbers = range(self.iteration, min(end, self.iteration + APART))
+        sizes = [min(batch, count - number % self.steps_per_epoch * batch) for number in numbers]
+        self.group.take(Course(sizes, after))
+        return stopped
 
     def _draw(self, epoch: int) -> None:
         """Draw the order, the augmentation and the mixing of an epoch; replicas of one replicate share them."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lthlab import layers, nets
+from lthlab import chains, layers, nets
 from lthlab.data import PAD, Dataset, crop_flip, mixup, normalise
 from lthlab.layers import Weights
 from lthlab.masks import Mask
@@ -94,7 +94,7 @@ class Source:
 
     def batch(self, chosen: Tensor, moves: Tensor | None) -> Tensor:
         """Make a batch of the images [slot, batch] that are chosen; `moves` [slot, batch, 3] augments them."""
-        images = self.images[chosen]
+        images = self.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
         if moves is not None:
             images = crop_flip(images.flatten(0, 1), PAD, moves.flatten(0, 1)).view(images.shape)
         return self._normalised(images)
@@ -164,6 +164,7 @@ class Lane:
         self.convolutional = nets.convolutional(self.network)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._lay_out()
+        self._chain = self._without_autograd()
         self.momentum = self.column([recipe.momentum for recipe in self._recipes])
         self.decay = self._decay()
         self._fused_rows = [self._rows_of(recipe) for recipe in dict.fromkeys(self._recipes)]
@@ -313,7 +314,7 @@ class Lane:
 
     def _batch(self, chosen: Tensor, moves: Tensor | None, mixing: Mixing | None) -> tuple[Tensor, Tensor]:
         """Make the images of a step, and their labels."""
-        images, labels = self.source.batch(chosen, moves), self.source.labels[chosen]
+        images, labels = self.source.batch(chosen, moves), self.source.labels.take(chosen)
         return (images, labels) if mixing is None else mixup(images, labels, self._classes, *mixing)
 
     def _now(self, size: int) -> tuple[Tensor, Tensor, Tensor | None, Mixing | None]:
@@ -350,12 +351,22 @@ class Lane:
             [slot]: mean cross-entropy, with the recipe's label smoothing, and number of images classified correctly,
             of mixed ones as the class with the largest share.
         """
+        if self._chain is not None:
+            return self._chain.backward(images, labels)
         if not self.network.training:
             self.network.train()
         losses, correct = self._loss(images, labels, self.recipe.label_smoothing)
         found = torch.autograd.grad(losses, self._parameters, self._ones, allow_unused=True, materialize_grads=True)
         torch._foreach_copy_(self._gradients, found)
         return losses.detach(), correct
+
+    def _without_autograd(self) -> chains.Chain | None:
+        """Find the shorter way to gradients, where there is one; a CUDA graph is as short."""
+        plain = self.recipe.precision != "bf16" and not (self.recipe.label_smoothing or self.recipe.mixup)
+        if self.device.type != "cpu" or not plain or not chains.fits(self.network):
+            return None
+        parts = [{name: self.view(rows, name) for name in self._places} for rows in (self.weights, self.gradient)]
+        return chains.Chain(self.network, *parts)
 
     def update(self, rates: Tensor) -> None:
         """Apply one step of the optimizer.

@@ -150,6 +150,12 @@ class Linear(Layer):
         out = _BatchedLinear.apply(x, weight, bias, self.relu)
         return out[..., :1] if vector else out
 
+    @property
+    def padded(self) -> bool:
+        """Whether zeros are put beside the parameters, without which bits would depend on the group."""
+        outputs, inputs = self.shape
+        return inputs % 4 > 0 or outputs == 1
+
     def draw(self, stream: Stream) -> Weights:
         weight, bias = draw(stream, self.shape, self.init, self.role == "head")
         return {"weight": weight, "bias": bias}

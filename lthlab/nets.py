@@ -25,7 +25,15 @@ class Network(nn.Module):
     One replica is an ordinary module: images [batch, channel, y, x] to logits [batch, class], and a state dict
     with the usual names and shapes. More replicas take [replica, batch, channel, y, x] and give
     [replica, batch, class].
+
+    Attributes
+    ----------
+    chain : tuple of Linear
+        All layers, if the network flattens the images, applies linear layers one after the other, and does nothing
+        else: its steps then need no autograd. Empty for other networks.
     """
+
+    chain: tuple[Linear, ...] = ()
 
     def __init__(self, replicas: int) -> None:
         super().__init__()
@@ -105,6 +113,7 @@ class LeNet(Network):
         self.fc1 = Linear(replicas, math.prod(shape), first, "first", net.init, relu=True)
         self.fc2 = Linear(replicas, first, second, "body", net.init, relu=True)
         self.fc3 = Linear(replicas, second, classes, "head", net.init)
+        self.chain = self.fc1, self.fc2, self.fc3
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc3(self.fc2(self.fc1(x.flatten(-3))))

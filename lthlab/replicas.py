@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import Protocol, TypeVar
 
 import torch
@@ -27,6 +27,8 @@ from lthlab.values import Narrow, Train, plain
 
 _LITTLE = 1 << 24  # products in a batch of a fully connected network, for which a second thread does not pay
 _MOST_LANES = 4  # threads of one interpreter that still do not wait for each other much
+APART = 16
+"""Steps of a course at the most: by fewer than these, one lane may be ahead of another."""
 _T = TypeVar("_T")
 
 
@@ -81,6 +83,36 @@ class Team(Protocol):
 
     def lane(self, train: Train, state: Weights, source: Source) -> Lane:
         """Make a lane whose steps they share."""
+
+
+class Course:
+    """The next steps of a group, which lanes take without waiting for each other.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Images of each step.
+    after : callable
+        Called with its size after every step of the lanes that lead: whether to end the course. Lanes that are behind
+        then still take the steps that another has begun.
+    """
+
+    def __init__(self, sizes: Sequence[int], after: Callable[[int], bool]) -> None:
+        self.sizes, self.after = sizes, after
+        self._begun, self._end, self._lock = 0, len(sizes), Lock()
+
+    def walk(self, lanes: Sequence["Lane | Group"], leads: bool) -> None:
+        """Take all steps with some of the lanes; one walk of a course leads."""
+        for number, size in enumerate(self.sizes):
+            with self._lock:
+                if number == self._end:
+                    return
+                self._begun = max(self._begun, number + 1)
+            for lane in lanes:
+                lane.step(size)
+            if leads and self.after(size):
+                with self._lock:
+                    self._end = self._begun
 
 
 class Group:
@@ -218,6 +250,16 @@ class Group:
         """Train every replica on its next `size` images, within `running`."""
         self.sources["train"].feed(size, [lane.stream for lane in self.lanes if lane.stream is not None])
         self._each(lambda lane: lane.step(size))
+
+    def take(self, course: Course) -> None:
+        """Train every replica on its next batches, within `running`.
+
+        Lanes with threads meet only at the end, unless images are streamed: the next ones replace those of a step.
+        """
+        if self._pool is None or self.sources["train"].given:
+            course.walk([self], leads=True)
+        else:
+            self._each(lambda lane: course.walk([lane], leads=lane is self.lanes[0]))
 
     def prune(self, replica: int, mask: Mask) -> None:
         """Clear a replica's weights outside a mask, and the optimizer's buffers of them, and keep them so."""

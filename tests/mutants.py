@@ -248,6 +248,27 @@ MUTANTS = [
         "tests/test_engine.py::test_training_is_that_of_plain_torch",
     ),
     Mutant(
+        "a chain's negative outputs not cut off backwards",
+        "chains",
+        "            if relu:\n                _relu_backward",
+        "            if False:\n                _relu_backward",
+        "tests/test_chains.py::test_bits_are_those_of_autograd",
+    ),
+    Mutant(
+        "padded layers in a chain",
+        "chains",
+        " and not any(layer.padded for layer in network.chain)",
+        "",
+        "tests/test_chains.py::test_a_chain_is_all_layers_and_none_is_padded",
+    ),
+    Mutant(
+        "lanes end at different steps after a stop",
+        "replicas",
+        "self._end = self._begun",
+        "self._end = number + 1",
+        "tests/test_lanes.py::test_lanes_that_are_behind_catch_up_after_a_stop",
+    ),
+    Mutant(
         "pruned weights revived",
         "masks",
         "torch.gt(marked, gone, out=marked)",

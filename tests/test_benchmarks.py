@@ -69,7 +69,7 @@ def test_every_benchmark_has_its_function(benchmark):
 
 def test_a_name_chooses_a_benchmark_or_figures_that_begin_so():
     assert catalogue.choose(None).keys() == {benchmark.name for benchmark in catalogue.BENCHMARKS}
-    assert list(catalogue.choose("groups")) == ["groups"] and len(catalogue.choose("groups")["groups"]) == 7
+    assert list(catalogue.choose("groups")) == ["groups"] and len(catalogue.choose("groups")["groups"]) == 8
     assert catalogue.choose("threshold_25m_seconds") == {"thresholds": ["threshold_25m_seconds"]}
     found = catalogue.choose("resnet20_")
     assert found["groups"] == ["resnet20_digits_group8_vs_sequential", "resnet20_32_group2_vs_sequential"]
@@ -237,6 +237,7 @@ def test_rows_of_another_machine_are_taken_over(tmp_path, capsys):
             "groups",
             [
                 "lenet_group16_vs_sequential",
+                "lenet_group16_vs_plain_loop",
                 "resnet8_width8_digits_group9_vs_sequential",
                 "lenet_28_group16_vs_sequential",
             ],

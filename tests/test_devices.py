@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lthlab import devices, lab, nets, parts, trainer
+from lthlab import devices, engine, lab, nets, parts, trainer
 from lthlab.lanes import Lane
 from lthlab.parts import Data, InputError, Net
 from lthlab.replicas import Group
@@ -391,20 +391,26 @@ def test_errors_of_too_little_memory():
     assert not devices.lacked_memory(ValueError("out of memory"))
 
 
-STEP = Group.step
+@pytest.fixture(autouse=True)
+def one_by_one(monkeypatch):
+    """Groups are asked for each step by itself, so that steps can be counted and made to fail."""
+    monkeypatch.setattr(engine, "APART", 1)
+
+
+STEP = Group.take
 RUNS = [helpers.train(replicate=r, epochs=2) for r in range(7)]
 
 
 def small_device(fits, at=0, log=None):
     """Takes steps of groups of `fits` replicas at the most, from the step with number `at` of a group on."""
 
-    def run(self, size):
+    def run(self, course):
         self.steps = getattr(self, "steps", -1) + 1
         if self.replicas > fits and self.steps >= at:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         if log is not None:
             os.write(log, f"{self.replicas}\n".encode())
-        return STEP(self, size)
+        return STEP(self, course)
 
     return run
 
@@ -440,7 +446,7 @@ class Counter:
 
 @pytest.mark.parametrize("at", [0, 2, 6], ids=["first step", "third step", "second epoch"])
 def test_a_group_that_does_not_fit_is_halved(at, store, undisturbed, monkeypatch, caplog):
-    monkeypatch.setattr(Group, "step", small_device(2, at))
+    monkeypatch.setattr(Group, "take", small_device(2, at))
     watcher = Counter()
     with caplog.at_level(logging.WARNING):
         summary = lab.compute(RUNS, store, "cpu", watcher=watcher)
@@ -490,7 +496,7 @@ def test_nothing_of_a_try_stays_in_memory(store, monkeypatch):
 
     monkeypatch.setattr(Lane, "__init__", note)
     monkeypatch.setattr(devices, "free_memory", count)
-    monkeypatch.setattr(Group, "step", small_device(2, 2))
+    monkeypatch.setattr(Group, "take", small_device(2, 2))
     lab.compute(RUNS, store, "cpu")
     assert alive == [0, 0, 0] and len(lanes) >= 7
 
@@ -500,7 +506,7 @@ def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed
     steps = set()
     for at in (5, 14, 27, 60):
         store = helpers.store(tmp_path / str(at))
-        monkeypatch.setattr(Group, "step", small_device(4))
+        monkeypatch.setattr(Group, "take", small_device(4))
         watcher = Counter(at)
         try:
             lab.compute(RUNS, store, "cpu", watcher=watcher)
@@ -511,7 +517,7 @@ def test_stopped_in_a_half_it_goes_on_with_the_same_groups(tmp_path, undisturbed
             assert stopped.summary.trained == watcher.trainings == 7 - left
         members = sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values())
         steps.add(tuple(members))
-        monkeypatch.setattr(Group, "step", STEP)
+        monkeypatch.setattr(Group, "take", STEP)
         again = Counter()
         lab.compute(RUNS, store, "cpu", watcher=again)
         assert (again.begun, again.trainings) == ([(7, 7 - left, 0, epochs)], left) and again.epochs == epochs
@@ -541,12 +547,13 @@ def die_in_a_half(root, log, steps):
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     step = small_device(4, log=out)
 
-    def run(self, size):
+    def run(self, course):
         if Path(log).read_text().count("\n") == steps:
             os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, size)
+        return step(self, course)
 
-    Group.step = run
+    engine.APART = 1
+    Group.take = run
     lab.compute(RUNS, Store(root), "cpu", checkpoint_seconds=1000)
 
 
@@ -560,13 +567,13 @@ def test_killed_after_a_real_checkpoint(fits, first, store, undisturbed, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Group, "step", small_device(fits))
+        patch.setattr(Group, "take", small_device(fits))
         patch.setattr(trainer._Group, "_checkpoint", killed)
         lab.compute(RUNS, store, "cpu", checkpoint_seconds=0)
     done = max(checkpoint.iteration for checkpoint in store.checkpoints().values())
     assert sorted(len(checkpoint.members) for checkpoint in store.checkpoints().values()) == sorted(first) and done
     steps = []
-    monkeypatch.setattr(Group, "step", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
+    monkeypatch.setattr(Group, "take", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
     lab.compute(RUNS, store, "cpu")
     assert sorted(steps) == sorted([fits] * (8 - done) + [size for size in first[1:] for _ in range(8)])
     assert helpers.bits(store.root) == undisturbed
@@ -575,7 +582,7 @@ def test_killed_after_a_real_checkpoint(fits, first, store, undisturbed, monkeyp
 
 def test_a_single_training_that_does_not_fit(store, undisturbed, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(InputError) as error:
-        patch.setattr(Group, "step", small_device(0))
+        patch.setattr(Group, "take", small_device(0))
         lab.compute(RUNS[:2], store, "cpu")
     assert re.fullmatch(
         r"a single training \(lenet_300_100 on digits, batch size 64, fp32\) does not fit into the memory of cpu "
@@ -596,7 +603,7 @@ def test_a_group_with_a_checkpoint_is_not_halved(same_process, store, undisturbe
         if not same_process:
             with pytest.raises(lab.Stopped):
                 lab.compute(RUNS, store, "cpu", watcher=Counter(15))
-        patch.setattr(Group, "step", small_device(4, 5 if same_process else 0))
+        patch.setattr(Group, "take", small_device(4, 5 if same_process else 0))
         before = list(store.checkpoints())
         with pytest.raises(InputError, match="a group of 7 .* does not fit .* any more; its") as error:
             lab.compute(RUNS, store, "cpu", checkpoint_seconds=seconds)
@@ -605,17 +612,17 @@ def test_a_group_with_a_checkpoint_is_not_halved(same_process, store, undisturbe
     path = Path(str(error.value).rpartition("by removing ")[2])
     assert path.exists()
     steps = []
-    monkeypatch.setattr(Group, "step", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
+    monkeypatch.setattr(Group, "take", lambda self, *args: steps.append(self.replicas) or STEP(self, *args))
     lab.compute(RUNS, store, "cpu")
     assert steps == [7] * (8 - checkpoint.iteration)
     assert helpers.bits(store.root) == undisturbed
 
 
 def test_an_error_of_another_kind_is_no_lack_of_memory(store, monkeypatch):
-    def broken(self, size):
+    def broken(self, course):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(Group, "step", broken)
+    monkeypatch.setattr(Group, "take", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         lab.compute(RUNS, store, "cpu")
     assert store.checkpoints() == {}
@@ -625,7 +632,7 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
     """What is there already is trained beside, in the same halves, and a half that nothing is wanted of is not."""
     monkeypatch.setattr(devices, "repeats", lambda device: False)
     monkeypatch.setattr(devices, "capacity", lambda train, device: 32)
-    monkeypatch.setattr(Group, "step", small_device(2))
+    monkeypatch.setattr(Group, "take", small_device(2))
     lab.compute(RUNS, store, "cpu")
     assert provenance(store, "replicas", "slot")[2:4] == [(2, 0), (2, 1)]
     for run in (RUNS[1], RUNS[3]):
@@ -641,7 +648,7 @@ def test_halves_where_bits_depend_on_the_group(store, undisturbed, monkeypatch):
         patch.setattr(trainer._Group, "halve", note)
         lab.compute(RUNS, store, "cpu", watcher=Counter(20))
     assert sizes == [(7, 2, [4]), (4, 2, [2, 2])]
-    monkeypatch.setattr(Group, "step", small_device(10))
+    monkeypatch.setattr(Group, "take", small_device(10))
     assert 0 < lab.compute(RUNS, store, "cpu").trained <= 2
     assert provenance(store, "replicas", "slot", "halved_from")[1::2][:2] == [(2, 1, 7)] * 2
     assert helpers.bits(store.root) == undisturbed

@@ -13,7 +13,7 @@ import helpers
 import pytest
 import torch
 
-from lthlab import lab, progress
+from lthlab import engine, lab, progress
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.parts import Data
@@ -114,7 +114,8 @@ def slowly(root, log):
 
     for name in OPERATIONS:
         setattr(Slow, name, slow(getattr(Files, name)))
-    Training._step = phase("training", Training._step)
+    engine.APART = 1  # each step by itself
+    Training._steps = phase("training", Training._steps)
     lab.derive = phase("mask", lab.derive)
     Store.write_checkpoint = phase("snapshot", Store.write_checkpoint)
     Store.commit = phase("commit", Store.commit)
@@ -125,14 +126,15 @@ def politely(root, log, pause):
     """Compute with a pause at every step, and write to `log` how it was stopped."""
     torch.set_num_threads(1)
     out = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    step = Training._step
+    step = Training._steps
 
-    def slow(self):
-        step(self)
+    def slow(self, *to):
+        stopped = step(self, *to)
         os.write(out, f"step {self.iteration}\n".encode())
         time.sleep(pause)
+        return stopped
 
-    Training._step = slow
+    engine.APART, Training._steps = 1, slow
     with progress.stopping() as wish:
         try:
             lab.compute(chain(*CHAINS["whole"]), Store(root), "cpu", watcher=progress.Bar(wish))
@@ -298,14 +300,15 @@ def test_what_is_in_a_checkpoint_is_not_trained_again(processes, undisturbed, tm
     process.kill()
     process.join(LIMIT)
     steps = []
-    step = Training._step
+    step = Training._steps
 
-    def record(self):
+    def record(self, *to):
         steps.append(self.iteration)
-        step(self)
+        return step(self, *to)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "_step", record)
+        patch.setattr(engine, "APART", 1)
+        patch.setattr(Training, "_steps", record)
         compute(store.root, "whole")
     assert 0 < len(steps) <= 18 - 4
     assert_whole(store.root, undisturbed["whole"])
@@ -333,8 +336,9 @@ def test_a_signal_leads_out_with_all_that_was_trained(number, reason, processes,
     *steps, last = log.read_text().splitlines()
     assert last == f"{reason} 6 {6 * 3 - 2 * (len(steps) // 2)}" and 3 <= len(steps) < 12
     assert list((store.root / ".claims").iterdir()) == [] and len(store.checkpoints()) == 1
-    more, step = [], Training._step
-    monkeypatch.setattr(Training, "_step", lambda self: more.append(1) or step(self))
+    more, step = [], Training._steps
+    monkeypatch.setattr(engine, "APART", 1)
+    monkeypatch.setattr(Training, "_steps", lambda self, *to: more.append(1) or step(self, *to))
     compute(store.root, "whole")
     assert len(steps) + len(more) == 18
     assert_whole(store.root, undisturbed["whole"])

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from lthlab import data, derive, devices, lab, masks, nets, spec, tickets, trainer
+from lthlab import data, derive, devices, engine, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
 from lthlab.files import Files
 from lthlab.lanes import Lane
@@ -406,8 +406,9 @@ def test_stopped_wherever_it_asks_it_goes_on_with_the_same_bits(tmp_path, monkey
     rounds = imp(ours, helpers.recipe(), 2)
     asked = [value for run, mask in rounds for value in (run, At(run, "5it"), mask)]
     asked.append(Measure("correlation_indicator", (At(rounds[0][0], "0ep"), At(rounds[0][0], "last"))))
-    steps, step = [], Training._step
-    monkeypatch.setattr(Training, "_step", lambda self: steps.append(self.iteration) or step(self))
+    steps, step = [], Training._steps
+    monkeypatch.setattr(engine, "APART", 1)
+    monkeypatch.setattr(Training, "_steps", lambda self, *to: steps.append(self.iteration) or step(self, *to))
     reference = helpers.store(tmp_path / "reference")
     never = StopsAt(10**9)
     lab.compute(asked, reference, watcher=never)
@@ -449,11 +450,12 @@ def test_a_stop_while_somebody_else_has_the_claim(store):
 
 def test_what_a_group_took_before_it_was_stopped_counts(store, monkeypatch):
     run = dense(protocol(), helpers.recipe())
-    step = Training._step
-    monkeypatch.setattr(Training, "_step", lambda self: time.sleep(0.1) or step(self))
+    step = Training._steps
+    monkeypatch.setattr(engine, "APART", 1)
+    monkeypatch.setattr(Training, "_steps", lambda self, *to: time.sleep(0.1) or step(self, *to))
     with pytest.raises(lab.Stopped):
         lab.compute([run], store, watcher=StopsAt(9))
-    monkeypatch.setattr(Training, "_step", step)
+    monkeypatch.setattr(Training, "_steps", step)
     lab.compute([run], store)
     assert 0.4 < store.read_json(run.key, "provenance.json")["seconds"] < 5
 
@@ -475,18 +477,19 @@ def test_signs_of_life(store, monkeypatch):
     """While a group trains, its claims are young and its progress tells how far it is."""
     monkeypatch.setattr(trainer, "SIGN_S", 0.0)
     runs = [dense(protocol(r), helpers.recipe(lr=lr)) for r, lr in enumerate((0.05, 1e30))]
-    step, seen = Training._step, []
+    step, seen = Training._steps, []
+    monkeypatch.setattr(engine, "APART", 1)
 
-    def look(self):
+    def look(self, *to):
         keys = [run.key for run in runs]
         ages = [store.claim_age(key) for key in keys]
         (group,) = in_training(store)
         seen.append((self.iteration, max(ages), group))
         for path in (store.root / ".claims").iterdir():
             os.utime(path, (time.time() - 100, time.time() - 100))
-        step(self)
+        return step(self, *to)
 
-    monkeypatch.setattr(Training, "_step", look)
+    monkeypatch.setattr(Training, "_steps", look)
     lab.compute(runs, store)
     assert [iteration for iteration, _, _ in seen] == list(range(8))
     assert all(age < 50 and group.silent < 50 for _, age, group in seen)

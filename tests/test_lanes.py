@@ -186,9 +186,51 @@ def test_no_lane_is_at_work_after_an_error_in_another():
             lane.step = lambda size: worked.append(time.sleep(0.05))
         with pytest.raises(KeyboardInterrupt):
             training.advance(3)
-        assert len(worked) == len(others) == 2
+        assert len(others) == 2 and len(worked) == 2 * 3
         assert torch.get_num_threads() == 3
     assert torch.get_num_threads() == before
+
+
+class Counting:
+    """A lane that only counts its steps, and does something in each."""
+
+    def __init__(self, act):
+        self.act, self.taken = act, 0
+
+    def step(self, size):
+        self.taken += 1
+        self.act(self.taken)
+
+
+def walk(course, first, second):
+    """Let a lane that leads and another take the steps of a course, each in a thread of its own."""
+    other = threading.Thread(target=course.walk, args=([second], False))
+    other.start()
+    course.walk([first], leads=True)
+    other.join()
+    assert first.taken == second.taken
+
+
+def test_lanes_do_not_wait_for_each_other():
+    event = threading.Event()
+    first, second = Counting(lambda taken: taken == 9 and event.set()), Counting(lambda taken: event.wait(10))
+    course = replicas.Course([1] * 9, lambda size: False)
+    walk(course, first, second)
+    assert event.is_set() and first.taken == 9
+
+
+def test_lanes_that_are_behind_catch_up_after_a_stop():
+    event, asked = threading.Event(), []
+    course = replicas.Course([1, 2, 3, 4, 5], lambda size: asked.append(size) or len(asked) == 1)
+
+    def ahead(taken):
+        if taken == 3:
+            event.set()
+            while course._end == 5:
+                time.sleep(0.001)
+
+    walk(course, Counting(lambda taken: event.wait(10)), Counting(ahead))
+    assert asked == [1, 2, 3]
 
 
 def test_threads_end_with_their_group():

@@ -22,7 +22,7 @@ ROWS = [
     ["wording"],
     ["jobs", "spec", "values"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
-    ["data", "readers"],
+    ["chains", "data", "readers"],
     ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
     ["streams"],
     ["replicas"],
