@@ -10,8 +10,8 @@ from benchmarks.catalogue import choose
 from benchmarks.page import page
 from benchmarks.record import Row, read, write
 from benchmarks.worker import Worker
+from lthlab.errors import InputError
 from lthlab.kernels import SPIN
-from lthlab.parts import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 

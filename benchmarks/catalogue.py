@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lthlab.parts import InputError, nearest
+from lthlab.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from benchmarks.catalogue import FORMS, GPU_NETS, GROUP_SIZES, PRECISIONS, gpu_n
 from benchmarks.record import Row, machine, read, row, write
 from lthlab import devices
 from lthlab.engine import Training
-from lthlab.parts import Data, InputError, Net, nearest
+from lthlab.errors import InputError, nearest
+from lthlab.parts import Data, Net
 
 RESULTS = Path("build", "benchmarks", "gpu.json")
 TRAINED, TESTED = 6400, 1280

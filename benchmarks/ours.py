@@ -8,8 +8,9 @@ import torch
 
 from lthlab import data, nets
 from lthlab.data import Dataset
+from lthlab.datasets import DATASETS, DataFacts
 from lthlab.engine import Job, Training
-from lthlab.parts import DATASETS, Data, DataFacts, Net, Recipe
+from lthlab.parts import Data, Net, Recipe
 from lthlab.values import Fresh, Train
 
 SYNTHETIC = {

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lthlab.data import Dataset
-from lthlab.parts import DataFacts, Net
+from lthlab.datasets import DataFacts
+from lthlab.parts import Net
 
 
 class PlainLeNet(nn.Module):

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import lthlab
-from lthlab import spec
+from lthlab import sections
 from lthlab.catalog import KNOWN
-from lthlab.parts import nearest
+from lthlab.errors import nearest
 
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 _MODULES = {"bash": "_shtab_compgen_files", "zsh": "_files -g '*.py'", "tcsh": "f:*.py"}
 _SETS = {"bash": "_lthlab_sets", "zsh": f"({' '.join(sorted(KNOWN))})", "tcsh": ""}
 _DEVICES = {"bash": "_lthlab_devices", "zsh": "(auto cpu cuda)", "tcsh": ""}
-_NAMES = {"bash": "_lthlab_stages", "zsh": f"({' '.join(spec.STAGES)})", "tcsh": ""}
+_NAMES = {"bash": "_lthlab_stages", "zsh": f"({' '.join(sections.STAGES)})", "tcsh": ""}
 PREAMBLE = {
     "bash": f"""
 _lthlab_studies() {{
@@ -25,7 +25,7 @@ _lthlab_studies() {{
 }}
 _lthlab_sets() {{ compgen -W "{" ".join(sorted(KNOWN))}" -- "$1"; }}
 _lthlab_devices() {{ compgen -W "auto cpu cuda" -- "$1"; }}
-_lthlab_stages() {{ compgen -W "{" ".join(spec.STAGES)}" -- "$1"; }}"""
+_lthlab_stages() {{ compgen -W "{" ".join(sections.STAGES)}" -- "$1"; }}"""
 }
 STALL_S = 3600.0
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         known = {text[2:]: text for text in self._option_string_actions if text.startswith("--")}
         if "set" in known:
-            known = {name: f"--set {name}=…" for name in spec.Study.model_fields} | known
+            known = {name: f"--set {name}=…" for name in sections.Study.model_fields} | known
         words = [text + _meant(text.partition("=")[0].removeprefix("--"), known) for text in unknown]
         self.error(f"unrecognized arguments: {' '.join(words)}")
 

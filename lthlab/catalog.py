@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from lthlab.datasets import DATASETS, DataFacts, data_home, data_sets, facts_of
+from lthlab.errors import InputError
 from lthlab.images import Files
-from lthlab.parts import DATASETS, DataFacts, InputError, data_home, data_sets, facts_of
 
 Array = NDArray[Any]
 Arrays = dict[str, Any]

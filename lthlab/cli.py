@@ -17,9 +17,10 @@ from pydantic import ValidationError
 
 from lthlab import catalog, plan, spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser
+from lthlab.errors import InputError, nearest
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
-from lthlab.parts import Data, InputError, Net, Part, nearest
+from lthlab.parts import Data, Net, Part
 from lthlab.store import Damaged, Store
 from lthlab.values import ancestors
 from lthlab.wording import explain

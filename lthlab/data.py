@@ -16,9 +16,11 @@ from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
+from lthlab.datasets import DATASETS, IMAGENET, REFERENCE, DataFacts, facts_of
 from lthlab.draws import Stream
+from lthlab.errors import InputError
 from lthlab.images import Files
-from lthlab.parts import DATASETS, IMAGENET, REFERENCE, Data, DataFacts, InputError, facts_of
+from lthlab.parts import Data
 
 log = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from lthlab import masks, nets, sizes
+from lthlab.errors import InputError
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import Data, InputError, Net, pruned_count
+from lthlab.parts import Data, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
 from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value, plain

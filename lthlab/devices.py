@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lthlab import nets, replicas
+from lthlab.errors import InputError, nearest
 from lthlab.lanes import MOMENTS, evaluation_batch, normalised_once
-from lthlab.parts import Data, InputError, Net, device_names, nearest
+from lthlab.parts import Data, Net, device_names
 from lthlab.values import Narrow, Train
 
 ALLOCATOR = "LTHLAB_ALLOCATOR"

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Literal
 
 from lthlab import catalog
+from lthlab.datasets import data_home, data_sets
+from lthlab.errors import InputError
 from lthlab.files import Files, StoreError
 from lthlab.kernels import THREAD_VARIABLES, cores
-from lthlab.parts import Data, InputError, Net, Recipe, data_home, data_sets
+from lthlab.parts import Data, Net, Recipe
 from lthlab.store import Damaged, Store
 from lthlab.values import Fresh, Train
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
-from lthlab.parts import NETS, Count, Data, DataFacts, Net, Positive, data_sets, device_names, facts_of
+from lthlab.datasets import DataFacts, data_sets, facts_of
+from lthlab.parts import NETS, Count, Data, Net, Positive, device_names
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
@@ -356,9 +357,10 @@ class _Shape(NamedTuple):
     image: str
 
     @property
-    def images(self) -> tuple[int, ...]:
+    def images(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        return tuple(map(int, self.image.split("-")))
+        channels, height, width = map(int, self.image.split("-"))
+        return channels, height, width
 
     @property
     def stacked(self) -> bool:

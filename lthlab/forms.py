@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lthlab.parts import Data, Level, Net, Part, Recipe, nearest
+from lthlab.errors import nearest
+from lthlab.parts import Data, Level, Net, Part, Recipe
 from lthlab.values import KINDS, Value, canonical, key_of
 
 _KEY = re.compile(r"[0-9a-f]{32}")

@@ -24,8 +24,9 @@ from tqdm import tqdm
 import lthlab
 from lthlab import catalog, readers
 from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays
+from lthlab.datasets import DATA_NAME, DATASETS, DataFacts, data_home
+from lthlab.errors import InputError, nearest
 from lthlab.kernels import cores
-from lthlab.parts import DATA_NAME, DATASETS, DataFacts, InputError, data_home, nearest
 from lthlab.readers import Listing
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lthlab.parts import InputError, nearest
+from lthlab.errors import InputError, nearest
 
 PARAMETERS = "parameters"
 INJECTED = "injected-parameters"

@@ -11,7 +11,7 @@ import torch
 
 from lthlab import catalog, data, devices, parallel, plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
-from lthlab.parts import InputError
+from lthlab.errors import InputError
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store

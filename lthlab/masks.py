@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lthlab import packing
 from lthlab.draws import Stream
-from lthlab.parts import nearest
+from lthlab.errors import nearest
 
 Mask = dict[str, torch.Tensor]
 """A bool tensor for every prunable weight tensor, in network order; True = kept."""

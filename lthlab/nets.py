@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lthlab import sizes
+from lthlab.datasets import facts_of
 from lthlab.draws import Stream
+from lthlab.errors import InputError
 from lthlab.layers import BatchNorm2d, Conv2d, Layer, Linear, Normalise, Weights
-from lthlab.parts import NETS, Data, InputError, Net, facts_of
+from lthlab.parts import NETS, Data, Net
 from lthlab.values import Narrow, plain
 
 Shape = tuple[int, int, int]

@@ -32,12 +32,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lthlab import forms, layers, nets
 from lthlab.data import Dataset
+from lthlab.datasets import DATASETS, DataFacts, facts_of
 from lthlab.devices import settings
+from lthlab.errors import InputError
 from lthlab.kernels import SPIN, THREAD_VARIABLES, WITH_PARENT, last_line, temporary
 from lthlab.lanes import DTYPES, Lane, Mixing, Source
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import DATASETS, DataFacts, InputError, facts_of
 from lthlab.values import Dense, Fresh, Train, plain
 
 PATIENCE = timedelta(minutes=5)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lthlab.parts import InputError
+from lthlab.errors import InputError
 from lthlab.values import (
     At,
     Explicit,

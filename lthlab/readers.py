@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lthlab.catalog import KNOWN, PARTS, Array, Arrays, remedy
+from lthlab.datasets import DATASETS
+from lthlab.errors import InputError, nearest
 from lthlab.images import decode as open_image
-from lthlab.parts import DATASETS, InputError, nearest
 
 DEVKIT = "ILSVRC2012_devkit_t12"
 SHOWN = 3

@@ -15,7 +15,8 @@ import pandas as pd
 from pydantic import BaseModel
 
 from lthlab import plots, results, sizes, tickets
-from lthlab.parts import NETS, InputError, Net, Recipe
+from lthlab.errors import InputError
+from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
 

@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lthlab import packing, tickets
+from lthlab.errors import nearest
 from lthlab.forms import input_keys
-from lthlab.parts import NETS, nearest
+from lthlab.parts import NETS
 from lthlab.runs import read_metrics, staleness
 from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store

@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from lthlab import spec
-from lthlab.parts import DATASETS, NETS, POLICIES
+from lthlab.datasets import DATASETS
+from lthlab.parts import NETS, POLICIES
+from lthlab.sections import OF_PANEL, Study
 
 SHIPPED = Path(__file__).parent / "study.schema.json"
 """The schema as it is shipped; a study's first line may name it for the editor."""
@@ -24,7 +25,7 @@ def study() -> dict[str, Any]:
     dict
         It takes what `lthlab.spec.read` takes, as far as a schema can tell: relations between fields are left out.
     """
-    found = spec.Study.model_json_schema(schema_generator=_Schema)
+    found = Study.model_json_schema(schema_generator=_Schema)
     definitions, sections = found["$defs"], found["properties"]
     definitions["Protocol"]["properties"]["prunable"]["enum"] = list(POLICIES)
     for name, known in (("net", NETS), ("data", DATASETS)):
@@ -38,7 +39,7 @@ def study() -> dict[str, Any]:
     for group in ("Tickets", "Measures"):
         for field in definitions[group]["properties"].values():
             field["anyOf"].append({"const": False})
-    panel = {name: sections[name] for name in spec.OF_PANEL}
+    panel = {name: sections[name] for name in OF_PANEL}
     panel |= {name: {"$ref": f"#/$defs/part_of_{name}"} for name in ("net", "data")}
     items = {"type": "object", "properties": panel, "additionalProperties": False}
     sections["panels"] = {"type": "array", "items": items, "minItems": 1, "description": "What differs between panels."}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lthlab import catalog, install
-from lthlab.parts import DataFacts, data_home
+from lthlab.datasets import DataFacts, data_home
 
 Result = tuple[dict[str, Any], int]
 """What is printed as JSON, and the exit code."""

@@ -12,21 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lthlab.parts import (
-    NETS,
-    POLICIES,
-    WITHOUT_BATCHNORM,
-    Data,
-    DataFacts,
-    InputError,
-    Level,
-    Net,
-    Recipe,
-    Sparsity,
-    facts_of,
-    nearest,
-    pruned_count,
-)
+from lthlab.datasets import DataFacts, facts_of
+from lthlab.errors import InputError, nearest
+from lthlab.parts import NETS, POLICIES, WITHOUT_BATCHNORM, Data, Level, Net, Recipe, Sparsity, pruned_count
 
 TOLERANCE = 0.02
 """Share of its target that a narrow network may lack; a larger gap deserves a warning."""

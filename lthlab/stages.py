@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lthlab import catalog, estimates, jobs, plan, studies, tickets, watch
+from lthlab.datasets import HOME, data_home
+from lthlab.errors import InputError, nearest
 from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
-from lthlab.parts import HOME, InputError, data_home, device_names, nearest
+from lthlab.parts import device_names
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store, StoreError

@@ -19,9 +19,9 @@ from torch.utils import data as loading
 
 from lthlab import draws, images
 from lthlab.data import Dataset, Images
+from lthlab.errors import InputError
 from lthlab.images import Files
 from lthlab.lanes import Source
-from lthlab.parts import InputError
 from lthlab.values import Train
 
 _PIECE = 128  # images that a process reads at a time

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lthlab import spec, tickets, trees
-from lthlab.parts import InputError, nearest
+from lthlab import sections, spec, tickets, trees
+from lthlab.errors import InputError, nearest
 from lthlab.spec import Config
 from lthlab.store import Store
 from lthlab.tickets import Labelled
@@ -55,7 +55,7 @@ def configurations(labelled: Iterable[Labelled]) -> list[Configuration]:
     for item in labelled:
         found.setdefault(item.configuration, []).append(item)
     pieces = [Configuration(name, items[0].stage, tuple(items)) for name, items in found.items()]
-    return sorted(pieces, key=lambda piece: spec.STAGES.index(piece.stage))
+    return sorted(pieces, key=lambda piece: sections.STAGES.index(piece.stage))
 
 
 def select(labelled: Iterable[Labelled], configuration: str | None) -> list[Labelled]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from lthlab import sizes
 from lthlab.parts import Data, Level, Net, Recipe, Sparsity, sparsity_fraction
-from lthlab.spec import STAGES, Config, Panel
+from lthlab.sections import STAGES
+from lthlab.spec import Config, Panel
 from lthlab.values import At, Fresh, Magnitude, Mask, Measure, Narrow, Permuted, Train, Value
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from lthlab import data, devices, estimates, nets, provenance, values
 from lthlab.derive import as_tensors, mask, state
 from lthlab.engine import Job, Training, digest
+from lthlab.errors import InputError
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parallel import Team
-from lthlab.parts import Data, InputError
+from lthlab.parts import Data
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
 from lthlab.values import At, Fresh, Train

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, ClassVar
 
+from lthlab.errors import nearest
 from lthlab.parts import (
     POLICIES,
     Data,
@@ -26,7 +27,6 @@ from lthlab.parts import (
     decimal_text,
     duration,
     iterations,
-    nearest,
     plain_decimal,
     sparsity_fraction,
     step,

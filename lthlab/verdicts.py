@@ -25,7 +25,7 @@ from lthlab.contrasts import (
     lacking,
     uneven_spreads,
 )
-from lthlab.parts import nearest
+from lthlab.errors import nearest
 
 MARKS = ("①", "②", "③", "④", "⑤")
 STATES = ("yes", "boundary", "insufficient evidence", "no")

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from lthlab.parts import nearest
+from lthlab.errors import nearest
 from lthlab.trees import Place
 
 _WORDS = {

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks.plain import plain  # noqa: F401 (the networks once more, in plain torch)
 from lthlab import data, masks, nets, tickets
+from lthlab.datasets import DataFacts
 from lthlab.engine import Job, Training
-from lthlab.parts import Data, DataFacts, Net, Recipe
+from lthlab.parts import Data, Net, Recipe
 from lthlab.store import Store
 from lthlab.values import Fresh, Train
 

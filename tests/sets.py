@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lthlab import catalog, parts
+from lthlab import catalog, datasets
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 WNIDS = ("n01443537", "n02099601", "n01629819")
@@ -19,7 +19,7 @@ WNIDS = ("n01443537", "n02099601", "n01629819")
 def shrink(monkeypatch, name, train, test, **facts):
     """Let a known set have so few images, of any colours."""
     tiny = replace(
-        parts.DATASETS[name],
+        datasets.DATASETS[name],
         train=train,
         test=test,
         fingerprint=None,
@@ -29,7 +29,7 @@ def shrink(monkeypatch, name, train, test, **facts):
         test_counts=(),
         **facts,
     )
-    monkeypatch.setitem(parts.DATASETS, name, tiny)
+    monkeypatch.setitem(datasets.DATASETS, name, tiny)
     monkeypatch.setitem(catalog.KNOWN, name, replace(catalog.KNOWN[name], mean=(), std=()))
 
 

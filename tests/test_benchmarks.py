@@ -13,9 +13,9 @@ from benchmarks import catalogue, gpu, growth, record, rounds
 from benchmarks.__main__ import main
 from benchmarks.page import page
 from benchmarks.worker import Worker
+from lthlab.datasets import DATASETS
 from lthlab.engine import Training
 from lthlab.machine import leaks
-from lthlab.parts import DATASETS
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import sets
 
-from lthlab import catalog, install, parts
+from lthlab import catalog, datasets, install, parts
 from lthlab.catalog import KNOWN
-from lthlab.parts import DATASETS, DataFacts, InputError
+from lthlab.datasets import DATASETS, DataFacts
+from lthlab.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -120,38 +121,38 @@ def test_the_fingerprint_hashes_shapes_pixels_and_labels_in_turn():
 def test_the_home_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LTHLAB_DATA", "sets")
-    assert parts.data_home() == Path.cwd() / "sets"
+    assert datasets.data_home() == Path.cwd() / "sets"
     monkeypatch.delenv("LTHLAB_DATA")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
-    assert parts.data_home() == tmp_path / "share" / "lthlab"
+    assert datasets.data_home() == tmp_path / "share" / "lthlab"
     monkeypatch.setenv("HOME", str(tmp_path))
     for unset in ("", "relative"):  # which the XDG specification says to ignore
         monkeypatch.setenv("XDG_DATA_HOME", unset)
-        assert parts.data_home() == tmp_path / ".local" / "share" / "lthlab"
+        assert datasets.data_home() == tmp_path / ".local" / "share" / "lthlab"
 
 
 def test_an_installed_set_is_known_by_name(mine, home, tmp_path):
-    assert parts.facts_of("mine") == mine and "mine" in parts.data_sets()
+    assert datasets.facts_of("mine") == mine and "mine" in datasets.data_sets()
     assert parts.Data(name="mine", val_size=4).images == 20
     assert parts.Data(name="mine").form() == {"name": "mine", "fingerprint": mine.fingerprint}
     shutil.copytree(home, tmp_path / "elsewhere")
     for name in ("../elsewhere/mine", "Mine", "mine.names", "other"):
         with pytest.raises(InputError, match=f"data set '{name}' is not known; allowed: .*mine"):
-            parts.facts_of(name)
+            datasets.facts_of(name)
 
 
 def test_facts_follow_what_is_installed(monkeypatch, tmp_path):
     sets.shrink(monkeypatch, "svhn", 24, 9)
-    assert parts.facts_of("svhn").fingerprint is None
+    assert datasets.facts_of("svhn").fingerprint is None
     facts = install.import_set("svhn", sets.svhn(tmp_path / "svhn", sets.sets_of((3, 32, 32), 10)))
-    assert parts.facts_of("svhn") == facts and facts.fingerprint and len(facts.mean) == 3
+    assert datasets.facts_of("svhn") == facts and facts.fingerprint and len(facts.mean) == 3
 
 
 def test_facts_of_a_set_that_is_installed_anew_are_the_new_ones(mine, tmp_path):
     sets.save(sets.images(8, 3, 6, 5), tmp_path / "images" / "train" / "a" / "more.png")
     again = install.import_set("mine", tmp_path / "images")
     assert (mine.train, again.train) == (24, 25) and again.fingerprint != mine.fingerprint
-    assert parts.facts_of("mine") == again == catalog.installed("mine").facts
+    assert datasets.facts_of("mine") == again == catalog.installed("mine").facts
 
 
 def test_installed_facts_that_cannot_be_read_are_named(mine, home):
@@ -160,7 +161,7 @@ def test_installed_facts_that_cannot_be_read_are_named(mine, home):
         with pytest.raises(
             InputError, match=r"mine\.json does not describe a data set .*`lthlab data import mine FOLDER`"
         ):
-            parts.facts_of("mine")
+            datasets.facts_of("mine")
 
 
 def test_missing_sets_are_refused_with_where_and_how(home, monkeypatch):

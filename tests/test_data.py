@@ -10,8 +10,10 @@ from safetensors.numpy import load_file, save
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import data, parts
-from lthlab.parts import Data, DataFacts, InputError
+from lthlab import data, datasets, parts
+from lthlab.datasets import DataFacts
+from lthlab.errors import InputError
+from lthlab.parts import Data
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +27,10 @@ def cache(tmp_path_factory):
 def registered(monkeypatch):
     """Data sets registered by a test are forgotten after it."""
     monkeypatch.setattr(data, "_sources", dict(data._sources))
-    before = dict(parts.DATASETS)
+    before = dict(datasets.DATASETS)
     yield
-    parts.DATASETS.clear()
-    parts.DATASETS.update(before)
+    datasets.DATASETS.clear()
+    datasets.DATASETS.update(before)
 
 
 def images(dataset, part):
@@ -156,7 +158,7 @@ def registered_as(name, decode=colours):
     with pytest.raises(InputError) as error:
         data.load(name, None)
     facts = eval(str(error.value).rpartition(" is described by ")[2])
-    del parts.DATASETS[name]
+    del datasets.DATASETS[name]
     data.register(name, facts)(decode)
     return facts
 
@@ -176,7 +178,7 @@ def test_facts_that_are_not_those_of_the_images_are_refused(registered, tmp_path
     data.load("colours", tmp_path)  # the cache does not help
     value = getattr(facts, field)
     wrong = value + 1 if isinstance(value, int) else value[:-1] + ("0" if field == "fingerprint" else (9,))
-    parts.DATASETS["colours"] = replace(facts, **{field: wrong})
+    datasets.DATASETS["colours"] = replace(facts, **{field: wrong})
     with pytest.raises(InputError, match="data set 'colours' is registered with DataFacts"):
         data.load("colours", tmp_path)
 
@@ -190,7 +192,7 @@ def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_pat
     with pytest.raises(ValueError) as error:
         data.register("digits", facts)
     assert str(error.value) == "data set 'digits' is in use already; allowed: other names than " + ", ".join(
-        parts.DATASETS
+        datasets.DATASETS
     )
 
 
@@ -348,8 +350,8 @@ def cifar(registered, monkeypatch):
         arrays = {f"{part}_x": random.integers(0, 256, (n, 3, 1, 1), np.uint8) for part, n in counts.items()}
         arrays |= {f"{part}_y": random.permutation(np.arange(n) % classes) for part, n in counts.items()}
         facts = DataFacts((3, 1, 1), classes, 50_000, 10_000, "c", (125.0, 123.0, 114.0), (63.0, 62.0, 67.0))
-        monkeypatch.setattr(data, "_described", lambda arrays: parts.DATASETS[f"cifar{arrays['train_y'].max() + 1}"])
-        monkeypatch.setitem(parts.DATASETS, name, facts)
+        monkeypatch.setattr(data, "_described", lambda arrays: datasets.DATASETS[f"cifar{arrays['train_y'].max() + 1}"])
+        monkeypatch.setitem(datasets.DATASETS, name, facts)
         monkeypatch.setitem(data._sources, name, lambda: arrays)
 
     for name, classes in (("cifar10", 10), ("cifar100", 100)):

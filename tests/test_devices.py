@@ -19,9 +19,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lthlab import devices, engine, lab, nets, parts, trainer
+from lthlab import datasets, devices, engine, lab, nets, trainer
+from lthlab.errors import InputError
 from lthlab.lanes import Lane
-from lthlab.parts import Data, InputError, Net
+from lthlab.parts import Data, Net
 from lthlab.replicas import Group
 from lthlab.store import Store
 
@@ -43,7 +44,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def large(monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "large", helpers.CIFAR)
+    monkeypatch.setitem(datasets.DATASETS, "large", helpers.CIFAR)
     return Data(name="large")
 
 
@@ -333,7 +334,7 @@ def test_images_are_counted_as_bytes_or_as_numbers(large, fields, kept, added):
 
 def test_streamed_images_are_not_counted_whole(large, monkeypatch):
     facts = replace(helpers.CIFAR, shape=(3, 224, 224), train=1_281_167, test=50_000, classes=1000, streamed=True)
-    monkeypatch.setitem(parts.DATASETS, "large", facts)
+    monkeypatch.setitem(datasets.DATASETS, "large", facts)
     train = helpers.train(Net(name="resnet20", width=4), large, batch_size=32)
     assert devices._images(train) == 0 and devices.fitting(train, 80 * 10**9) > 1
     sizes = [devices.evaluation_batch(shape) for shape in ((1, 28, 28), (3, 64, 64), (3, 224, 224), (3, 9000, 9000))]

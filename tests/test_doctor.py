@@ -14,7 +14,7 @@ import pytest
 import sets
 import torch
 
-from lthlab import cli, devices, doctor, install, parts
+from lthlab import cli, datasets, devices, doctor, install
 from lthlab.doctor import examine
 from lthlab.files import Files
 from lthlab.kernels import cores
@@ -247,7 +247,7 @@ def test_nothing_is_imported_but_torch(tmp_path):
 
 
 def test_a_network_is_shown_layer_by_layer(monkeypatch, capsys):
-    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
+    monkeypatch.setitem(datasets.DATASETS, "cifar", helpers.CIFAR)
     command = ["doctor", "--net", "resnet20", "--data", "cifar", "--prunable", "ma_resnet20"]
     assert cli.main(command) == 0
     *rows, last = capsys.readouterr().out.splitlines()
@@ -269,7 +269,7 @@ def test_a_network_is_shown_layer_by_layer(monkeypatch, capsys):
 
 
 def test_fields_of_a_network_are_given_behind_its_name(monkeypatch, capsys):
-    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
+    monkeypatch.setitem(datasets.DATASETS, "cifar", helpers.CIFAR)
     assert cli.main(["doctor", "--net", "vgg19,bias=true,width=64", "--data", "cifar", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["parameters"] == 20_040_522 and found["layers"][0]["parameters"] == 1792

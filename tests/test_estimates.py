@@ -11,9 +11,10 @@ import helpers
 import pytest
 import torch
 
-from lthlab import devices, estimates, lab, parts, provenance, sizes, spec, stages, tickets
+from lthlab import datasets, devices, estimates, lab, parts, provenance, sections, sizes, spec, stages, tickets
+from lthlab.errors import InputError
 from lthlab.estimates import Work, device_name, forecast
-from lthlab.parts import Data, InputError, Level, Net
+from lthlab.parts import Data, Level, Net
 from lthlab.runs import epochs
 from lthlab.store import Store
 from lthlab.values import Narrow, Train, ancestors
@@ -76,7 +77,9 @@ def test_each_configuration_is_what_compute_then_does(store):
     config = spec.parse(STUDY)
     before = forecast(config, store)
     names = [work.name for work in before.configurations]
-    assert names == [f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in spec.STAGES for lr in ("0.05", "0.1")]
+    assert names == [
+        f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in sections.STAGES for lr in ("0.05", "0.1")
+    ]
     for name, work in zip(names, before.configurations, strict=True):
         summary = lab.compute_study(config, store, configuration=name)
         assert (summary.trainings, summary.shared, summary.trained) == (work.trainings, work.shared, work.left)
@@ -304,7 +307,7 @@ def test_stages_run_one_after_the_other(store):
 
 
 def test_groups_are_as_large_as_those_that_train(monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "large", helpers.CIFAR)
+    monkeypatch.setitem(datasets.DATASETS, "large", helpers.CIFAR)
     for name in parts.NETS:
         for data in (Data(name="digits"), Data(name="large")):
             value = helpers.train(Net(name=name, **({"stem": "imagenet"} if name == "resnet18" else {})), data)

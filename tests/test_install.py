@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import sets
 
-from lthlab import catalog, data, install, parts, readers
+from lthlab import catalog, data, datasets, install, parts, readers
 from lthlab.catalog import KNOWN, Archive
+from lthlab.errors import InputError
 from lthlab.install import fetch, import_set, verify
-from lthlab.parts import Data, InputError
+from lthlab.parts import Data
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_cifar10_is_the_same_from_its_binaries_and_from_class_folders(tmp_path, 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "svhn", "cifar100"])
 def test_official_files_and_class_folders_give_one_fingerprint(tmp_path, monkeypatch, name):
-    shape, classes = parts.DATASETS[name].shape, parts.DATASETS[name].classes
+    shape, classes = datasets.DATASETS[name].shape, datasets.DATASETS[name].classes
     sets.shrink(monkeypatch, name, 2 * classes, classes)
     drawn = sets.sets_of(shape, classes, 2 * classes, classes)
     writer = {"svhn": sets.svhn, "cifar100": functools.partial(sets.cifar, coarse=True)}.get(name, sets.mnist)
@@ -76,7 +77,7 @@ def test_large_sets_are_installed_as_an_index(tmp_path, monkeypatch, name):
     getattr(sets, name)(tmp_path / "images", sets.sets_of((3, 10, 8), 3))
     facts = import_set(name, tmp_path / "images")
     found = catalog.installed(name)
-    assert (facts.shape, facts.train, facts.test) == (parts.DATASETS[name].shape, 24, 9)
+    assert (facts.shape, facts.train, facts.test) == (datasets.DATASETS[name].shape, 24, 9)
     for part in ("train", "test"):
         images, labels, digests = found.contents[f"{part}_x"], found.contents[f"{part}_y"], found.digests[part]
         rows = list(zip(labels.tolist(), (digest.tobytes() for digest in digests), strict=True))
@@ -164,8 +165,8 @@ def test_wrong_numbers_of_images_of_a_class(home, tmp_path, monkeypatch):
     counts = tuple(np.bincount(drawn[0][1], minlength=10).tolist())
     facts = import_set("svhn", sets.svhn(tmp_path / "svhn", drawn))
     assert (facts.train_counts, facts.test_counts) == (counts, (1,) * 9 + (0,))
-    wrong = replace(parts.DATASETS["svhn"], train_counts=(counts[0] - 1, counts[1] + 1, *counts[2:]))
-    monkeypatch.setitem(parts.DATASETS, "svhn", wrong)
+    wrong = replace(datasets.DATASETS["svhn"], train_counts=(counts[0] - 1, counts[1] + 1, *counts[2:]))
+    monkeypatch.setitem(datasets.DATASETS, "svhn", wrong)
     refused(home, "has 3 train images of class 0 of 'svhn'; allowed: 2", "svhn", tmp_path / "svhn")
 
 
@@ -191,7 +192,7 @@ def test_another_fingerprint_than_the_pinned_one(home, tmp_path, monkeypatch):
     drawn = sets.sets_of((3, 32, 32), 10, 30, 20)
     folder = sets.cifar(tmp_path, drawn).parent
     found = import_set("cifar10", folder).fingerprint
-    monkeypatch.setitem(parts.DATASETS, "cifar10", replace(parts.DATASETS["cifar10"], fingerprint=found))
+    monkeypatch.setitem(datasets.DATASETS, "cifar10", replace(datasets.DATASETS["cifar10"], fingerprint=found))
     import_set("cifar10", folder)
     drawn[1][0][7, 0, 0, 0] ^= 1
     message = "cifar-10-binary.tar.gz has other images or labels than 'cifar10': its fingerprint is "
@@ -283,7 +284,7 @@ def test_fetching_tells_size_terms_and_checksum_then_installs(home, served):
         (f"  {archive.url}  {size}  MD5 {archive.md5}", False),
     ]
     holds("cifar10", sets.sets_of((3, 32, 32), 10, 30, 20))
-    assert facts == parts.facts_of("cifar10")
+    assert facts == datasets.facts_of("cifar10")
     assert sets.tree(home) == ["cifar10.json", "cifar10.safetensors"]
 
 

@@ -14,9 +14,10 @@ import torch
 
 from lthlab import data, derive, devices, engine, lab, masks, nets, spec, tickets, trainer
 from lthlab.engine import Training
+from lthlab.errors import InputError
 from lthlab.files import Files
 from lthlab.lanes import Lane
-from lthlab.parts import Data, InputError, Level, pruned_count
+from lthlab.parts import Data, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound

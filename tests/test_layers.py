@@ -17,10 +17,13 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "files", "formulas", "machine", "packing", "parts", "progress", "provenance"],
+    ["draws", "errors", "files", "formulas", "machine", "packing", "progress", "provenance"],
+    ["datasets"],
+    ["parts"],
     ["disk", "images", "layers", "sizes", "trees"],
     ["wording"],
-    ["jobs", "spec", "values"],
+    ["jobs", "sections", "values"],
+    ["spec"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["chains", "data", "readers"],
     ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
@@ -41,11 +44,11 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "catalog", "contrasts", "disk", "draws", "estimates", "explore", "files", "forms",
-    "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts", "plan", "plots",
-    "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema", "shelf", "sizes", "spec",
-    "stages",
-    "store", "studies", "tickets", "trees", "values", "verdicts", "watch", "wording",
+    "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
+    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
+    "plan", "plots", "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema",
+    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

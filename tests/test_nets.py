@@ -10,20 +10,21 @@ import torch
 import torchvision
 
 from benchmarks.plain import PlainBlock
-from lthlab import layers, nets, parts
+from lthlab import datasets, layers, nets, parts
 from lthlab.draws import Stream
-from lthlab.parts import Data, InputError, Net
+from lthlab.errors import InputError
+from lthlab.parts import Data, Net
 
 
 @pytest.fixture(autouse=True)
 def sets(monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "cifar", helpers.CIFAR)
-    hundred = parts.DataFacts((3, 32, 32), 100, 50000, 10000, "d" * 32)
-    monkeypatch.setitem(parts.DATASETS, "cifar100", hundred)
-    thousand = parts.DataFacts((3, 64, 64), 1000, 100000, 10000, "e" * 32)
-    monkeypatch.setitem(parts.DATASETS, "tiny1000", thousand)
-    monkeypatch.setitem(parts.DATASETS, "tiny", parts.DataFacts((3, 64, 64), 200, 100000, 10000, "f" * 32))
-    monkeypatch.setitem(parts.DATASETS, "small", parts.DataFacts((2, 16, 19), 7, 100, 100, "a" * 32))
+    monkeypatch.setitem(datasets.DATASETS, "cifar", helpers.CIFAR)
+    hundred = datasets.DataFacts((3, 32, 32), 100, 50000, 10000, "d" * 32)
+    monkeypatch.setitem(datasets.DATASETS, "cifar100", hundred)
+    thousand = datasets.DataFacts((3, 64, 64), 1000, 100000, 10000, "e" * 32)
+    monkeypatch.setitem(datasets.DATASETS, "tiny1000", thousand)
+    monkeypatch.setitem(datasets.DATASETS, "tiny", datasets.DataFacts((3, 64, 64), 200, 100000, 10000, "f" * 32))
+    monkeypatch.setitem(datasets.DATASETS, "small", datasets.DataFacts((2, 16, 19), 7, 100, 100, "a" * 32))
 
 
 def count(tensors):
@@ -135,7 +136,7 @@ def somewhere(net, dataset, replicate):
 @pytest.mark.parametrize("dataset", ["digits", "cifar"])
 @pytest.mark.parametrize("training", [False, True])
 def test_one_replica_is_the_ordinary_network(net, dataset, training):
-    facts = parts.DATASETS[dataset]
+    facts = datasets.DATASETS[dataset]
     state = somewhere(net, dataset, 0)
     ours, theirs = nets.build(net, dataset), helpers.plain(net, facts)
     theirs.load_state_dict(ours.state_dict(), strict=True)
@@ -239,7 +240,7 @@ def test_networks_are_those_of_torchvision_and_of_plain_torch(name):
     """State by name, logits in evaluation and training, and BatchNorm's statistics after it."""
     net, dataset, make = OTHERS[name]
     torch.manual_seed(0)
-    facts = parts.DATASETS[dataset]
+    facts = datasets.DATASETS[dataset]
     theirs = make(facts).double()
     for buffer in theirs.buffers():
         if buffer.is_floating_point():
@@ -274,7 +275,7 @@ def test_replicas_are_independent_networks(net):
     states = [somewhere(net, dataset, r) for r in range(3)]
     together = nets.build(net, dataset, 3)
     together.load(states)
-    shape = parts.DATASETS[dataset].shape
+    shape = datasets.DATASETS[dataset].shape
     x = torch.randn(3, 6, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     logits = together.double().train()(x)
     logits.square().sum().backward()
@@ -306,8 +307,8 @@ def test_a_state_of_another_network_is_refused():
 @pytest.mark.parametrize("net, side", [("resnet18", 5), ("mobilenet_v1", 9), ("vgg11", 16), ("conv2", 2), ("conv6", 8)])
 def test_images_must_be_as_large_as_a_network_needs(net, side, monkeypatch):
     for smaller in (0, 1):
-        facts = parts.DataFacts((1, 40, side - smaller), 10, 100, 100, "9" * 32)
-        monkeypatch.setitem(parts.DATASETS, "narrow", facts)
+        facts = datasets.DataFacts((1, 40, side - smaller), 10, 100, 100, "9" * 32)
+        monkeypatch.setitem(datasets.DATASETS, "narrow", facts)
         if smaller:
             words = (
                 f"'{net}'.* halves images . times, and those of 40×{side - 1} pixels .* at least {side}×{side} pixels"

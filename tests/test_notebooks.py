@@ -16,7 +16,7 @@ import test_pages
 from matplotlib import pyplot
 from ruamel.yaml import YAML
 
-from lthlab import data, lab, pages, parts, results, spec, store
+from lthlab import data, datasets, lab, pages, results, sections, spec, store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -98,7 +98,7 @@ def problems(path: Path) -> list[str]:
 
 def test_the_notebooks_are_those_that_studies_name():
     assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", OWN}
-    assert COMPUTE == spec.STAGES
+    assert COMPUTE == sections.STAGES
 
 
 @each
@@ -314,7 +314,7 @@ def test_the_code_of_the_readme_runs(tiny, monkeypatch):
     assert 0 < names["accuracy"]["LT"] <= 1 and 0 < names["accuracy"]["RR"] <= 1
     assert {"n", "mean", "low", "high"} <= set(names["summary"])
     pyplot.close(names["ax"].figure)
-    del parts.DATASETS["noise"], data._sources["noise"]  # the example of a registered set
+    del datasets.DATASETS["noise"], data._sources["noise"]  # the example of a registered set
 
 
 def test_the_study_in_the_readme_is_read():

@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from lthlab import schema, spec, studies, tickets, trees
-from lthlab.parts import InputError
+from lthlab.errors import InputError
 from lthlab.spec import StudyError
 
 STUDY = """

@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from lthlab import data, kernels, lab, nets, parallel, parts, spec
+from lthlab import data, datasets, kernels, lab, nets, parallel, parts, spec
 from lthlab.engine import Training
+from lthlab.errors import InputError
 from lthlab.jobs import Job
 from lthlab.parallel import Member, ProcessEnded, Team
-from lthlab.parts import Data, InputError, Net
+from lthlab.parts import Data, Net
 
 CPU = torch.device("cpu")
 AUGMENTED = Data(name="digits", train_size=201, val_size=50, augment="crop_flip")
@@ -446,7 +447,7 @@ def test_pruning_on_the_way_reaches_all(team):
 
 
 def test_a_data_set_of_ones_own_reaches_all(team, monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "own", parts.DATASETS["digits"])
+    monkeypatch.setitem(datasets.DATASETS, "own", datasets.DATASETS["digits"])
     check(helpers.LENET, {}, team, Data(name="own", train_size=201, val_size=50))
 
 

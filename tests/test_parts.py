@@ -13,19 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lthlab import parts, spec
+from lthlab import errors, parts, sections
+from lthlab.datasets import DATASETS, DataFacts
+from lthlab.errors import nearest
 from lthlab.parts import (
-    DATASETS,
     NETS,
     Data,
-    DataFacts,
     Level,
     Net,
     Recipe,
     decimal_text,
     duration,
     iterations,
-    nearest,
     pruned_count,
     sparsity_fraction,
     step,
@@ -495,10 +494,9 @@ def test_parts_cannot_be_changed():
 
 def models():
     """List every group of names that a study's author may misspell."""
-    sections = [spec.Study, spec.Prune, spec.Protocol, spec.Correlation, spec.Rewound, spec.Tickets, spec.Measures]
-    sections += [spec.Verdicts, spec.Random]
-    groups = [list(model.model_fields) for model in (*sections, Recipe, Net, Data)]
-    return [*groups, list(NETS), list(spec.POLICIES), ["IMP", "OMP"], ["global", "layer"], list(spec.STAGES)]
+    named = ("Study", "Prune", "Protocol", "Correlation", "Rewound", "Tickets", "Measures", "Verdicts", "Random")
+    groups = [list(model.model_fields) for model in (*(getattr(sections, name) for name in named), Recipe, Net, Data)]
+    return [*groups, list(NETS), list(sections.POLICIES), ["IMP", "OMP"], ["global", "layer"], list(sections.STAGES)]
 
 
 def typos(name):
@@ -534,7 +532,7 @@ def test_names_of_devices(text):
 
 @pytest.mark.parametrize("text", ["", "gpu", "cuda:", "cpu:0", "cuda:0 ", "cuda:0,", "cuda:0, cuda:1", "cuda:٣"])
 def test_devices_of_no_known_name(text):
-    with pytest.raises(parts.InputError, match=r"^device '.*' is not known; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
+    with pytest.raises(errors.InputError, match=r"^device '.*' is not known; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
         parts.device_names(text)
 
 
@@ -542,5 +540,5 @@ def test_devices_of_no_known_name(text):
     "text", ["cuda:0,cuda:0", "cuda,cuda:1", "cpu,cuda:0", "auto,auto", "auto,cuda:0", "cuda,cuda"]
 )
 def test_devices_that_cannot_share_a_training(text):
-    with pytest.raises(parts.InputError, match=rf"^devices '{text}' cannot share a training; allowed: different GPUs"):
+    with pytest.raises(errors.InputError, match=rf"^devices '{text}' cannot share a training; allowed: different GPUs"):
         parts.device_names(text)

@@ -6,8 +6,9 @@ from pathlib import Path
 import helpers
 import pytest
 
-from lthlab import parts, spec, tickets
-from lthlab.parts import DATASETS, Recipe
+from lthlab import parts, sections, spec, tickets
+from lthlab.datasets import DATASETS
+from lthlab.parts import Recipe
 from lthlab.values import Permuted
 
 FOLDER = Path(__file__).resolve().parent.parent / "params" / "presets"
@@ -143,7 +144,7 @@ def test_numbers_are_those_of_the_paper(presets, fields, levels, replicates, rew
     assert panel.sparsities == (() if levels else ("0.8",))
     assert panel.replicates == replicates
     assert (panel.tickets.WR.rewind if panel.tickets.WR else None) == rewind
-    assert panel.protocol == spec.Protocol(**rules)
+    assert panel.protocol == sections.Protocol(**rules)
 
 
 def test_every_preset_is_in_a_row():

@@ -9,7 +9,7 @@ import sets
 from PIL import Image
 
 from lthlab import readers
-from lthlab.parts import InputError
+from lthlab.errors import InputError
 from lthlab.readers import Listing, read
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from benchmarks import ours
-from lthlab import layers, nets, parts, replicas, sizes
+from lthlab import datasets, layers, nets, parts, replicas, sizes
 from lthlab.data import normalise
+from lthlab.datasets import DataFacts
 from lthlab.engine import Training
 from lthlab.lanes import Source
-from lthlab.parts import Data, DataFacts, Level, Net
+from lthlab.parts import Data, Level, Net
 from lthlab.values import Narrow
 
 FORMS = ("stacked", "sequential")
@@ -168,7 +169,7 @@ def test_a_diverging_neighbour_changes_no_bits(form):
 def sizes_of_images(monkeypatch):
     """Data sets of the sides 8, 12, 16 and 32, as 's8'."""
     for side in (8, 12, 16, 32):
-        monkeypatch.setitem(parts.DATASETS, f"s{side}", DataFacts((2, side, side), 7, 45, 9, f"{side}" * 8))
+        monkeypatch.setitem(datasets.DATASETS, f"s{side}", DataFacts((2, side, side), 7, 45, 9, f"{side}" * 8))
 
 
 FORM_OF = {
@@ -211,7 +212,7 @@ def test_the_form_of_a_network_of_ones_own(sizes_of_images, monkeypatch):
 
     nets.register("halving", Halving)
     try:
-        monkeypatch.setitem(parts.DATASETS, "s10", DataFacts((2, 10, 10), 7, 45, 9, "10" * 8))
+        monkeypatch.setitem(datasets.DATASETS, "s10", DataFacts((2, 10, 10), 7, 45, 9, "10" * 8))
         forms = [replicas.form_of(Net(name="halving"), Data(name=f"s{side}")) for side in (8, 10, 16, 32)]
         assert forms == ["stacked", "sequential", "stacked", "sequential"]
     finally:

@@ -14,7 +14,7 @@ import test_plots
 from test_pages import Elements
 
 from lthlab import lab, plots, reports, results, spec
-from lthlab.parts import InputError
+from lthlab.errors import InputError
 from lthlab.store import Store
 
 TEXT = """

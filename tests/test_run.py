@@ -16,7 +16,7 @@ import psutil
 import pytest
 import sets
 
-from lthlab import batch, cli, install, results, spec, watch
+from lthlab import batch, cli, install, results, sections, watch
 from lthlab.kernels import cores
 from lthlab.runs import in_training
 from lthlab.store import Store
@@ -32,7 +32,7 @@ tickets: {LT: , RR: }
 panel_by: find.lr
 reports: counts
 """
-NAMES = [f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in spec.STAGES for lr in (0.05, 0.1)]
+NAMES = [f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in sections.STAGES for lr in (0.05, 0.1)]
 PARAMETERS = """parameters = '{"study": "demo", "configuration": null, "device": "auto"}'"""
 OPEN = "from lthlab import lab, progress, results, studies\nstudy = studies.open(parameters)"
 COMPUTE = """\
@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
 
 def prepare(place, study=STUDY):
     (place / "notebooks").mkdir()
-    for stage in spec.STAGES:
+    for stage in sections.STAGES:
         notebook(place / "notebooks" / f"{stage}.ipynb", OPEN, COMPUTE)
     notebook(place / "notebooks" / "counts.ipynb", OPEN, COUNT)
     (place / "tiny.yaml").write_text(study)

@@ -9,8 +9,8 @@ import helpers
 import pytest
 import sets
 
-from lthlab import catalog, cli, data, install, parts, results, studies
-from lthlab.parts import InputError
+from lthlab import catalog, cli, data, datasets, install, results, studies
+from lthlab.errors import InputError
 from lthlab.store import Store
 
 STUDY = """\
@@ -27,7 +27,7 @@ MODULE = '''\
 import numpy as np
 
 from lthlab import data
-from lthlab.parts import DataFacts
+from lthlab.datasets import DataFacts
 
 
 @data.register("stripes", DataFacts((1, 8, 8), 2, 200, 60))
@@ -47,11 +47,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LTHLAB_WITH", "")
     monkeypatch.setattr(data, "_sources", dict(data._sources))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    known = dict(parts.DATASETS)
+    known = dict(datasets.DATASETS)
     Path("own.yaml").write_text(STUDY)
     yield tmp_path
-    parts.DATASETS.clear()
-    parts.DATASETS.update(known)
+    datasets.DATASETS.clear()
+    datasets.DATASETS.update(known)
     sys.modules.pop("mine", None)
 
 
@@ -71,7 +71,7 @@ def command(capsys, *arguments):
 def test_import_list_and_verify(folder, capsys):
     sets.class_folders(folder / "images", sets.sets_of((3, 6, 5), 3), ("a", "b", "c"))
     code, out, _ = command(capsys, "data", "import", "mine", folder / "images")
-    fingerprint = parts.facts_of("mine").fingerprint
+    fingerprint = datasets.facts_of("mine").fingerprint
     assert code == 0
     text = (
         f"mine: 24 training and 9 test images of 3 classes, fingerprint {fingerprint}, installed in {folder / 'home'}"
@@ -147,7 +147,7 @@ def test_a_study_on_a_registered_set(folder, capsys):
     text = MODULE.replace("DataFacts((1, 8, 8), 2, 200, 60)", facts)
     assert len(text.splitlines()) < 20
     Path("elsewhere/mine.py").write_text(text)
-    del parts.DATASETS["stripes"], sys.modules["mine"]
+    del datasets.DATASETS["stripes"], sys.modules["mine"]
     code, out, err = command(capsys, "compute", "own.yaml", *own, "--device", "cpu")
     assert (code, out.startswith("own: 2 trainings, 2 of them now")) == (0, True), err
     frame = results.load(Store("runs"), "own")
@@ -168,7 +168,7 @@ def test_a_study_on_an_installed_set(folder, capsys):
     code, out, err = command(capsys, "compute", "own.yaml", "--device", "cpu")
     assert (code, out.startswith("own: 2 trainings, 2 of them now")) == (0, True), err
     described = json.loads(next(Path("runs").glob("*/description.json")).read_bytes())
-    assert parts.facts_of("squares").fingerprint in json.dumps(described)
+    assert datasets.facts_of("squares").fingerprint in json.dumps(described)
     (folder / "home" / "squares.safetensors").unlink()
     code, out, _ = command(capsys, "compute", "own.yaml", "--device", "cpu")
     assert (code, out.startswith("own: 2 trainings, 0 of them now")) == (0, True)  # what is done needs no images

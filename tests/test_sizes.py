@@ -13,10 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lthlab import derive, lab, masks, nets, parts, runs, sizes
+from lthlab import datasets, derive, lab, masks, nets, parts, runs, sizes
 from lthlab.engine import digest
+from lthlab.errors import InputError
 from lthlab.forms import parse
-from lthlab.parts import Data, InputError, Level, Net, pruned_count
+from lthlab.parts import Data, Level, Net, pruned_count
 from lthlab.store import Store
 from lthlab.values import At, Fresh, Magnitude, Measure, Narrow, Train
 
@@ -33,10 +34,10 @@ NETS = [
 
 @pytest.fixture(autouse=True, scope="module")
 def cifar():
-    parts.DATASETS["cifar"] = helpers.CIFAR
-    parts.DATASETS["odd"] = replace(helpers.CIFAR, shape=(1, 35, 33), classes=7)
+    datasets.DATASETS["cifar"] = helpers.CIFAR
+    datasets.DATASETS["odd"] = replace(helpers.CIFAR, shape=(1, 35, 33), classes=7)
     yield
-    del parts.DATASETS["cifar"], parts.DATASETS["odd"]
+    del datasets.DATASETS["cifar"], datasets.DATASETS["odd"]
 
 
 def policies(net):
@@ -163,7 +164,7 @@ CASES = [
 
 @pytest.mark.parametrize("net, dataset", CASES, ids=str)
 def test_it_is_the_best_of_all(net, dataset):
-    facts = parts.DATASETS[dataset]
+    facts = datasets.DATASETS[dataset]
     for k in range(1, 21):
         size = sizes.narrow(net, dataset, Level(k))
         assert size.target == sizes.ticket_parameters(net, dataset, Level(k))
@@ -328,7 +329,7 @@ def test_masks_and_measures_of_narrow_networks(tmp_path):
 
 
 def test_a_network_that_cannot_be_so_narrow_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setitem(parts.DATASETS, "digits", helpers.CIFAR)
+    monkeypatch.setitem(datasets.DATASETS, "digits", helpers.CIFAR)
     narrow = Narrow(LENET, Level(27), "all"), Narrow(LENET, Level(35))
     values = [Train(net, Data(name="digits"), helpers.recipe(), Fresh(0), 0) for net in narrow]
     with pytest.raises(InputError) as error:

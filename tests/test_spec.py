@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lthlab import spec
+from lthlab import sections, spec
 from lthlab.parts import Level, Recipe
 from lthlab.spec import StudyError
 
@@ -610,7 +610,7 @@ def test_only_required_fields():
     recipe = Recipe(epochs=4, batch_size=64, lr=0.1)
     assert config.panels[0].recipes == ((recipe, recipe),)
     assert (config.title, config.panels[0].replicates, config.panels[0].levels) == ("small", 1, ())
-    assert config.panels[0].protocol == spec.Protocol()
+    assert config.panels[0].protocol == sections.Protocol()
     assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 5
 
 
@@ -668,9 +668,9 @@ def test_levels_and_sparsities_are_sorted_and_single():
 def test_a_ticket_or_measure_named_with_nothing_behind_it_is_asked_for():
     text = SMALL + "prune: {levels: 1}\ntickets:\n  LT:\n  RR: {}\nmeasures:\n  correlation_indicator:\n"
     config = spec.parse(text)
-    assert config.panels[0].tickets.LT == config.panels[0].tickets.RR == spec.Ticket(methods=["IMP", "OMP"])
+    assert config.panels[0].tickets.LT == config.panels[0].tickets.RR == sections.Ticket(methods=["IMP", "OMP"])
     assert config.panels[0].tickets.WR is None
-    assert config.panels[0].measures.correlation_indicator == spec.Correlation()
+    assert config.panels[0].measures.correlation_indicator == sections.Correlation()
     [problem] = problems(text.replace("RR: {}", "WR:").replace("correlation_indicator:", "{}"))
     assert (problem.field, problem.message) == ("tickets.WR.rewind", "missing")
 

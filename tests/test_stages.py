@@ -8,9 +8,9 @@ import helpers
 import nbformat
 import pytest
 
-from lthlab import jobs, lab, spec, studies, tickets
+from lthlab import jobs, lab, sections, spec, studies, tickets
+from lthlab.errors import InputError
 from lthlab.jobs import JobError
-from lthlab.parts import InputError
 from lthlab.stages import Settings, as_jobs, finished
 
 STUDY = """\
@@ -23,7 +23,7 @@ tickets: {LT: , RR: }
 panel_by: find.lr
 reports: [counts]
 """
-NAMES = [f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in spec.STAGES for lr in (0.05, 0.1)]
+NAMES = [f"{stage}.lenet_300_100.digits.find_lr-{lr}" for stage in sections.STAGES for lr in (0.05, 0.1)]
 PARAMETERS = """parameters = '{"study": "demo", "configuration": null, "device": "auto"}'"""
 
 
@@ -32,7 +32,7 @@ def folder(tmp_path):
     """A folder with notebooks."""
     folder = tmp_path / "notebooks"
     folder.mkdir()
-    for name in (*spec.STAGES, "counts"):
+    for name in (*sections.STAGES, "counts"):
         cell = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), folder / f"{name}.ipynb")
     return folder

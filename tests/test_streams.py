@@ -15,11 +15,12 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import data, draws, images, parts, replicas, streams
+from lthlab import data, datasets, draws, images, replicas, streams
 from lthlab.catalog import Installed
 from lthlab.engine import Training
+from lthlab.errors import InputError
 from lthlab.images import Files
-from lthlab.parts import Data, InputError
+from lthlab.parts import Data
 from lthlab.streams import Piece, Reader, ReaderEnded
 
 CPU = torch.device("cpu")
@@ -44,8 +45,8 @@ def streamed(folder, monkeypatch):
     }
     decoded = {f"{part}_x": Files(folder, found, 1) for part, found in names.items()}
     decoded |= {f"{part}_y": np.array([int(n.split("-")[1]) for n in found]) for part, found in names.items()}
-    monkeypatch.setitem(parts.DATASETS, "files", replace(parts.DATASETS["digits"], streamed=True))
-    monkeypatch.setattr(data, "installed", lambda name: Installed(parts.DATASETS[name], {}, decoded))
+    monkeypatch.setitem(datasets.DATASETS, "files", replace(datasets.DATASETS["digits"], streamed=True))
+    monkeypatch.setattr(data, "installed", lambda name: Installed(datasets.DATASETS[name], {}, decoded))
 
 
 def processes(monkeypatch, count):

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lthlab import parts, tickets
+from lthlab import datasets, parts, tickets
 from lthlab.forms import parse
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
 from lthlab.store import Store
@@ -332,8 +332,8 @@ def test_a_raised_revision_moves_the_key_and_all_that_stands_on_it(monkeypatch):
 
 
 def test_other_data_under_the_same_name_move_the_key(monkeypatch):
-    facts = dataclasses.replace(parts.DATASETS["digits"], fingerprint="0" * 32)
-    monkeypatch.setitem(parts.DATASETS, "digits", facts)
+    facts = dataclasses.replace(datasets.DATASETS["digits"], fingerprint="0" * 32)
+    monkeypatch.setitem(datasets.DATASETS, "digits", facts)
     assert train().key != TRUNK.key
 
 
@@ -443,8 +443,8 @@ def test_parse_refuses_another_revision():
 
 def test_parse_refuses_what_now_would_have_another_key(monkeypatch):
     form = TRUNK.form()
-    facts = dataclasses.replace(parts.DATASETS["digits"], fingerprint="0" * 32)
-    monkeypatch.setitem(parts.DATASETS, "digits", facts)
+    facts = dataclasses.replace(datasets.DATASETS["digits"], fingerprint="0" * 32)
+    monkeypatch.setitem(datasets.DATASETS, "digits", facts)
     with pytest.raises(ValueError, match="was described otherwise"):
         parse(form, dict)
 

@@ -1,0 +1,251 @@
+"""What a study may say: its sections as they are written, checked one by one."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    create_model,
+    model_validator,
+)
+
+from lthlab import parts
+from lthlab.errors import nearest
+from lthlab.parts import POLICIES, Count, Data, Net, NonNegative, Part, Recipe, Share
+
+_Stage = Literal["find_tickets", "evaluate_tickets"]
+STAGES: tuple[_Stage, ...] = ("find_tickets", "evaluate_tickets")
+"""What is computed, in order; each is a notebook."""
+
+
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+def _as_lists(value: object) -> object:
+    return value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _blank(value: object) -> object:
+    """Let a name with nothing behind it ask for what it names, with its defaults; false asks for nothing."""
+    return {} if value is None else None if value is False else value
+
+
+def _axis(name: str) -> str:
+    allowed = ["replicate", *(f"{side}.{field}" for side in ("find", "eval") for field in Recipe.model_fields)]
+    if name not in allowed:
+        raise ValueError(f"'{name}' is no axis; {nearest(name, allowed)}")
+    return name
+
+
+def _grid(model: type[Part]) -> type[BaseModel]:
+    """Make a model of which every field is a list of what `model` takes; a single value is a list of one."""
+    fields: dict[str, Any] = {}
+    for name, info in model.model_fields.items():
+        several = name in ("milestones", "betas")
+        item: Any = info.annotation
+        for constraint in info.metadata:
+            item = Annotated[item, constraint]
+        wrapped = Annotated[list[item], BeforeValidator(_as_lists if several else _as_list), Field(min_length=1)]
+        fields[name] = (wrapped | None, None)
+    config = ConfigDict(extra="forbid", frozen=True)
+    return create_model(f"{model.__name__}Grid", __config__=config, __doc__=model.__doc__, **fields)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Method = Literal["IMP", "OMP"]
+
+
+class Ticket(_Model):
+    """Which masks a kind of ticket is evaluated on."""
+
+    methods: Annotated[list[Method], BeforeValidator(_as_list), Field(min_length=1)] = ["IMP", "OMP"]
+
+
+class Rewound(Ticket):
+    """A ticket whose weights are rewound to an early step of the dense training."""
+
+    rewind: parts.Duration
+
+
+class Small(_Model):
+    """Small dense networks, one for every level, of the size of a ticket of that level (SDT, Ma 2.1)."""
+
+
+class Random(Ticket):
+    """Random tickets: the mask's positions permuted.
+
+    Parameters
+    ----------
+    methods : list of str
+        Masks that are permuted.
+    scope : {'layer', 'global'}
+        Keep each layer's count, or only the total.
+    weights : {'initial', 'fresh'}
+        Train the initial weights of the dense training, or newly drawn ones.
+    """
+
+    scope: Literal["layer", "global"] = "layer"
+    weights: Literal["initial", "fresh"] = "initial"
+
+
+class Tickets(_Model):
+    """Tickets to evaluate, by their names in Ma; RT are random tickets."""
+
+    LT: Annotated[Ticket | None, BeforeValidator(_blank)] = None
+    RR: Annotated[Ticket | None, BeforeValidator(_blank)] = None
+    WR: Annotated[Rewound | None, BeforeValidator(_blank)] = None
+    SDT: Annotated[Small | None, BeforeValidator(_blank)] = None
+    RT: Annotated[Random | None, BeforeValidator(_blank)] = None
+
+
+class Prune(_Model):
+    """How masks are found.
+
+    Parameters
+    ----------
+    levels : list of int
+        Levels of the ladder at which tickets are evaluated.
+    sparsities : list of float
+        Further sparsities, for one-shot masks only.
+    rate : float
+        Share of the remaining weights that goes at every level.
+    """
+
+    levels: Annotated[list[Annotated[Count, Field(le=parts.MAX_LEVEL)]], BeforeValidator(_as_list)] = []
+    sparsities: Annotated[list[parts.Share], BeforeValidator(_as_list)] = []
+    rate: Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
+
+
+class Protocol(_Model):
+    """On what the papers differ, or are silent.
+
+    Parameters
+    ----------
+    prunable : str
+        Prunable set, one of `lthlab.parts.POLICIES`.
+    scope : {'global', 'layer'}
+        Ranking over all layers together or within each.
+    denominator : {'prunable', 'all'}
+        What a sparsity is a share of.
+    schedule : {'resume', 'restart'}
+        After rewinding to t: train the rest of the schedule (Ma appendix B) or all of it (Sooner).
+    rewound_masks : {'rewound', 'initial'}
+        Chain that gives rewound tickets their masks: one that rewinds to the same step, or to θ_0.
+    batchnorm : {'rewound', 'reset'}
+        Whether BatchNorm's running statistics are rewound with the weights or start afresh.
+    report : {'last', 'best_val', 'best_test'}
+        Epoch whose accuracy counts.
+    masks_from : {'last', 'best_val', 'best_test'}
+        Epoch whose weights are ranked; the last in the papers, the best on the test set in the code of Ma et al.
+    """
+
+    prunable: str = "all_but_head"
+    scope: Literal["global", "layer"] = "global"
+    denominator: Literal["prunable", "all"] = "prunable"
+    schedule: Literal["resume", "restart"] = "resume"
+    rewound_masks: Literal["rewound", "initial"] = "rewound"
+    batchnorm: Literal["rewound", "reset"] = "rewound"
+    report: Literal["last", "best_val", "best_test"] = "last"
+    masks_from: Literal["last", "best_val", "best_test"] = "last"
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.prunable not in POLICIES:
+            raise ValueError(f"prunable: policy '{self.prunable}' is not known; {nearest(self.prunable, POLICIES)}")
+        return self
+
+
+class Correlation(_Model):
+    """The correlation indicator R_p between weights before and after training (Ma appendix G).
+
+    Parameters
+    ----------
+    p : float
+        Share of each layer's weights that counts as large, in (0, 1].
+    of : list of str
+        Which trainings; by default dense ones and those of LT and RR, as far as the study has them.
+    partner : {'own', 'dense'}
+        What a ticket's initial weights are compared with: its own trained weights, or those of the dense training
+        that its mask was found with, under that mask. Ma's section 3.1 has both.
+    """
+
+    p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
+    of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
+    partner: Literal["own", "dense"] = "own"
+
+
+class Measures(_Model):
+    """Analyses of the trained weights."""
+
+    correlation_indicator: Annotated[Correlation | None, BeforeValidator(_blank)] = None
+
+
+class Verdicts(_Model):
+    """How verdicts are reached, as in `lthlab.verdicts.judge`; what is not given is the paper's for the data set.
+
+    Parameters
+    ----------
+    reading : {'literal', 'same_lr'}
+        Whether two conditions may hold at different learning rates.
+    tolerance, gap, sdt_gap : float
+        Points of similar accuracy, and of clear gaps to RR and SDT.
+    min_sparsity : float
+        Smallest sparsity that is not trivial.
+    epochs : int
+        Epochs that suffice.
+    """
+
+    reading: Literal["literal", "same_lr"] = "literal"
+    tolerance: NonNegative | None = None
+    gap: NonNegative = 0.5
+    sdt_gap: NonNegative | None = None
+    min_sparsity: Share = 0.6
+    epochs: Count | None = None
+
+
+def _report(name: str) -> str:
+    if name == "index":
+        raise ValueError("'index' is the page that lists the others; allowed: any other name")
+    return name
+
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_Names = Annotated[list[_Name], BeforeValidator(_as_list)]
+
+
+class Study(_Model):
+    """A study as it is written; of several panels, what is said of one of them."""
+
+    name: _Name
+    title: str = ""
+    presets: _Names = []
+    stages: Annotated[list[_Stage], BeforeValidator(_as_list), Field(min_length=1)] = list(STAGES)
+    panel_by: Annotated[list[Annotated[str, AfterValidator(_axis)]], BeforeValidator(_as_list)] = []
+    reports: Annotated[list[Annotated[_Name, AfterValidator(_report)]], BeforeValidator(_as_list)] = []
+    verdicts: Verdicts = Verdicts()
+    net: Annotated[Net, BeforeValidator(_named)]
+    data: Annotated[Data, BeforeValidator(_named)]
+    replicates: Annotated[Count, Field(le=10_000)] = 1
+    find: _grid(Recipe)  # type: ignore[valid-type]
+    eval: _grid(Recipe) | None = None  # type: ignore[valid-type]
+    prune: Prune = Prune()
+    tickets: Tickets = Tickets()
+    protocol: Protocol = Protocol()
+    measures: Measures = Measures()
+    panels: list[dict[str, Any]] = []
+
+
+OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "tickets", "protocol", "measures")
+"""Sections that a panel may have of its own."""
