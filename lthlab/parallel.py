@@ -163,7 +163,7 @@ class SharedLane(Lane):
             self.stream = torch.cuda.current_stream(self.device)  # the steps of one lane are in one order anyway
         own, size = train.recipe.processes, member.size
         self.processes = size if own == 1 else own
-        self.network.normalise_by(synchronised if own == 1 else layers.in_parts(own // size))
+        self.network.normalise_by(layers.synchronised if own == 1 else layers.in_parts(own // size))
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         index = [member.device.index] if member.device.type == "cuda" else None
@@ -247,45 +247,6 @@ class SharedLane(Lane):
             sums[0], sums[1] = losses[0].double() * (part.stop - part.start), correct[0]
         dist.all_reduce(sums)
         return sums[:1] / len(labels), sums[1:].long()
-
-
-class _Synchronised(torch.autograd.Function):
-    """Batch normalisation by mean and variance over the images of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        var, mean = torch.var_mean(x.to(weight.dtype), (0, 2, 3), correction=0)
-        count = torch.full_like(mean[:1], x.numel() // x.shape[1])
-        own = torch.cat([count, mean, var])
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own)
-        counts, means, variances = torch.stack(parts).split([1, len(mean), len(mean)], 1)
-        total = counts.sum()
-        mean = (counts * means).sum(0) / total
-        var = (counts * (variances + (means - mean).square())).sum(0) / total
-        running_mean.lerp_(mean, 0.1)
-        running_var.lerp_(var * (total / (total - 1)), 0.1)
-        ctx.save_for_backward(x, mean, var, weight, total)
-        return torch.nn.functional.batch_norm(x, mean, var, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, var, weight, total = ctx.saved_tensors
-        through, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
-            gradients[0], x, weight, mean, var, None, None, False, 1e-5, [True, True, True]
-        )
-        sums = torch.stack([of_bias, of_weight])
-        dist.all_reduce(sums)
-        scale = (var + 1e-5).rsqrt()
-        slope = weight * scale * scale * sums[1] / total
-        offset = weight * scale * sums[0] / total - slope * mean
-        moved = x * slope[:, None, None] + offset[:, None, None]
-        return through - moved.to(x.dtype), None, None, of_weight, of_bias
-
-
-def synchronised(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalise by the mean and variance over the images of all processes."""
-    return _Synchronised.apply(x, mean, var, weight, bias)
 
 
 # --- the process that leads -----------------------------------------------------------------------------------
