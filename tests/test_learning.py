@@ -8,7 +8,11 @@ import pytest
 from lthlab.parts import NETS, Data, Net
 
 WIDTH = 4
-NEEDS: dict[str, tuple[dict, dict]] = {}
+NEEDS: dict[str, tuple[dict, dict]] = {
+    **dict.fromkeys(("vgg11", "vgg16", "vgg19"), ({"size": 32}, {})),
+    "mobilenet_v1": ({"size": 16}, {"lr": 0.001, "epochs": 6}),
+    "conv6": ({}, {"lr": 0.001, "epochs": 5}),
+}
 """What a network needs besides, by name: fields of the data (digits are grey, of 8×8 pixels) and of the recipe."""
 
 
@@ -49,6 +53,7 @@ def test_loss_falls_with_finite_gradients_alone_as_in_a_group(name):
 GOOD = {
     "lenet_300_100": ({}, {"epochs": 20, "lr": 0.05, "lr_schedule": "linear", "mixup": 0.2}),
     "resnet8": ({"width": 8}, {"epochs": 12, "lr": 0.1, "lr_schedule": "cosine", "nesterov": True}),
+    "vgg11": ({"width": 8}, {"epochs": 10, "lr": 0.05, "lr_schedule": "cosine", "nesterov": True}),
 }
 """By network: its fields, and a recipe with which it learns the digits well."""
 

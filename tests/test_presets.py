@@ -113,7 +113,7 @@ RATES = {
 def config(presets, **find):
     fields = ", ".join(f"{name}: {value}" for name, value in find.items())
     names = ", ".join(presets)
-    text = f"name: s\nnet: {{name: resnet8, width: 4}}\ndata: cifar\npresets: [{names}]\nfind: {{{fields}}}\n"
+    text = f"name: s\nnet: {{name: resnet8, width: 4}}\ndata: cifar10\npresets: [{names}]\nfind: {{{fields}}}\n"
     return spec.parse(text, str(FOLDER.parent / "s.yaml"))
 
 
@@ -124,7 +124,7 @@ def parsed(presets, **find):
 
 @pytest.fixture(autouse=True)
 def images(monkeypatch):
-    monkeypatch.setitem(DATASETS, "cifar", helpers.CIFAR)
+    monkeypatch.setitem(DATASETS, "cifar10", helpers.CIFAR)
 
 
 @pytest.mark.parametrize("presets, fields, levels, replicates, rewind, rules", ROWS, ids=[row[0][-1] for row in ROWS])
@@ -145,6 +145,25 @@ def test_numbers_are_those_of_the_paper(presets, fields, levels, replicates, rew
     assert panel.replicates == replicates
     assert (panel.tickets.WR.rewind if panel.tickets.WR else None) == rewind
     assert panel.protocol == sections.Protocol(**rules)
+
+
+SEEN = {
+    "ma_cifar": {"augment": "crop_flip"}, "ma_cifar_vgg16": {"augment": "crop_flip"},
+    "ma_code_cifar": {"augment": "crop_flip", "normalise": "reference"}, "ma_tiny_imagenet": {"augment": "crop_flip"},
+    "sooner_cifar10": {"augment": "crop_flip"}, "frankle_carbin_cifar10": {"augment": "crop_flip"},
+    **dict.fromkeys(
+        ("ma_imagenet", "ma_code_imagenet", "ma_code_imagenet_omp", "morcos_imagenet", "sooner_imagenet"),
+        {"augment": "resized_crop_flip"},
+    ),
+}  # fmt: skip
+"""What networks see of the images, by preset; the other papers say nothing of it."""
+
+
+@pytest.mark.parametrize("presets", [row[0] for row in ROWS], ids=lambda presets: presets[-1])
+def test_what_networks_see_is_that_of_the_paper(presets):
+    data = parsed(presets, batch_size=128, lr=0.1).data.model_dump(exclude_defaults=True)
+    above = [SEEN[name] for name in presets if name in SEEN]
+    assert data == {"name": "cifar10", **(above[-1] if above else {})}
 
 
 def test_every_preset_is_in_a_row():
