@@ -188,10 +188,8 @@ def _prepare(asked: Iterable[Value], store: Store, places: Sequence[torch.device
     everything = ancestors(asked)
     plan.refuse_unsupported(everything)
     trains = [value for value in everything if isinstance(value, Train)]
-    unpinned = {train.data.name for train in trains if train.data.facts.fingerprint is None}
-    catalog.refuse_missing(sorted(unpinned))
-    for name in unpinned:
-        data.load(name, None)  # refuses a registered one with the facts that it should be registered with
+    for name in sorted({train.data.name for train in trains if train.data.facts.fingerprint is None}):
+        data.load(name, None)  # refuses: not installed, or not registered with its facts, which the error tells
     refuse_impossible(everything)
     parallel.refuse(trains, places)
     store.check_writable()
