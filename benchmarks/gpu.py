@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import ours
-from benchmarks.catalogue import FORMS, GPU_NETS, GROUP_SIZES, PRECISIONS, gpu_name
+from benchmarks.catalogue import FORMS, GPU_NETS, LARGE, PRECISIONS, gpu_name, group_sizes
 from benchmarks.record import Row, machine, read, row, write
 from lthlab import devices
 from lthlab.engine import Training
 from lthlab.errors import InputError, nearest
-from lthlab.parts import Data, Net
+from lthlab.parts import NETS, Data, Net
 
 RESULTS = Path("build", "benchmarks", "gpu.json")
 TRAINED, TESTED = 6400, 1280
@@ -78,7 +78,7 @@ def groups(nets: Sequence[str], quick: bool = False) -> list[Group]:
     found = [
         Group(net, size, batch, precision, form)
         for net in nets
-        for batch, precision, form, size in itertools.product(GPU_NETS[net], PRECISIONS, FORMS, GROUP_SIZES)
+        for batch, precision, form, size in itertools.product(GPU_NETS[net], PRECISIONS, FORMS, group_sizes(net))
     ]
 
     def rank(group: Group) -> tuple[int, ...]:
@@ -149,13 +149,14 @@ class Bench:
         return found, [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]
 
     def _images(self, group: Group, number: int) -> Data:
-        small = group.net.startswith("lenet") or self.quick
+        small = group.net.startswith("lenet") or (self.quick and group.net not in LARGE)
         name, augment = ("digits", "none") if small else ("synthetic_32", "crop_flip")
         most = 4 * group.batch if self.quick else ours.describe(name).images
         return ours.describe(name, train_size=min(number, most), augment=augment)
 
     def _training(self, group: Group, described: Data, test: int, start: int | None = None) -> Training:
-        net = Net(name=group.net, width=4) if self.quick and "resnet" in group.net else Net(name=group.net)
+        narrow = self.quick and "width" in NETS[group.net]
+        net = Net(name=group.net, width=4) if narrow else Net(name=group.net)
         test = min(test, described.facts.test)
         dataset = ours.synthetic(described, 20 if self.quick else test)
         return ours.training(
@@ -195,9 +196,11 @@ class Bench:
         began, longest, failed = time.monotonic(), 0.0, 0
         sizes = list(dict.fromkeys((group.net, group.batch) for group in wanted))
         first = [size for size in sizes if size[1] == sizes[0][1]]
-        telling = [group for group in wanted if (group.net, group.batch) in first][: len(first) * len(GROUP_SIZES)]
+        most = sum(len(group_sizes(net)) for net, _ in first)
+        telling = [group for group in wanted if (group.net, group.batch) in first][:most]
         others = [group for group in wanted if group not in telling]
         turns: list[Group | tuple[str, int]] = [*telling, *first, *others, *sizes]
+        turns = [turn for turn in turns if isinstance(turn, Group) or turn[0] not in LARGE]
         for turn in turns:
             due = self._due(turn)
             if due is None:

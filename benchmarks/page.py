@@ -6,12 +6,12 @@ from benchmarks.catalogue import (
     BENCHMARKS,
     FORMS,
     GPU_NETS,
-    GROUP_SIZES,
     GROWTH,
     PRECISIONS,
     Benchmark,
     Figure,
     gpu_name,
+    group_sizes,
 )
 from benchmarks.record import Row
 
@@ -61,9 +61,9 @@ def _gpu(benchmark: Benchmark, rows: Mapping[str, Row]) -> list[str]:
         for what, words in _GPU_QUANTITIES.items():
             lines = [
                 [str(size), *(_value(rows.get(gpu_name(net, what, size, *kind)), unit=False) for kind in kinds)]
-                for size in GROUP_SIZES
+                for size in group_sizes(net)
             ]
-            sets = [",".join(map(str, numbers)) for numbers in (GROUP_SIZES, batches, PRECISIONS, FORMS)]
+            sets = [",".join(map(str, numbers)) for numbers in (group_sizes(net), batches, PRECISIONS, FORMS)]
             names = "gpu_{}_{}_group{{{}}}_batch{{{}}}_{{{}}}_{{{}}}".format(net, what, *sets)
             measured = any(cell != NOT_MEASURED for line in lines for cell in line[1:])
             parts.append(f"{net}, {words} (`{names}`)" + (":" if measured else f": {NOT_MEASURED}."))
@@ -79,7 +79,7 @@ def _gpu(benchmark: Benchmark, rows: Mapping[str, Row]) -> list[str]:
 
 
 def _gpu_target(rows: Mapping[str, Row]) -> str:
-    beginnings = tuple(f"gpu_resnet20_seconds_per_epoch_group{size}_batch64_" for size in GROUP_SIZES)
+    beginnings = tuple(f"gpu_resnet20_seconds_per_epoch_group{size}_batch64_" for size in group_sizes("resnet20"))
     done = [found for name, found in rows.items() if name.startswith(beginnings) and found["value"] is not None]
     figure = Figure("", "s", "", at_most=_GPU_TARGET_S)
     best = min(done, key=lambda found: found["value"], default=None)

@@ -388,6 +388,27 @@ MUTANTS = [
         "tests/test_panels.py::test_dense_networks_of_another_recipe_are_evaluated",
     ),
     Mutant(
+        "groups of maps with an odd number of places stacked",
+        "sizes",
+        "not any(places % 4 for places in maps)",
+        "any(maps)",
+        "tests/test_replicas.py::test_the_form_follows_from_network_and_images",
+    ),
+    Mutant(
+        "fan in and fan out exchanged",
+        "layers",
+        '"he_fan_out": math.sqrt(2 / fan_out),',
+        '"he_fan_out": math.sqrt(2 / fan_in),',
+        "tests/test_nets.py::test_fans_are_counted_as_by_torch",
+    ),
+    Mutant(
+        "the class's default left out of keys instead of the network's",
+        "parts",
+        "if value != own.get(name, value)}",
+        "if value != type(self).model_fields[name].default}",
+        "tests/test_parts.py::test_each_network_has_defaults_of_its_own",
+    ),
+    Mutant(
         "results of what ran last under a study's name",
         "results",
         "if isinstance(study, Config):",

@@ -1,8 +1,10 @@
 """Networks: counts, agreement with plain torch, initial weights."""
 
 import math
+import re
 from collections import OrderedDict
 from functools import partial
+from pathlib import Path
 
 import helpers
 import pytest
@@ -438,6 +440,27 @@ def test_a_network_of_ones_own(monkeypatch):
             nets.register("single", Single)
     finally:
         parts.NETS.pop("single", None)
+
+
+def test_the_network_of_the_readme_groups_and_prunes():
+    """Under 20 lines; each replica has the bits that it has alone, and what its mask prunes stays zero."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "nets.register" in block)
+    assert len(code.splitlines()) < 20
+    try:
+        exec(code, names := {})
+        own, data = Net(name="little"), Data(name="digits", train_size=100)
+        assert nets.module_of("little") is not None and names["Little"].__name__ == "Little"
+        jobs = [helpers.job(helpers.train(own, data, r), helpers.half_mask(own, data, r)) for r in range(3)]
+        together = helpers.run(jobs)
+        assert together.group.form == "stacked" and set(jobs[0].mask) == {"conv.weight"}
+        for number, job in enumerate(jobs):
+            state = together.group.state(number)
+            assert helpers.equal(state, helpers.run([job]).group.state(0))
+            assert not state["conv.weight"][~job.mask["conv.weight"]].any() and state["conv.weight"].any()
+    finally:
+        parts.NETS.pop("little", None)
+        nets._BUILDERS.pop("little", None)
 
 
 # --- products of batches --------------------------------------------------------------------------------------
