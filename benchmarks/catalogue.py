@@ -92,10 +92,10 @@ _GROUPS = Benchmark(
     "one network fills both cores, and replicas take turns, as do those whose last maps have an odd number of places "
     "(VGG-16 and MobileNet-v1 at 16 × 16), since the bits of a stack would depend on its size.\n\n"
     "The target of `lenet_group16_vs_sequential` is older than steps without autograd, which made a replica alone "
-    "about 1.6 times as fast and the group about 1.4 times, so that the ratio falls. Alone, a step takes about 0.28 ms, "
-    "0.18 of it for products; three times as fast would leave a group 1.5 ms a step, and the products of each of its two "
-    "lanes take 1.4 ms. Against plain torch, which is always the same, the "
-    "group is measured in the second line: 16 bare loops, as of the section above, one after the other.",
+    "about 1.6 times as fast and the group about 1.4 times, so that the ratio falls. Alone, a step takes about "
+    "0.28 ms, 0.18 of it for products; three times as fast would leave a group 1.5 ms a step, and the products of each "
+    "of its two lanes take 1.4 ms. Against plain torch, which is always the same, the group is measured in the second "
+    "line: 16 bare loops, as of the section above, one after the other.",
     (
         Figure("lenet_group16_vs_sequential", "times", "16 × LeNet-300-100 on digits", at_least=3.0),
         Figure("lenet_group16_vs_plain_loop", "times", "the same group / 16 bare loops of plain torch"),
