@@ -90,11 +90,11 @@ _GROUPS = Benchmark(
     "Stacked wins wherever one network leaves the cores idle: fully connected networks, and convolutions of images up "
     "to 16 × 16, where two lanes of stacked replicas, each on a core of its own, beat one network on both. At 32 × 32 "
     "one network fills both cores, and replicas take turns.\n\n"
-    "The target of `lenet_group16_vs_sequential` is older than steps without autograd, which made the group 1.4 times "
-    "as fast and a replica alone 1.6 times, so that the ratio fell. Of a step of one replica alone (0.28 ms) its "
-    "products take 0.18 ms on one core, of its share in a lane of eight (0.20 ms) as much: with two cores, the ratio "
-    "of three would need a group faster than its products. Against plain torch, which is always the same, the "
-    "group is measured in the second line: 16 bare loops, as of the section above, one after the other.",
+    "The target of `lenet_group16_vs_sequential` is older than steps without autograd, which made a replica alone "
+    "about 1.6 times as fast and the group about 1.4 times, so that the ratio falls. Alone, a step takes about 0.28 "
+    "ms, 0.18 of it for products; three times as fast would leave a group 1.5 ms a step, and the products of each of "
+    "its two lanes take 1.4 ms. Against plain torch, which is always the same, the group is measured in the second "
+    "line: 16 bare loops, as of the section above, one after the other.",
     (
         Figure("lenet_group16_vs_sequential", "times", "16 × LeNet-300-100 on digits", at_least=3.0),
         Figure("lenet_group16_vs_plain_loop", "times", "the same group / 16 bare loops of plain torch"),
