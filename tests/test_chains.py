@@ -80,22 +80,26 @@ def test_gradients_are_those_of_plain_torch():
 
 
 def lane_of(value):
-    source = Source(helpers.load(DATA), "none", torch.float32, torch.device("cpu"))
-    return Lane([value], [helpers.job(value).state], source, torch.device("cpu"), 1)
+    dataset, cpu = helpers.load(DATA), torch.device("cpu")
+    source = Source(dataset, dataset.train_x, dataset.train_y, torch.float32, cpu)
+    return Lane([value], [helpers.job(value).state], source, cpu, 1)
 
 
 @pytest.mark.parametrize(
-    "net, precision, short",
+    "net, fields, short",
     [
-        (helpers.LENET, "fp32", True),
-        (helpers.LENET, "fp64", True),
-        (helpers.LENET, "bf16", False),
-        (helpers.narrow(4), "fp32", False),
-        (Narrow(helpers.LENET, Level(19)), "fp32", False),
+        (helpers.LENET, {"precision": "fp32"}, True),
+        (helpers.LENET, {"precision": "fp64"}, True),
+        (helpers.LENET, {"nesterov": True}, True),
+        (helpers.LENET, {"precision": "bf16"}, False),
+        (helpers.LENET, {"label_smoothing": 0.1}, False),
+        (helpers.LENET, {"mixup": 0.2}, False),
+        (helpers.narrow(4), {}, False),
+        (Narrow(helpers.LENET, Level(19)), {}, False),
     ],
 )
-def test_what_takes_the_short_way(net, precision, short, monkeypatch):
-    lane = lane_of(helpers.train(net, DATA, precision=precision))
+def test_what_takes_the_short_way(net, fields, short, monkeypatch):
+    lane = lane_of(helpers.train(net, DATA, **fields))
     asked = []
     monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: asked.append(True) or lane._gradients)
     images = torch.randn(1, 8, *DATA.facts.shape, dtype=lane.dtype)
