@@ -279,7 +279,7 @@ class Data(Part):
         3 repeats grey images in three channels.
     size : int, optional
         Side that images are padded to with black, as much on either side; before normalisation, so that the border is
-        black. Of a streamed set the side that images are brought to.
+        black. Of a streamed set the side that images are brought to (see `lthlab.images.fitted`).
     normalise : {'own', 'reference', 'imagenet'}, optional
         Mean and standard deviation of each channel that pixels are normalised by: over all training images of the set
         as they are stored, whatever part of them is used; the numbers of the reference code of Ma et al. (2021), whose

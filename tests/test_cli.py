@@ -330,7 +330,7 @@ def test_bash_completes_studies_and_options(folder, capsys):
         (
             ("", ""),
             ["--set", "data={name: digits, size: 7}"],
-            "data.size: 7 is less than images of 'digits' have, 8 × 8",
+            "7 is less than images of 'digits' have, 8 × 8",
         ),
         (("", ""), ["--device", "tpu"], "device 'tpu' is not here; allowed: auto, cpu"),
         (("", ""), ["--device", "cpu:7"], "device 'cpu:7' is not here; allowed: auto, cpu"),
