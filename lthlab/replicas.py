@@ -36,7 +36,7 @@ def form_of(net: Net | Narrow, data: Data, device: torch.device | str = "cpu") -
     """Choose how a group executes.
 
     On CPUs small convolutions are stacked: those of images up to 16×16 pixels whose maps all have a multiple of four
-    places, with up to 10⁸ products for an image. With odd numbers of places, such as one, the bits of a replica may
+    places, with up to 3 · 10⁷ products for an image. With odd numbers of places, such as one, the bits of a replica may
     depend on how many there are; depthwise convolutions of such networks end with a map of one place.
 
     Returns

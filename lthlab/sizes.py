@@ -22,7 +22,7 @@ TOLERANCE = 0.02
 _Widths = Sequence[Any] | NDArray[Any]
 _Shape = tuple[int, int, int]
 _AROUND = {2: 171, 3: 24}  # by number of stages; up to 2,000 channels, what is further off is less even than rounding
-_SMALL, _LARGE = 16, 10**8  # pixels of a side; products for an image, of which two threads have enough
+_SMALL, _LARGE = 16, 3 * 10**7  # pixels of a side; products for an image, of which two threads have enough
 _MOST = 7**6  # combinations of widths that are tried where there are more stages
 STEMS = {"cifar": (3, 1, False), "tiny_imagenet": (3, 2, False), "imagenet": (7, 2, True)}
 """What images meet first in ResNets: size of the kernel, stride, and whether pooling follows."""

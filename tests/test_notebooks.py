@@ -16,7 +16,7 @@ import test_pages
 from matplotlib import pyplot
 from ruamel.yaml import YAML
 
-from lthlab import data, datasets, lab, pages, results, sections, spec, store
+from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -252,6 +252,18 @@ def test_a_second_run_trains_nothing(tiny):
     assert summary.trained == 0 and summary.trainings > 0 and stamps() == before
 
 
+@pytest.fixture
+def forgotten():
+    """What a test registers is forgotten after it."""
+    kept = (parts.NETS, nets._BUILDERS, datasets.DATASETS, data._sources)
+    before = [dict(table) for table in kept]
+    yield
+    for table, names in zip(kept, before, strict=True):
+        table.clear()
+        table.update(names)
+    sys.modules.pop("own", None)
+
+
 LOST = "frame = frame.drop(index=frame.index[-1])"
 MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != frame.index[-1], 0))"
 
@@ -276,9 +288,10 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
     ],
 )
-def test_checks_notice_what_is_unsound(name, fault, message, tiny, monkeypatch):
+def test_checks_notice_what_is_unsound(name, fault, message, tiny, forgotten, monkeypatch):
     """Run a notebook's cells here, then its checks after a fault."""
     monkeypatch.chdir(tiny / "notebooks")
+    monkeypatch.syspath_prepend(tiny / "notebooks")
     monkeypatch.setattr(results, "revived", results.revived)
     names: dict = {}
     *rest, checks = [cell["source"] for cell in cells(tiny / "notebooks" / f"{name}.ipynb", "code")]
@@ -304,7 +317,7 @@ def test_a_check_that_fails_stops_the_page(tiny):
         pages.publish(tiny / "wrong.ipynb", tiny / "wrong.html")
 
 
-def test_the_code_of_the_readme_runs(tiny, monkeypatch):
+def test_the_code_of_the_readme_runs(tiny, forgotten, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 2
     monkeypatch.chdir(tiny)
@@ -314,7 +327,6 @@ def test_the_code_of_the_readme_runs(tiny, monkeypatch):
     assert 0 < names["accuracy"]["LT"] <= 1 and 0 < names["accuracy"]["RR"] <= 1
     assert {"n", "mean", "low", "high"} <= set(names["summary"])
     pyplot.close(names["ax"].figure)
-    del datasets.DATASETS["noise"], data._sources["noise"]  # the example of a registered set
 
 
 def test_the_study_in_the_readme_is_read():
