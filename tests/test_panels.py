@@ -189,13 +189,6 @@ def test_a_wrong_network_hides_nothing_else():
     assert [field for _, _, field, _ in problems(text)] == ["net.name", "prune.levels"]
 
 
-def test_the_presets_of_the_repository_are_read():
-    folder = studies.find("demo").parent
-    for path in folder.glob("presets/*.yaml"):
-        text = STUDY.replace("epochs: 3", "epochs: 200").replace("digits", "cifar10") + f"presets: {path.stem}\n"
-        assert spec.parse(text, str(folder / "x.yaml")).panels
-
-
 def test_sparsities_of_more_than_is_prunable_are_located():
     rules = "protocol: {denominator: all, prunable: first_last_dense}\n"
     found = problems(STUDY.replace("[2, 4]", "[2, 60], sparsities: [0.5, 0.9999]").replace("IMP", "OMP") + rules)

@@ -111,9 +111,10 @@ RATES = {
 
 
 def config(presets, **find):
+    name = "vgg19" if "morcos_vgg19" in presets else "resnet50"
     fields = ", ".join(f"{name}: {value}" for name, value in find.items())
     names = ", ".join(presets)
-    text = f"name: s\nnet: {{name: resnet8, width: 4}}\ndata: cifar10\npresets: [{names}]\nfind: {{{fields}}}\n"
+    text = f"name: s\nnet: {{name: {name}, width: 4}}\ndata: cifar10\npresets: [{names}]\nfind: {{{fields}}}\n"
     return spec.parse(text, str(FOLDER.parent / "s.yaml"))
 
 
@@ -145,6 +146,24 @@ def test_numbers_are_those_of_the_paper(presets, fields, levels, replicates, rew
     assert panel.replicates == replicates
     assert (panel.tickets.WR.rewind if panel.tickets.WR else None) == rewind
     assert panel.protocol == sections.Protocol(**rules)
+
+
+NETS = {
+    **dict.fromkeys(("ma_imagenet", "sooner_imagenet", "lan_miniplaces"), {"stem": "imagenet"}),
+    **dict.fromkeys(("ma_tiny_imagenet", "lan_tiny_imagenet"), {"stem": "tiny_imagenet"}),
+    "ma_code_imagenet": {"init": "he_fan_in"},
+    "morcos_vgg19": {"init": "glorot_normal", "bias": True},
+}
+"""What a preset says of networks, on top of what those below say."""
+
+
+@pytest.mark.parametrize("presets", [row[0] for row in ROWS], ids=lambda presets: presets[-1])
+def test_networks_are_those_of_the_paper(presets):
+    stated: dict = {}
+    for name in presets:
+        stated |= NETS.get(name, {})
+    net = parsed(presets, batch_size=128, lr=0.1).net
+    assert net.form() == {"name": net.name, "width": 4, **stated}
 
 
 SEEN = {
