@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,13 @@ class Installed:
 def is_installed(name: str) -> bool:
     """Whether the data home says that it has a set."""
     return (data_home() / f"{name}.json").is_file()
+
+
+def root_of(name: str) -> Path | None:
+    """Look up the folder that the images of an installed, streamed set are read from; None if none is known."""
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        return Path(json.loads((data_home() / f"{name}.json").read_bytes())["root"])
+    return None
 
 
 def installed(name: str) -> Installed:

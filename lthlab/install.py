@@ -259,19 +259,20 @@ def fetch(name: str, tell: Callable[[str], None]) -> DataFacts:
     Raises
     ------
     InputError
-        If it is not known or cannot be fetched, the disk lacks the space, a download fails or has another checksum,
-        or as of `import_set`.
+        If it is not known or cannot be fetched, a folder is in the way, the disk lacks the space, a download fails or
+        has another checksum, or as of `import_set`.
     """
     if name not in KNOWN:
         raise InputError(f"data set '{name}' cannot be fetched; {nearest(name, fetchable())}")
     known, home = KNOWN[name], data_home()
     if not known.archives:
         raise InputError(f"data set '{name}' cannot be fetched ({known.terms}): {catalog.remedy(name)}")
+    downloads = home / "downloads" / name
+    _target(name, downloads)
     size = sum(archive.size for archive in known.archives)
     tell(f"{name}: {known.about}; {size / 1e6:,.1f} MB; {known.terms}")
     for archive in known.archives:
         tell(f"  {archive.url}  {archive.size / 1e6:,.1f} MB  MD5 {archive.md5}")
-    downloads = home / "downloads" / name
     downloads.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(home).free) < 3 * size:
         raise InputError(f"{home} has {free / 1e6:,.0f} MB free; {3 * size / 1e6:,.0f} are needed")
@@ -291,14 +292,25 @@ def _import_downloads(name: str, downloads: Path) -> DataFacts:
     known = KNOWN[name]
     if not known.unpacked:
         return import_set(name, downloads)
-    folder = data_home() / name if DATASETS[name].streamed else downloads / "unpacked"
     aside = downloads / "unpacking"
     shutil.rmtree(aside, ignore_errors=True)
     for archive in known.archives:
         _unpack(downloads / archive.name, aside)
+    folder = _target(name, downloads)
     shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
     return import_set(name, folder)
+
+
+def _target(name: str, downloads: Path) -> Path:
+    """Say where archives are unpacked to; a folder that no installation reads images from is never replaced."""
+    if not DATASETS[name].streamed:
+        return downloads / "unpacked"
+    folder = data_home() / name
+    if os.path.lexists(folder) and catalog.root_of(name) != folder.resolve():
+        text = f"{folder} is there already, and no installed set reads it, so it is not replaced"
+        raise InputError(f"{text}; `lthlab data import {name} {folder}` installs what it holds; else move it away")
+    return folder
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -349,16 +349,21 @@ def test_nothing_listens(home, served, monkeypatch):
         install.download(archive, home / "file")
 
 
-@pytest.mark.parametrize("name", ["tiny_imagenet", "places365"])
-def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
+def packed(name, tmp_path, monkeypatch):
+    """Put a set of images into an archive, which is what a download then gives."""
     sets.shrink(monkeypatch, name, 24, 9, classes=3)
     root = getattr(sets, name)(tmp_path / "tree", sets.sets_of((3, 64, 64), 3))
     top = root.parent if name == "tiny_imagenet" else root
-    packed = shutil.make_archive(str(tmp_path / "archive"), "zip" if name == "tiny_imagenet" else "tar", top)
+    made = shutil.make_archive(str(tmp_path / "archive"), "zip" if name == "tiny_imagenet" else "tar", top)
     url = KNOWN[name].archives[0].url
     monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], archives=(Archive(url, 1, "0" * 32),)))
-    monkeypatch.setattr(install, "download", lambda archive, path: shutil.copy(packed, path))
+    monkeypatch.setattr(install, "download", lambda archive, path: shutil.copy(made, path))
     shutil.rmtree(top)
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "places365"])
+def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
+    packed(name, tmp_path, monkeypatch)
     fetch(name, print)
     found = catalog.installed(name)
     if name == "places365":
@@ -367,6 +372,25 @@ def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
         assert len(found.contents["train_x"]) == 24
         assert sets.tree(home) == [f"{name}.json", f"{name}.safetensors"]
     assert not (home / "downloads" / name).exists()
+
+
+def test_a_folder_that_no_installation_reads_is_never_replaced(home, tmp_path, monkeypatch):
+    packed("places365", tmp_path, monkeypatch)
+    (home / "places365").mkdir(parents=True)
+    (home / "places365" / "own.txt").write_text("mine")
+    for damaged in (False, True):
+        if damaged:
+            (home / "places365.json").write_text("{")
+        with pytest.raises(InputError) as error:
+            fetch("places365", lambda text: pytest.fail("was told to download"))
+        assert str(error.value).startswith(f"{home / 'places365'} is there already, and no installed set reads it")
+        assert "`lthlab data import places365 " in str(error.value) and "move it away" in str(error.value)
+        assert (home / "places365" / "own.txt").read_text() == "mine"
+    (home / "places365" / "own.txt").unlink()
+    (home / "places365").rmdir()
+    fetch("places365", print)
+    fetch("places365", print)
+    assert verify("places365") == []
 
 
 # --- verifying ------------------------------------------------------------------------------------------------
