@@ -364,16 +364,26 @@ def installed(name: str) -> Installed:
 
 
 def missing(names: Iterable[str]) -> list[str]:
-    """Say of all data sets that are neither registered nor installed where was looked, and how to get them."""
+    """Say of all data sets that are neither registered nor installed what is not there, and how to get them."""
     return [
-        f"data set '{name}' is not installed: there is no {data_home() / name}.json; {remedy(name)}"
+        f"data set '{name}' is {absent}; {remedy(name)}"
         for name in dict.fromkeys(names)
-        if (name in KNOWN or name not in DATASETS) and not is_installed(name)
+        if (name in KNOWN or name not in DATASETS) and (absent := _absent(name))
     ]
 
 
+def _absent(name: str) -> str | None:
+    """Say what a set lacks, of what takes no reading; of a streamed one also its labels, names and images."""
+    folder = data_home()
+    if not is_installed(name):
+        return f"not installed: there is no {folder / name}.json"
+    root = root_of(name)
+    parts = () if root is None else (root, folder / f"{name}.safetensors", folder / f"{name}.names.json")
+    return next((f"installed, but {path} is not there" for path in parts if not path.exists()), None)
+
+
 def refuse_missing(names: Iterable[str]) -> None:
-    """Raise InputError for all data sets that are neither registered nor installed."""
+    """Raise InputError for all data sets that `missing` names."""
     if found := missing(names):
         raise InputError("\n".join(found))
 

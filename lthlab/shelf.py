@@ -28,7 +28,7 @@ def _list(options: argparse.Namespace) -> Result:
 
 
 def _fetch(options: argparse.Namespace) -> Result:
-    if catalog.is_installed(options.name):
+    if catalog.is_installed(options.name) and not catalog.missing([options.name]):
         if not options.json:
             print(f"{options.name} is installed already; `lthlab data verify {options.name}` checks it")
         return {"name": options.name, "installed": "before"}, 0

@@ -180,6 +180,17 @@ def test_missing_sets_are_refused_with_where_and_how(home, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("gone", ["files", "home/files.safetensors", "home/files.names.json"])
+def test_a_streamed_set_without_its_files_is_missing(files, mine, tmp_path, gone):
+    assert catalog.missing(["files", "mine"]) == []
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    text = f"data set 'files' is installed, but {tmp_path / gone} is not there; `lthlab data import files FOLDER`"
+    assert catalog.missing(["files", "mine"]) == [text]
+    with pytest.raises(InputError) as error:
+        catalog.installed("files")
+    assert str(error.value) == text
+
+
 def test_installed_arrays(mine):
     found = catalog.installed("mine")
     assert found.facts == mine and not found.digests

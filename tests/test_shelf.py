@@ -119,6 +119,14 @@ def test_fetching_says_what_comes(folder, capsys, monkeypatch):
     assert command(capsys, "data", "fetch", "mnist")[1].startswith("mnist is installed already")
 
 
+def test_a_set_whose_images_are_gone_can_be_fetched_again(folder, capsys, monkeypatch):
+    monkeypatch.setattr(install, "fetch", lambda name, tell: pytest.fail("was fetched"))
+    (folder / "home").mkdir()
+    (folder / "home" / "places365.json").write_text(json.dumps({"root": str(folder / "gone")}))
+    with pytest.raises(pytest.fail.Exception, match="was fetched"):
+        command(capsys, "data", "fetch", "places365")
+
+
 def test_names_are_completed(folder, capsys):
     Path("completion.bash").write_text(command(capsys, "completion", "bash")[1])
     ask = (
