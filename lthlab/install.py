@@ -92,6 +92,8 @@ def _install_arrays(name: str, arrays: Arrays, source: str, classes: Sequence[st
     images = ordered["train_x"]
     facts = catalog.describe(ordered, images.shape[1:], len(classes), catalog.histogram(images))
     _check(name, facts, source)
+    if (shape := ordered["test_x"].shape[1:]) != facts.shape:
+        raise InputError(f"{source} has test images of shape {shape}; those of '{name}' have {facts.shape}")
     _write(name, facts, ordered, {"source": source, "classes": classes})
     return facts
 

@@ -187,6 +187,13 @@ def test_images_of_another_size(home, tmp_path, monkeypatch):
     refused(home, "images of shape (1, 27, 28); those of 'mnist' have (1, 28, 28)", "mnist", tmp_path / "mnist")
 
 
+def test_test_images_of_another_size_than_the_training_images(home, tmp_path, monkeypatch):
+    sets.shrink(monkeypatch, "mnist", 24, 9)
+    sets.mnist(tmp_path, [sets.sets_of((1, 28, 28), 10)[0], sets.sets_of((1, 27, 28), 10)[1]])
+    message = "test images of shape (1, 27, 28); those of 'mnist' have (1, 28, 28)"
+    refused(home, message, "mnist", tmp_path)
+
+
 def test_another_fingerprint_than_the_pinned_one(home, tmp_path, monkeypatch):
     sets.shrink(monkeypatch, "cifar10", 30, 20)
     drawn = sets.sets_of((3, 32, 32), 10, 30, 20)
