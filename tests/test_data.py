@@ -196,20 +196,54 @@ def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_pat
     )
 
 
+ALLOWED = "allowed are uint8 (N, C, H, W), all of one size, and integers (N,) from 0 on, N at least 1"
+
+
 @pytest.mark.parametrize(
     ("change", "given"),
     [
-        ({"train_x": COLOURS / 255}, "train images float64 (12, 3, 5, 4), labels (12,) from 0 on"),
-        ({"train_x": COLOURS[:, 0]}, "train images uint8 (12, 5, 4), labels (12,) from 0 on"),
-        ({"test_y": np.arange(4)}, "test images uint8 (3, 3, 5, 4), labels (4,) from 0 on"),
-        ({"test_y": np.arange(3) - 1}, "test images uint8 (3, 3, 5, 4), labels (3,) from -1 on"),
+        ({"train_x": COLOURS / 255}, "train images float64 (12, 3, 5, 4), labels int64 (12,) from 0 on"),
+        ({"train_x": COLOURS[:, 0]}, "train images uint8 (12, 5, 4), labels int64 (12,) from 0 on"),
+        ({"test_y": np.arange(4)}, "test images uint8 (3, 3, 5, 4), labels int64 (4,) from 0 on"),
+        ({"test_y": np.arange(3) - 1}, "test images uint8 (3, 3, 5, 4), labels int64 (3,) from -1 on"),
+        ({"test_x": COLOURS[:3, :, 1:]}, "train images (3, 5, 4) and test images (3, 4, 4)"),
+        ({"test_y": np.array([0, 1.5, 3])}, "test images uint8 (3, 3, 5, 4), labels float64 (3,)"),
+        ({"train_y": np.array(["a"] * 12)}, "train images uint8 (12, 3, 5, 4), labels <U1 (12,)"),
+        ({"train_y": [0] * 12}, "ndarray as train_x and list as train_y"),
+        ({"test_x": None}, "NoneType as test_x and ndarray as test_y"),
+        ({"test_x": COLOURS[:0], "test_y": np.arange(0)}, "test images uint8 (0, 3, 5, 4), labels int64 (0,)"),
     ],
 )
 def test_a_registered_set_of_another_form_is_refused(registered, change, given):
     data.register("bad", FACTS)(lambda: colours() | change)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         data.load("bad", None)
-    assert str(error.value) == f"data set 'bad' has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on"
+    assert str(error.value) == f"data set 'bad' has {given}: {ALLOWED}"
+
+
+@pytest.mark.parametrize(
+    ("returned", "given"),
+    [
+        ([COLOURS], "list in place of a dict"),
+        ({"train_x": COLOURS, "train_y": np.arange(12)}, "NoneType as test_x and NoneType as test_y"),
+    ],
+)
+def test_a_function_that_returns_no_set_is_refused(registered, returned, given):
+    data.register("bad", FACTS)(lambda: returned)
+    with pytest.raises(InputError) as error:
+        data.load("bad", None)
+    assert str(error.value) == f"data set 'bad' has {given}: {ALLOWED}"
+
+
+def test_test_images_of_another_size_are_not_taken_from_the_cache(registered, tmp_path):
+    """Earlier versions kept such a set, with facts that fit."""
+    arrays = colours() | {"test_x": COLOURS[:3, :, 1:]}
+    for part in ("train", "test"):
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = data.canonical(arrays[f"{part}_x"], arrays[f"{part}_y"])
+    (tmp_path / "bad.safetensors").write_bytes(save(arrays))
+    data.register("bad", data._described(arrays))(lambda: arrays)
+    with pytest.raises(InputError, match="test images"):
+        data.load("bad", tmp_path)
 
 
 def test_order_depends_on_replicate_and_epoch():
