@@ -254,11 +254,13 @@ def histogram(x: Array) -> Array:
     return counts
 
 
-def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, pixels: Array) -> DataFacts:
+def describe(name: str, tensors: Mapping[str, Array], shape: Sequence[int], classes: int, pixels: Array) -> DataFacts:
     """Put together the facts of a set.
 
     Parameters
     ----------
+    name : str
+        What an error calls the set.
     tensors : mapping of str to array
         As of `fingerprint`.
     shape : sequence of int
@@ -267,7 +269,18 @@ def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, p
         Number of classes.
     pixels : array
         `histogram` of all training images.
+
+    Raises
+    ------
+    InputError
+        If a channel has one value throughout, so that it cannot be normalised.
     """
+    mean, std = moments(pixels)
+    if 0 in std:
+        text = (
+            f"data set '{name}': channel {std.index(0)} of all training images is {mean[std.index(0)]:.0f} everywhere"
+        )
+        raise InputError(f"{text}, so it cannot be normalised; leave it out; allowed: channels of two values or more")
     channels, height, width = map(int, shape)
     train, test = (np.bincount(tensors[f"{part}_y"], minlength=classes).tolist() for part in PARTS)
     return DataFacts(
@@ -276,7 +289,8 @@ def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, p
         sum(train),
         sum(test),
         fingerprint(tensors),
-        *moments(pixels),
+        mean,
+        std,
         train_counts=tuple(train) if len(set(train)) > 1 else (),
         test_counts=tuple(test) if len(set(test)) > 1 else (),
         streamed="train_digest" in tensors,

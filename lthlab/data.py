@@ -370,7 +370,7 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
     if path is not None and path.exists():
         try:
             arrays: Arrays = load_file(path)
-            if not _malformed(arrays) and _described(arrays) == facts:
+            if not _malformed(arrays) and _described(name, arrays) == facts:
                 return arrays, facts
             reason = "has other images or labels"
         except SafetensorError as error:
@@ -383,7 +383,7 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
     arrays = {}
     for part in PARTS:
         arrays[f"{part}_x"], arrays[f"{part}_y"] = canonical(decoded[f"{part}_x"], decoded[f"{part}_y"])
-    if (described := _described(arrays)) != facts:
+    if (described := _described(name, arrays)) != facts:
         where = f"what {_sources[name].__name__} decoded is described by {described}"
         raise InputError(f"data set {name!r} is registered with {facts}; {where}")
     if path is not None:
@@ -409,9 +409,9 @@ def _malformed(decoded: Any) -> str:
     return "" if train == test else f"train images {train} and test images {test}"
 
 
-def _described(arrays: Arrays) -> DataFacts:
+def _described(name: str, arrays: Arrays) -> DataFacts:
     images, classes = arrays["train_x"], 1 + int(max(arrays["train_y"].max(), arrays["test_y"].max()))
-    return describe(arrays, images.shape[1:], classes, histogram(images))
+    return describe(name, arrays, images.shape[1:], classes, histogram(images))
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -90,7 +90,7 @@ def _install_arrays(name: str, arrays: Arrays, source: str, classes: Sequence[st
             raise InputError(f"{source} has {len(x):,} {part} images and {len(y):,} labels")
         ordered[f"{part}_x"], ordered[f"{part}_y"] = catalog.canonical(x, y)
     images = ordered["train_x"]
-    facts = catalog.describe(ordered, images.shape[1:], len(classes), catalog.histogram(images))
+    facts = catalog.describe(name, ordered, images.shape[1:], len(classes), catalog.histogram(images))
     _check(name, facts, source)
     if (shape := ordered["test_x"].shape[1:]) != facts.shape:
         raise InputError(f"{source} has test images of shape {shape}; those of '{name}' have {facts.shape}")
@@ -188,7 +188,7 @@ def _install_index(
         names[part] = [found.names[part][place] for place in order]
         tensors[f"{part}_y"] = np.array([found.labels[part][place] for place in order], np.int64)
         tensors[f"{part}_digest"] = np.frombuffer(b"".join(digests[place] for place in order), np.uint8).reshape(-1, 32)
-    facts = catalog.describe(tensors, shape, len(found.classes), counts)
+    facts = catalog.describe(name, tensors, shape, len(found.classes), counts)
     _check(name, facts, source)
     about = {"root": str(found.root), "source": source, "classes": found.classes}
     _write(name, facts, tensors, about, names)

@@ -235,13 +235,21 @@ def test_a_function_that_returns_no_set_is_refused(registered, returned, given):
     assert str(error.value) == f"data set 'bad' has {given}: {ALLOWED}"
 
 
+def test_a_constant_channel_is_refused(registered):
+    constant = COLOURS.copy()
+    constant[:, 1] = 7
+    data.register("bad", FACTS)(lambda: colours() | {"train_x": constant})
+    with pytest.raises(InputError, match="data set 'bad': channel 1 of all training images is 7 everywhere, "):
+        data.load("bad", None)
+
+
 def test_test_images_of_another_size_are_not_taken_from_the_cache(registered, tmp_path):
     """Earlier versions kept such a set, with facts that fit."""
     arrays = colours() | {"test_x": COLOURS[:3, :, 1:]}
     for part in ("train", "test"):
         arrays[f"{part}_x"], arrays[f"{part}_y"] = data.canonical(arrays[f"{part}_x"], arrays[f"{part}_y"])
     (tmp_path / "bad.safetensors").write_bytes(save(arrays))
-    data.register("bad", data._described(arrays))(lambda: arrays)
+    data.register("bad", data._described("bad", arrays))(lambda: arrays)
     with pytest.raises(InputError, match="test images"):
         data.load("bad", tmp_path)
 
@@ -384,7 +392,9 @@ def cifar(registered, monkeypatch):
         arrays = {f"{part}_x": random.integers(0, 256, (n, 3, 1, 1), np.uint8) for part, n in counts.items()}
         arrays |= {f"{part}_y": random.permutation(np.arange(n) % classes) for part, n in counts.items()}
         facts = DataFacts((3, 1, 1), classes, 50_000, 10_000, "c", (125.0, 123.0, 114.0), (63.0, 62.0, 67.0))
-        monkeypatch.setattr(data, "_described", lambda arrays: datasets.DATASETS[f"cifar{arrays['train_y'].max() + 1}"])
+        monkeypatch.setattr(
+            data, "_described", lambda name, arrays: datasets.DATASETS[f"cifar{arrays['train_y'].max() + 1}"]
+        )
         monkeypatch.setitem(datasets.DATASETS, name, facts)
         monkeypatch.setitem(data._sources, name, lambda: arrays)
 

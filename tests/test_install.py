@@ -220,6 +220,17 @@ def test_pixels_that_are_not_those_of_the_set(home, tmp_path, monkeypatch):
         refused(home, "the pixels of train_32x32.mat have mean [", "svhn", folder)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_constant_channel_is_named(home, tmp_path, more):
+    drawn = sets.sets_of((3, 6, 5), 3)
+    drawn[0][0][:, 2] = 0
+    sets.class_folders(tmp_path, drawn, ("a", "b", "c"))
+    if more:  # which makes it a streamed set
+        sets.save(sets.images(9, 3, 9, 7) * np.uint8([[[1]], [[1]], [[0]]]), tmp_path / "train" / "b" / "large.png")
+    message = "data set 'mine': channel 2 of all training images is 0 everywhere, so it cannot be normalised; "
+    refused(home, message + "leave it out", "mine", tmp_path)
+
+
 def test_an_unreadable_image_is_named_and_nothing_is_installed(home, tmp_path):
     sets.class_folders(tmp_path, sets.sets_of((3, 60, 50), 3), ("a", "b", "c"))
     path = next((tmp_path / "test" / "b").iterdir())
