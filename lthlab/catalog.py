@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lthlab.datasets import DATASETS, DataFacts, data_home, data_sets, facts_of
+from lthlab.datasets import DATASETS, DataFacts, data_home, data_sets, facts_of, installed_facts
 from lthlab.errors import InputError
 from lthlab.images import Files
 
@@ -357,9 +357,10 @@ def installed(name: str) -> Installed:
     """
     refuse_missing([name])
     facts, folder = facts_of(name), data_home()
-    about = json.loads((folder / f"{name}.json").read_bytes())
-    path = folder / f"{name}.safetensors"
+    path = folder / f"{name}.json"
     try:
+        about = json.loads(path.read_bytes())
+        path = folder / f"{name}.safetensors"
         tensors: Arrays = load_file(path)
         if (found := fingerprint(tensors)) != facts.fingerprint:
             raise ValueError(f"its fingerprint is {found}; allowed: {facts.fingerprint}")
@@ -419,17 +420,28 @@ def listed() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        name; train, test, classes and shape; bytes, of its decoded images; installed, 'yes', 'no', 'streamed', or
-        'registered' if a function of this package or a module makes it; fingerprint or None; terms and about.
+        name; train, test, classes and shape; bytes, of its decoded images; installed, 'yes', 'no', 'streamed',
+        'damaged' if what its installation says cannot be read, or 'registered' if a function of this package or a
+        module makes it; fingerprint or None; terms and about. Facts that are not known are None.
     """
     rows = []
     for name in data_sets():
-        facts, known = facts_of(name), KNOWN.get(name)
-        there = "registered" if known is None and name in DATASETS else "no"
-        if there == "no" and is_installed(name):
-            there = "streamed" if facts.streamed else "yes"
-        row: dict[str, Any] = {"name": name, "train": facts.train, "test": facts.test, "classes": facts.classes}
-        row |= {"shape": list(facts.shape), "bytes": (facts.train + facts.test) * int(np.prod(facts.shape))}
-        row |= {"installed": there, "fingerprint": facts.fingerprint}
+        facts, known = DATASETS.get(name), KNOWN.get(name)
+        there = "no" if facts is None or known is not None else "registered"
+        try:
+            if there == "no" and (found := installed_facts(name)):
+                facts, there = found, "streamed" if found.streamed else "yes"
+        except InputError:
+            there = "damaged"
+        row: dict[str, Any] = {"name": name, **dict.fromkeys(("train", "test", "classes", "shape", "bytes"))}
+        if facts is not None:
+            row |= {"train": facts.train, "test": facts.test, "classes": facts.classes, "shape": list(facts.shape)}
+            row["bytes"] = decoded_size(facts)
+        row |= {"installed": there, "fingerprint": facts and facts.fingerprint}
         rows.append(row | {"terms": known.terms if known else "", "about": known.about if known else ""})
     return rows
+
+
+def decoded_size(facts: DataFacts) -> int:
+    """Count the bytes of all images of a set, decoded."""
+    return (facts.train + facts.test) * math.prod(facts.shape)

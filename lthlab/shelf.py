@@ -19,8 +19,11 @@ def _list(options: argparse.Namespace) -> Result:
         print(f"data home: {data_home()}")
         print(f"{'':15}    images classes       shape   decoded  installed  {'fingerprint':32}  terms")
         for row in rows:
-            shape = "×".join(map(str, row["shape"]))
-            facts = f"{row['train'] + row['test']:10,} {row['classes']:7,} {shape:>11} {row['bytes'] / 1e6:7,.0f} MB"
+            facts = f"{'':41}"
+            if row["shape"] is not None:
+                shape = "×".join(map(str, row["shape"]))
+                images = f"{row['train'] + row['test']:10,} {row['classes']:7,}"
+                facts = f"{images} {shape:>11} {row['bytes'] / 1e6:7,.0f} MB"
             print(
                 f"{row['name']:15}{facts}  {row['installed']:10} {row['fingerprint'] or '':32}  {row['terms']}".rstrip()
             )

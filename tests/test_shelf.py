@@ -107,6 +107,14 @@ def test_json(folder, capsys):
     ] == [3, 4, 4]
 
 
+def test_a_damaged_set_is_listed(folder, capsys):
+    (folder / "home").mkdir()
+    (folder / "home" / "mine.json").write_text("{")
+    code, out, _ = command(capsys, "data", "list")
+    lines = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert code == 0 and lines["mine"] == ["mine", "damaged"] and "svhn" in lines
+
+
 def test_fetching_says_what_comes(folder, capsys, monkeypatch):
     monkeypatch.setattr(install, "download", lambda archive, path: pytest.fail("was downloaded"))
     monkeypatch.setattr(install.shutil, "disk_usage", lambda _: install.shutil._ntuple_diskusage(10, 10, 1000))
