@@ -24,7 +24,7 @@ from tqdm import tqdm
 import lthlab
 from lthlab import catalog, readers
 from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays
-from lthlab.datasets import DATA_NAME, DATASETS, DataFacts, data_home
+from lthlab.datasets import DATA_NAME, DATASETS, HOME, DataFacts, data_home
 from lthlab.errors import InputError, nearest
 from lthlab.kernels import cores
 from lthlab.readers import Listing
@@ -276,13 +276,26 @@ def fetch(name: str, tell: Callable[[str], None]) -> DataFacts:
     for archive in known.archives:
         tell(f"  {archive.url}  {archive.size / 1e6:,.1f} MB  MD5 {archive.md5}")
     downloads.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(home).free) < 3 * size:
-        raise InputError(f"{home} has {free / 1e6:,.0f} MB free; {3 * size / 1e6:,.0f} are needed")
+    needed = _room(name, downloads)
+    if (free := shutil.disk_usage(home).free) < needed:
+        text = f"{home} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} are needed"
+        raise InputError(f"{text}; make room, or name another folder in {HOME}")
     for archive in known.archives:
         download(archive, downloads / archive.name)
     facts = _import_downloads(name, downloads)
     shutil.rmtree(downloads)
     return facts
+
+
+def _room(name: str, downloads: Path) -> int:
+    """Count the bytes that fetching a set takes besides what is downloaded already."""
+    known, facts = KNOWN[name], DATASETS[name]
+    copies = 3 if known.unpacked else 1  # the archives; small files take whole blocks, so twice as much as in them
+    size = copies * sum(archive.size for archive in known.archives)
+    for archive in known.archives:
+        there = (downloads / archive.name, downloads / f"{archive.name}.part")
+        size -= min(archive.size, sum(path.stat().st_size for path in there if path.exists()))
+    return size + (0 if facts.streamed else catalog.decoded_size(facts))
 
 
 def fetchable() -> list[str]:

@@ -361,6 +361,45 @@ def test_what_cannot_be_fetched(home, served, monkeypatch):
     assert not catalog.is_installed("cifar10") and handler.asked == [None]
 
 
+def test_room_is_needed_for_what_is_not_there_yet(home, served, monkeypatch):
+    """For a set in memory: what is left of its archives, and its decoded images."""
+    handler, path = served
+    size, decoded = path.stat().st_size, (30 + 20) * 3 * 32 * 32
+    room = {"free": 0}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, room["free"]))
+
+    def refused_with(free):
+        room["free"] = free
+        with pytest.raises(
+            InputError, match="MB free; .* are needed; make room, or name another folder in LTHLAB_DATA"
+        ):
+            fetch("cifar10", print)
+
+    refused_with(size + decoded - 1)
+    part = home / "downloads" / "cifar10" / f"{path.name}.part"
+    part.write_bytes(path.read_bytes()[:1000])
+    refused_with(size + decoded - 1001)
+    part.unlink()
+    shutil.copy(path, part.with_suffix(""))
+    refused_with(decoded - 1)
+    assert handler.asked == []
+    room["free"] = decoded
+    fetch("cifar10", print)
+    assert handler.asked == [] and catalog.is_installed("cifar10")
+
+
+def test_room_for_what_is_unpacked(home, tmp_path, monkeypatch):
+    """Small files take whole blocks of the disk; a streamed set is not decoded."""
+    packed("places365", tmp_path, monkeypatch)
+    [archive] = KNOWN["places365"].archives
+    monkeypatch.setitem(KNOWN, "places365", replace(KNOWN["places365"], archives=(replace(archive, size=1000),)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 2999))
+    with pytest.raises(InputError, match="are needed"):
+        fetch("places365", print)
+    (home / "downloads" / "places365" / archive.name).write_bytes(b"x" * 1)
+    fetch("places365", print)
+
+
 def test_nothing_listens(home, served, monkeypatch):
     archive = replace(KNOWN["cifar10"].archives[0], url="http://127.0.0.1:9/file")
     with pytest.raises(InputError, match="127.0.0.1:9/file: .*nothing was received; the same command"):
