@@ -2,9 +2,7 @@
 
 import functools
 import logging
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
 from lthlab.datasets import DATASETS, IMAGENET, REFERENCE, DataFacts, facts_of
 from lthlab.draws import Stream
 from lthlab.errors import InputError
+from lthlab.files import replacing
 from lthlab.images import Files
 from lthlab.parts import Data
 
@@ -387,7 +386,9 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
         where = f"what {_sources[name].__name__} decoded is described by {described}"
         raise InputError(f"data set {name!r} is registered with {facts}; {where}")
     if path is not None:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            save_file(arrays, aside)
     return arrays, facts
 
 
@@ -412,17 +413,6 @@ def _malformed(decoded: Any) -> str:
 def _described(name: str, arrays: Arrays) -> DataFacts:
     images, classes = arrays["train_x"], 1 + int(max(arrays["train_y"].max(), arrays["test_y"].max()))
     return describe(name, arrays, images.shape[1:], classes, histogram(images))
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        file.write(save(arrays))
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileNotFoundError):  # another process wrote the same and was first
-        aside.replace(path)
 
 
 def _seen(x: Images, places: Tensor, shape: tuple[int, int, int]) -> Images:

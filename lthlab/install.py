@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +25,7 @@ from lthlab import catalog, readers
 from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays
 from lthlab.datasets import DATA_NAME, DATASETS, HOME, DataFacts, data_home
 from lthlab.errors import InputError, nearest
+from lthlab.files import replacing
 from lthlab.kernels import cores
 from lthlab.readers import Listing
 
@@ -214,10 +214,10 @@ def _write(
     """Write the files of a set, each whole; the one that says that it is installed comes last."""
     folder = data_home()
     folder.mkdir(parents=True, exist_ok=True)
-    with _whole(folder / f"{name}.safetensors") as aside:
+    with replacing(folder / f"{name}.safetensors") as aside:
         save_file(tensors, aside)
     if names is not None:
-        with _whole(folder / f"{name}.names.json") as aside:
+        with replacing(folder / f"{name}.names.json") as aside:
             aside.write_text(json.dumps(names))
     versions = {"lthlab": lthlab.__version__, "numpy": np.__version__}
     with contextlib.suppress(ImportError):
@@ -225,24 +225,8 @@ def _write(
 
         versions["pillow"] = PIL.__version__
     about |= {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions}
-    with _whole(folder / f"{name}.json") as aside:
+    with replacing(folder / f"{name}.json") as aside:
         aside.write_text(json.dumps({"facts": dataclasses.asdict(facts), **about}, indent=1))
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a path beside another that takes its place when all is written."""
-    number, text = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(number)
-    aside = Path(text)
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # --- fetching -------------------------------------------------------------------------------------------------

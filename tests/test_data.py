@@ -1,4 +1,5 @@
 import hashlib
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -126,6 +127,21 @@ def test_a_damaged_or_foreign_cache_is_named_and_decoded_again(cache, tmp_path, 
         assert data.load("digits", tmp_path).train_x.equal(data.load("digits", cache).train_x)
         assert str(path) in caplog.text and "decoded again" in caplog.text
         assert path.read_bytes() == whole
+
+
+def test_processes_that_decode_a_set_at_once_write_files_of_their_own(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+
+    def meanwhile(number):
+        seen.append({path.name for path in tmp_path.iterdir()})
+        if len(seen) == 1:
+            data.load("digits", tmp_path)
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    data.load("digits", tmp_path)
+    assert [len(names) for names in seen] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.safetensors"]
 
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 3, 5, 4), np.uint8)
