@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lthlab.datasets import DATASETS, DataFacts, data_home, data_sets, facts_of
+from lthlab.datasets import DATASETS, DataFacts, data_home, data_sets, facts_of, installed_facts
 from lthlab.errors import InputError
 from lthlab.images import Files
 
@@ -253,11 +254,13 @@ def histogram(x: Array) -> Array:
     return counts
 
 
-def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, pixels: Array) -> DataFacts:
+def describe(name: str, tensors: Mapping[str, Array], shape: Sequence[int], classes: int, pixels: Array) -> DataFacts:
     """Put together the facts of a set.
 
     Parameters
     ----------
+    name : str
+        What an error calls the set.
     tensors : mapping of str to array
         As of `fingerprint`.
     shape : sequence of int
@@ -266,7 +269,18 @@ def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, p
         Number of classes.
     pixels : array
         `histogram` of all training images.
+
+    Raises
+    ------
+    InputError
+        If a channel has one value throughout, so that it cannot be normalised.
     """
+    mean, std = moments(pixels)
+    if 0 in std:
+        text = (
+            f"data set '{name}': channel {std.index(0)} of all training images is {mean[std.index(0)]:.0f} everywhere"
+        )
+        raise InputError(f"{text}, so it cannot be normalised; leave it out; allowed: channels of two values or more")
     channels, height, width = map(int, shape)
     train, test = (np.bincount(tensors[f"{part}_y"], minlength=classes).tolist() for part in PARTS)
     return DataFacts(
@@ -275,7 +289,8 @@ def describe(tensors: Mapping[str, Array], shape: Sequence[int], classes: int, p
         sum(train),
         sum(test),
         fingerprint(tensors),
-        *moments(pixels),
+        mean,
+        std,
         train_counts=tuple(train) if len(set(train)) > 1 else (),
         test_counts=tuple(test) if len(set(test)) > 1 else (),
         streamed="train_digest" in tensors,
@@ -325,6 +340,13 @@ def is_installed(name: str) -> bool:
     return (data_home() / f"{name}.json").is_file()
 
 
+def root_of(name: str) -> Path | None:
+    """Look up the folder that the images of an installed, streamed set are read from; None if none is known."""
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        return Path(json.loads((data_home() / f"{name}.json").read_bytes())["root"])
+    return None
+
+
 def installed(name: str) -> Installed:
     """Read a data set of the data home; its fingerprint is checked.
 
@@ -335,9 +357,10 @@ def installed(name: str) -> Installed:
     """
     refuse_missing([name])
     facts, folder = facts_of(name), data_home()
-    about = json.loads((folder / f"{name}.json").read_bytes())
-    path = folder / f"{name}.safetensors"
+    path = folder / f"{name}.json"
     try:
+        about = json.loads(path.read_bytes())
+        path = folder / f"{name}.safetensors"
         tensors: Arrays = load_file(path)
         if (found := fingerprint(tensors)) != facts.fingerprint:
             raise ValueError(f"its fingerprint is {found}; allowed: {facts.fingerprint}")
@@ -356,16 +379,26 @@ def installed(name: str) -> Installed:
 
 
 def missing(names: Iterable[str]) -> list[str]:
-    """Say of all data sets that are neither registered nor installed where was looked, and how to get them."""
+    """Say of all data sets that are neither registered nor installed what is not there, and how to get them."""
     return [
-        f"data set '{name}' is not installed: there is no {data_home() / name}.json; {remedy(name)}"
+        f"data set '{name}' is {absent}; {remedy(name)}"
         for name in dict.fromkeys(names)
-        if (name in KNOWN or name not in DATASETS) and not is_installed(name)
+        if (name in KNOWN or name not in DATASETS) and (absent := _absent(name))
     ]
 
 
+def _absent(name: str) -> str | None:
+    """Say what a set lacks, of what takes no reading; of a streamed one also its labels, names and images."""
+    folder = data_home()
+    if not is_installed(name):
+        return f"not installed: there is no {folder / name}.json"
+    root = root_of(name)
+    parts = () if root is None else (root, folder / f"{name}.safetensors", folder / f"{name}.names.json")
+    return next((f"installed, but {path} is not there" for path in parts if not path.exists()), None)
+
+
 def refuse_missing(names: Iterable[str]) -> None:
-    """Raise InputError for all data sets that are neither registered nor installed."""
+    """Raise InputError for all data sets that `missing` names."""
     if found := missing(names):
         raise InputError("\n".join(found))
 
@@ -387,17 +420,28 @@ def listed() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        name; train, test, classes and shape; bytes, of its decoded images; installed, 'yes', 'no', 'streamed', or
-        'registered' if a function of this package or a module makes it; fingerprint or None; terms and about.
+        name; train, test, classes and shape; bytes, of its decoded images; installed, 'yes', 'no', 'streamed',
+        'damaged' if what its installation says cannot be read, or 'registered' if a function of this package or a
+        module makes it; fingerprint or None; terms and about. Facts that are not known are None.
     """
     rows = []
     for name in data_sets():
-        facts, known = facts_of(name), KNOWN.get(name)
-        there = "registered" if known is None and name in DATASETS else "no"
-        if there == "no" and is_installed(name):
-            there = "streamed" if facts.streamed else "yes"
-        row: dict[str, Any] = {"name": name, "train": facts.train, "test": facts.test, "classes": facts.classes}
-        row |= {"shape": list(facts.shape), "bytes": (facts.train + facts.test) * int(np.prod(facts.shape))}
-        row |= {"installed": there, "fingerprint": facts.fingerprint}
+        facts, known = DATASETS.get(name), KNOWN.get(name)
+        there = "no" if facts is None or known is not None else "registered"
+        try:
+            if there == "no" and (found := installed_facts(name)):
+                facts, there = found, "streamed" if found.streamed else "yes"
+        except InputError:
+            there = "damaged"
+        row: dict[str, Any] = {"name": name, **dict.fromkeys(("train", "test", "classes", "shape", "bytes"))}
+        if facts is not None:
+            row |= {"train": facts.train, "test": facts.test, "classes": facts.classes, "shape": list(facts.shape)}
+            row["bytes"] = decoded_size(facts)
+        row |= {"installed": there, "fingerprint": facts and facts.fingerprint}
         rows.append(row | {"terms": known.terms if known else "", "about": known.about if known else ""})
     return rows
+
+
+def decoded_size(facts: DataFacts) -> int:
+    """Count the bytes of all images of a set, decoded."""
+    return (facts.train + facts.test) * math.prod(facts.shape)

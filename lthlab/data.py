@@ -2,9 +2,7 @@
 
 import functools
 import logging
-import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
 from lthlab.datasets import DATASETS, IMAGENET, REFERENCE, DataFacts, facts_of
 from lthlab.draws import Stream
 from lthlab.errors import InputError
+from lthlab.files import replacing
 from lthlab.images import Files
 from lthlab.parts import Data
 
@@ -370,42 +369,50 @@ def _decoded(name: str, cache: Path | None) -> tuple[Arrays, DataFacts]:
     if path is not None and path.exists():
         try:
             arrays: Arrays = load_file(path)
-            if _described(arrays) == facts:
+            if not _malformed(arrays) and _described(name, arrays) == facts:
                 return arrays, facts
             reason = "has other images or labels"
-        except (SafetensorError, KeyError) as error:
+        except SafetensorError as error:
             reason = f"cannot be read ({error})"
         log.warning("%s %s: decoded again", path, reason)
     decoded = _sources[name]()
+    if given := _malformed(decoded):
+        allowed = "uint8 (N, C, H, W), all of one size, and integers (N,) from 0 on, N at least 1"
+        raise InputError(f"data set {name!r} has {given}: allowed are {allowed}")
     arrays = {}
     for part in PARTS:
-        x, y = decoded[f"{part}_x"], decoded[f"{part}_y"]
-        if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1] or y.min() < 0:
-            given = f"{part} images {x.dtype} {x.shape}, labels {y.shape} from {y.min()} on"
-            raise InputError(f"data set {name!r} has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on")
-        arrays[f"{part}_x"], arrays[f"{part}_y"] = canonical(x, y)
-    if (described := _described(arrays)) != facts:
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = canonical(decoded[f"{part}_x"], decoded[f"{part}_y"])
+    if (described := _described(name, arrays)) != facts:
         where = f"what {_sources[name].__name__} decoded is described by {described}"
         raise InputError(f"data set {name!r} is registered with {facts}; {where}")
     if path is not None:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as aside:
+            save_file(arrays, aside)
     return arrays, facts
 
 
-def _described(arrays: Arrays) -> DataFacts:
+def _malformed(decoded: Any) -> str:
+    """Say what is wrong with the form of a decoded set; empty if nothing is."""
+    if not isinstance(decoded, Mapping):
+        return f"{type(decoded).__name__} in place of a dict"
+    shapes = []
+    for part in PARTS:
+        x, y = (decoded.get(f"{part}_{kind}") for kind in "xy")
+        if not (isinstance(x, np.ndarray) and isinstance(y, np.ndarray)):
+            return f"{type(x).__name__} as {part}_x and {type(y).__name__} as {part}_y"
+        lowest = int(y.min()) if y.size and y.dtype.kind in "iu" else None
+        if x.dtype != np.uint8 or x.ndim != 4 or not x.size or y.shape != x.shape[:1] or lowest is None or lowest < 0:
+            begin = "" if lowest is None else f" from {lowest} on"
+            return f"{part} images {x.dtype} {x.shape}, labels {y.dtype} {y.shape}{begin}"
+        shapes.append(x.shape[1:])
+    train, test = shapes
+    return "" if train == test else f"train images {train} and test images {test}"
+
+
+def _described(name: str, arrays: Arrays) -> DataFacts:
     images, classes = arrays["train_x"], 1 + int(max(arrays["train_y"].max(), arrays["test_y"].max()))
-    return describe(arrays, images.shape[1:], classes, histogram(images))
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    with aside.open("wb") as file:
-        file.write(save(arrays))
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileNotFoundError):  # another process wrote the same and was first
-        aside.replace(path)
+    return describe(name, arrays, images.shape[1:], classes, histogram(images))
 
 
 def _seen(x: Images, places: Tensor, shape: tuple[int, int, int]) -> Images:

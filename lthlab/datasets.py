@@ -139,17 +139,23 @@ def facts_of(name: str) -> DataFacts:
     known = DATASETS.get(name)
     if known is not None and known.fingerprint is not None:
         return known
+    facts = installed_facts(name) or known
+    if facts is None:
+        raise InputError(f"data set '{name}' is not known; {nearest(name, data_sets())}")
+    return facts
+
+
+def installed_facts(name: str) -> DataFacts | None:
+    """Read what is known of an installed set; None if there is none; raises InputError as `facts_of` does."""
     path = data_home() / f"{name}.json"
     if DATA_NAME.fullmatch(name):
         with suppress(FileNotFoundError):
-            return _installed_facts(path, path.stat().st_mtime_ns)
-    if known is not None:
-        return known
-    raise InputError(f"data set '{name}' is not known; {nearest(name, data_sets())}")
+            return _read_facts(path, path.stat().st_mtime_ns)
+    return None
 
 
 @functools.lru_cache
-def _installed_facts(path: Path, changed: int) -> DataFacts:
+def _read_facts(path: Path, changed: int) -> DataFacts:
     try:
         return DataFacts.read(json.loads(path.read_bytes())["facts"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

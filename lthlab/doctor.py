@@ -248,9 +248,7 @@ def _data() -> Iterator[Finding]:
     sound = []
     for name in there:
         try:
-            found = catalog.installed(name)
-            if found.facts.streamed and not (root := found.contents["train_x"].root).is_dir():
-                raise InputError(f"{root}, the images of '{name}', is not there")
+            catalog.installed(name)
             sound.append(name)
         except InputError as error:
             yield Finding("data sets", "warning", str(error), catalog.remedy(name))

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,8 +23,9 @@ from tqdm import tqdm
 import lthlab
 from lthlab import catalog, readers
 from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays
-from lthlab.datasets import DATA_NAME, DATASETS, DataFacts, data_home
+from lthlab.datasets import DATA_NAME, DATASETS, HOME, DataFacts, data_home
 from lthlab.errors import InputError, nearest
+from lthlab.files import replacing
 from lthlab.kernels import cores
 from lthlab.readers import Listing
 
@@ -90,8 +90,10 @@ def _install_arrays(name: str, arrays: Arrays, source: str, classes: Sequence[st
             raise InputError(f"{source} has {len(x):,} {part} images and {len(y):,} labels")
         ordered[f"{part}_x"], ordered[f"{part}_y"] = catalog.canonical(x, y)
     images = ordered["train_x"]
-    facts = catalog.describe(ordered, images.shape[1:], len(classes), catalog.histogram(images))
+    facts = catalog.describe(name, ordered, images.shape[1:], len(classes), catalog.histogram(images))
     _check(name, facts, source)
+    if (shape := ordered["test_x"].shape[1:]) != facts.shape:
+        raise InputError(f"{source} has test images of shape {shape}; those of '{name}' have {facts.shape}")
     _write(name, facts, ordered, {"source": source, "classes": classes})
     return facts
 
@@ -186,7 +188,7 @@ def _install_index(
         names[part] = [found.names[part][place] for place in order]
         tensors[f"{part}_y"] = np.array([found.labels[part][place] for place in order], np.int64)
         tensors[f"{part}_digest"] = np.frombuffer(b"".join(digests[place] for place in order), np.uint8).reshape(-1, 32)
-    facts = catalog.describe(tensors, shape, len(found.classes), counts)
+    facts = catalog.describe(name, tensors, shape, len(found.classes), counts)
     _check(name, facts, source)
     about = {"root": str(found.root), "source": source, "classes": found.classes}
     _write(name, facts, tensors, about, names)
@@ -212,10 +214,10 @@ def _write(
     """Write the files of a set, each whole; the one that says that it is installed comes last."""
     folder = data_home()
     folder.mkdir(parents=True, exist_ok=True)
-    with _whole(folder / f"{name}.safetensors") as aside:
+    with replacing(folder / f"{name}.safetensors") as aside:
         save_file(tensors, aside)
     if names is not None:
-        with _whole(folder / f"{name}.names.json") as aside:
+        with replacing(folder / f"{name}.names.json") as aside:
             aside.write_text(json.dumps(names))
     versions = {"lthlab": lthlab.__version__, "numpy": np.__version__}
     with contextlib.suppress(ImportError):
@@ -223,24 +225,8 @@ def _write(
 
         versions["pillow"] = PIL.__version__
     about |= {"created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "versions": versions}
-    with _whole(folder / f"{name}.json") as aside:
+    with replacing(folder / f"{name}.json") as aside:
         aside.write_text(json.dumps({"facts": dataclasses.asdict(facts), **about}, indent=1))
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Give a path beside another that takes its place when all is written."""
-    number, text = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(number)
-    aside = Path(text)
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # --- fetching -------------------------------------------------------------------------------------------------
@@ -259,27 +245,41 @@ def fetch(name: str, tell: Callable[[str], None]) -> DataFacts:
     Raises
     ------
     InputError
-        If it is not known or cannot be fetched, the disk lacks the space, a download fails or has another checksum,
-        or as of `import_set`.
+        If it is not known or cannot be fetched, a folder is in the way, the disk lacks the space, a download fails or
+        has another checksum, or as of `import_set`.
     """
     if name not in KNOWN:
         raise InputError(f"data set '{name}' cannot be fetched; {nearest(name, fetchable())}")
     known, home = KNOWN[name], data_home()
     if not known.archives:
         raise InputError(f"data set '{name}' cannot be fetched ({known.terms}): {catalog.remedy(name)}")
+    downloads = home / "downloads" / name
+    _target(name, downloads)
     size = sum(archive.size for archive in known.archives)
     tell(f"{name}: {known.about}; {size / 1e6:,.1f} MB; {known.terms}")
     for archive in known.archives:
         tell(f"  {archive.url}  {archive.size / 1e6:,.1f} MB  MD5 {archive.md5}")
-    downloads = home / "downloads" / name
     downloads.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(home).free) < 3 * size:
-        raise InputError(f"{home} has {free / 1e6:,.0f} MB free; {3 * size / 1e6:,.0f} are needed")
+    needed = _room(name, downloads)
+    if (free := shutil.disk_usage(home).free) < needed:
+        text = f"{home} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} are needed"
+        raise InputError(f"{text}; make room, or name another folder in {HOME}")
     for archive in known.archives:
         download(archive, downloads / archive.name)
     facts = _import_downloads(name, downloads)
     shutil.rmtree(downloads)
     return facts
+
+
+def _room(name: str, downloads: Path) -> int:
+    """Count the bytes that fetching a set takes besides what is downloaded already."""
+    known, facts = KNOWN[name], DATASETS[name]
+    copies = 3 if known.unpacked else 1  # the archives; small files take whole blocks, so twice as much as in them
+    size = copies * sum(archive.size for archive in known.archives)
+    for archive in known.archives:
+        there = (downloads / archive.name, downloads / f"{archive.name}.part")
+        size -= min(archive.size, sum(path.stat().st_size for path in there if path.exists()))
+    return size + (0 if facts.streamed else catalog.decoded_size(facts))
 
 
 def fetchable() -> list[str]:
@@ -291,14 +291,25 @@ def _import_downloads(name: str, downloads: Path) -> DataFacts:
     known = KNOWN[name]
     if not known.unpacked:
         return import_set(name, downloads)
-    folder = data_home() / name if DATASETS[name].streamed else downloads / "unpacked"
     aside = downloads / "unpacking"
     shutil.rmtree(aside, ignore_errors=True)
     for archive in known.archives:
         _unpack(downloads / archive.name, aside)
+    folder = _target(name, downloads)
     shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
     return import_set(name, folder)
+
+
+def _target(name: str, downloads: Path) -> Path:
+    """Say where archives are unpacked to; a folder that no installation reads images from is never replaced."""
+    if not DATASETS[name].streamed:
+        return downloads / "unpacked"
+    folder = data_home() / name
+    if os.path.lexists(folder) and catalog.root_of(name) != folder.resolve():
+        text = f"{folder} is there already, and no installed set reads it, so it is not replaced"
+        raise InputError(f"{text}; `lthlab data import {name} {folder}` installs what it holds; else move it away")
+    return folder
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -181,6 +181,8 @@ def pruned_count(sparsity: Sparsity, total: int) -> int:
 
 Count = Annotated[int, Strict(), Field(ge=1, le=10**9)]
 Natural = Annotated[int, Strict(), Field(ge=0)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
+Side = Annotated[int, Strict(), Field(ge=1, le=4096)]
 Positive = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Strict(), Field(ge=0, lt=1, allow_inf_nan=False), AfterValidator(abs)]
@@ -279,7 +281,7 @@ class Data(Part):
         3 repeats grey images in three channels.
     size : int, optional
         Side that images are padded to with black, as much on either side; before normalisation, so that the border is
-        black. Of a streamed set the side that images are brought to (see `lthlab.images.fitted`).
+        black; at most 4096. Of a streamed set the side that images are brought to (see `lthlab.images.fitted`).
     normalise : {'own', 'reference', 'imagenet'}, optional
         Mean and standard deviation of each channel that pixels are normalised by: over all training images of the set
         as they are stored, whatever part of them is used; the numbers of the reference code of Ma et al. (2021), whose
@@ -289,9 +291,9 @@ class Data(Part):
         flips at random (He et al. 2016, section 4.2). 'resized_crop_flip' brings a crop of random area and aspect to
         full size, and flips at random (Szegedy et al. 2015, section 6).
     random_labels : int, optional
-        Seed of labels drawn at random once for the training images (Sooner Fig. 5); true labels by default. They
-        depend on neither replicate nor epoch; an image has the same one whatever `train_size` and `val_size` are.
-        Labels of validation and test images stay true.
+        Seed of labels drawn at random once for the training images (Sooner Fig. 5), below 2**63; true labels by
+        default. They depend on neither replicate nor epoch; an image has the same one whatever `train_size` and
+        `val_size` are. Labels of validation and test images stay true.
     """
 
     name: str
@@ -300,10 +302,10 @@ class Data(Part):
     train_size: Count | None = None
     val_size: Natural = 0
     channels: Literal[1, 3] | None = None
-    size: Count | None = None
+    size: Side | None = None
     normalise: Literal["own", "reference", "imagenet"] = "own"
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
-    random_labels: Natural | None = None
+    random_labels: Seed | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:

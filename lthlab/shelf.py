@@ -19,8 +19,11 @@ def _list(options: argparse.Namespace) -> Result:
         print(f"data home: {data_home()}")
         print(f"{'':15}    images classes       shape   decoded  installed  {'fingerprint':32}  terms")
         for row in rows:
-            shape = "×".join(map(str, row["shape"]))
-            facts = f"{row['train'] + row['test']:10,} {row['classes']:7,} {shape:>11} {row['bytes'] / 1e6:7,.0f} MB"
+            facts = f"{'':41}"
+            if row["shape"] is not None:
+                shape = "×".join(map(str, row["shape"]))
+                images = f"{row['train'] + row['test']:10,} {row['classes']:7,}"
+                facts = f"{images} {shape:>11} {row['bytes'] / 1e6:7,.0f} MB"
             print(
                 f"{row['name']:15}{facts}  {row['installed']:10} {row['fingerprint'] or '':32}  {row['terms']}".rstrip()
             )
@@ -28,7 +31,7 @@ def _list(options: argparse.Namespace) -> Result:
 
 
 def _fetch(options: argparse.Namespace) -> Result:
-    if catalog.is_installed(options.name):
+    if catalog.is_installed(options.name) and not catalog.missing([options.name]):
         if not options.json:
             print(f"{options.name} is installed already; `lthlab data verify {options.name}` checks it")
         return {"name": options.name, "installed": "before"}, 0

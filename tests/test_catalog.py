@@ -180,6 +180,17 @@ def test_missing_sets_are_refused_with_where_and_how(home, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize("gone", ["files", "home/files.safetensors", "home/files.names.json"])
+def test_a_streamed_set_without_its_files_is_missing(files, mine, tmp_path, gone):
+    assert catalog.missing(["files", "mine"]) == []
+    (tmp_path / gone).rename(tmp_path / "elsewhere")
+    text = f"data set 'files' is installed, but {tmp_path / gone} is not there; `lthlab data import files FOLDER`"
+    assert catalog.missing(["files", "mine"]) == [text]
+    with pytest.raises(InputError) as error:
+        catalog.installed("files")
+    assert str(error.value) == text
+
+
 def test_installed_arrays(mine):
     found = catalog.installed("mine")
     assert found.facts == mine and not found.digests
@@ -242,3 +253,23 @@ def test_all_sets_are_listed(mine, files):
     }
     assert rows["mine"]["fingerprint"] == mine.fingerprint and rows["mine"]["bytes"] == (24 + 9) * 3 * 6 * 5
     assert rows["cifar100"]["terms"] == "no licence stated" and rows["cifar100"]["fingerprint"] is None
+
+
+def test_damaged_sets_are_listed_with_the_others(mine, files, home):
+    before = {row["name"]: row for row in catalog.listed()}
+    (home / "mine.json").write_text("{")
+    (home / "svhn.json").write_text("[]")
+    rows = {row["name"]: row for row in catalog.listed()}
+    facts = dict.fromkeys(("train", "test", "classes", "shape", "bytes", "fingerprint"))
+    assert rows["mine"] == before["mine"] | facts | {"installed": "damaged"}
+    assert rows["svhn"] == before["svhn"] | {"installed": "damaged"}
+    del rows["mine"], before["mine"], rows["svhn"], before["svhn"]
+    assert rows == before
+
+
+def test_a_damaged_description_of_a_pinned_set_is_named(home):
+    home.mkdir()
+    (home / "cifar10.json").write_text("{")
+    with pytest.raises(InputError, match=r"cifar10\.json is damaged .*to install it anew: `lthlab data fetch cifar10`"):
+        catalog.installed("cifar10")
+    assert next(row for row in catalog.listed() if row["name"] == "cifar10")["installed"] == "damaged"

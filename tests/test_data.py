@@ -1,4 +1,5 @@
 import hashlib
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,21 @@ def test_a_damaged_or_foreign_cache_is_named_and_decoded_again(cache, tmp_path, 
         assert path.read_bytes() == whole
 
 
+def test_processes_that_decode_a_set_at_once_write_files_of_their_own(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+
+    def meanwhile(number):
+        seen.append({path.name for path in tmp_path.iterdir()})
+        if len(seen) == 1:
+            data.load("digits", tmp_path)
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    data.load("digits", tmp_path)
+    assert [len(names) for names in seen] == [1, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["digits.safetensors"]
+
+
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 3, 5, 4), np.uint8)
 
 
@@ -196,20 +212,62 @@ def test_a_registered_set_is_put_in_order_whatever_its_order(registered, tmp_pat
     )
 
 
+ALLOWED = "allowed are uint8 (N, C, H, W), all of one size, and integers (N,) from 0 on, N at least 1"
+
+
 @pytest.mark.parametrize(
     ("change", "given"),
     [
-        ({"train_x": COLOURS / 255}, "train images float64 (12, 3, 5, 4), labels (12,) from 0 on"),
-        ({"train_x": COLOURS[:, 0]}, "train images uint8 (12, 5, 4), labels (12,) from 0 on"),
-        ({"test_y": np.arange(4)}, "test images uint8 (3, 3, 5, 4), labels (4,) from 0 on"),
-        ({"test_y": np.arange(3) - 1}, "test images uint8 (3, 3, 5, 4), labels (3,) from -1 on"),
+        ({"train_x": COLOURS / 255}, "train images float64 (12, 3, 5, 4), labels int64 (12,) from 0 on"),
+        ({"train_x": COLOURS[:, 0]}, "train images uint8 (12, 5, 4), labels int64 (12,) from 0 on"),
+        ({"test_y": np.arange(4)}, "test images uint8 (3, 3, 5, 4), labels int64 (4,) from 0 on"),
+        ({"test_y": np.arange(3) - 1}, "test images uint8 (3, 3, 5, 4), labels int64 (3,) from -1 on"),
+        ({"test_x": COLOURS[:3, :, 1:]}, "train images (3, 5, 4) and test images (3, 4, 4)"),
+        ({"test_y": np.array([0, 1.5, 3])}, "test images uint8 (3, 3, 5, 4), labels float64 (3,)"),
+        ({"train_y": np.array(["a"] * 12)}, "train images uint8 (12, 3, 5, 4), labels <U1 (12,)"),
+        ({"train_y": [0] * 12}, "ndarray as train_x and list as train_y"),
+        ({"test_x": None}, "NoneType as test_x and ndarray as test_y"),
+        ({"test_x": COLOURS[:0], "test_y": np.arange(0)}, "test images uint8 (0, 3, 5, 4), labels int64 (0,)"),
     ],
 )
 def test_a_registered_set_of_another_form_is_refused(registered, change, given):
     data.register("bad", FACTS)(lambda: colours() | change)
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(InputError) as error:
         data.load("bad", None)
-    assert str(error.value) == f"data set 'bad' has {given}: allowed are uint8 (N, C, H, W), (N,) from 0 on"
+    assert str(error.value) == f"data set 'bad' has {given}: {ALLOWED}"
+
+
+@pytest.mark.parametrize(
+    ("returned", "given"),
+    [
+        ([COLOURS], "list in place of a dict"),
+        ({"train_x": COLOURS, "train_y": np.arange(12)}, "NoneType as test_x and NoneType as test_y"),
+    ],
+)
+def test_a_function_that_returns_no_set_is_refused(registered, returned, given):
+    data.register("bad", FACTS)(lambda: returned)
+    with pytest.raises(InputError) as error:
+        data.load("bad", None)
+    assert str(error.value) == f"data set 'bad' has {given}: {ALLOWED}"
+
+
+def test_a_constant_channel_is_refused(registered):
+    constant = COLOURS.copy()
+    constant[:, 1] = 7
+    data.register("bad", FACTS)(lambda: colours() | {"train_x": constant})
+    with pytest.raises(InputError, match="data set 'bad': channel 1 of all training images is 7 everywhere, "):
+        data.load("bad", None)
+
+
+def test_test_images_of_another_size_are_not_taken_from_the_cache(registered, tmp_path):
+    """Earlier versions kept such a set, with facts that fit."""
+    arrays = colours() | {"test_x": COLOURS[:3, :, 1:]}
+    for part in ("train", "test"):
+        arrays[f"{part}_x"], arrays[f"{part}_y"] = data.canonical(arrays[f"{part}_x"], arrays[f"{part}_y"])
+    (tmp_path / "bad.safetensors").write_bytes(save(arrays))
+    data.register("bad", data._described("bad", arrays))(lambda: arrays)
+    with pytest.raises(InputError, match="test images"):
+        data.load("bad", tmp_path)
 
 
 def test_order_depends_on_replicate_and_epoch():
@@ -350,7 +408,9 @@ def cifar(registered, monkeypatch):
         arrays = {f"{part}_x": random.integers(0, 256, (n, 3, 1, 1), np.uint8) for part, n in counts.items()}
         arrays |= {f"{part}_y": random.permutation(np.arange(n) % classes) for part, n in counts.items()}
         facts = DataFacts((3, 1, 1), classes, 50_000, 10_000, "c", (125.0, 123.0, 114.0), (63.0, 62.0, 67.0))
-        monkeypatch.setattr(data, "_described", lambda arrays: datasets.DATASETS[f"cifar{arrays['train_y'].max() + 1}"])
+        monkeypatch.setattr(
+            data, "_described", lambda name, arrays: datasets.DATASETS[f"cifar{arrays['train_y'].max() + 1}"]
+        )
         monkeypatch.setitem(datasets.DATASETS, name, facts)
         monkeypatch.setitem(data._sources, name, lambda: arrays)
 

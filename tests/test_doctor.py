@@ -229,7 +229,7 @@ def test_a_streamed_set_whose_images_are_gone(store, monkeypatch, tmp_path):
     install.import_set("mine", tmp_path / "images")
     assert found(store)["data sets"].state == "ok"
     (tmp_path / "images").rename(tmp_path / "elsewhere")
-    assert f"{tmp_path / 'images'}, the images of 'mine', is not there" in found(store)["data sets"].text
+    assert f"'mine' is installed, but {tmp_path / 'images'} is not there" in found(store)["data sets"].text
 
 
 def test_nothing_is_imported_but_torch(tmp_path):

@@ -187,6 +187,13 @@ def test_images_of_another_size(home, tmp_path, monkeypatch):
     refused(home, "images of shape (1, 27, 28); those of 'mnist' have (1, 28, 28)", "mnist", tmp_path / "mnist")
 
 
+def test_test_images_of_another_size_than_the_training_images(home, tmp_path, monkeypatch):
+    sets.shrink(monkeypatch, "mnist", 24, 9)
+    sets.mnist(tmp_path, [sets.sets_of((1, 28, 28), 10)[0], sets.sets_of((1, 27, 28), 10)[1]])
+    message = "test images of shape (1, 27, 28); those of 'mnist' have (1, 28, 28)"
+    refused(home, message, "mnist", tmp_path)
+
+
 def test_another_fingerprint_than_the_pinned_one(home, tmp_path, monkeypatch):
     sets.shrink(monkeypatch, "cifar10", 30, 20)
     drawn = sets.sets_of((3, 32, 32), 10, 30, 20)
@@ -211,6 +218,17 @@ def test_pixels_that_are_not_those_of_the_set(home, tmp_path, monkeypatch):
     for wrong in ({"mean": mean[::-1]}, {"std": tuple(each + 1e-4 for each in std)}):
         monkeypatch.setitem(KNOWN, "svhn", replace(well_known, **{"mean": mean, "std": std} | wrong))
         refused(home, "the pixels of train_32x32.mat have mean [", "svhn", folder)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_constant_channel_is_named(home, tmp_path, more):
+    drawn = sets.sets_of((3, 6, 5), 3)
+    drawn[0][0][:, 2] = 0
+    sets.class_folders(tmp_path, drawn, ("a", "b", "c"))
+    if more:  # which makes it a streamed set
+        sets.save(sets.images(9, 3, 9, 7) * np.uint8([[[1]], [[1]], [[0]]]), tmp_path / "train" / "b" / "large.png")
+    message = "data set 'mine': channel 2 of all training images is 0 everywhere, so it cannot be normalised; "
+    refused(home, message + "leave it out", "mine", tmp_path)
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_installed(home, tmp_path):
@@ -343,22 +361,66 @@ def test_what_cannot_be_fetched(home, served, monkeypatch):
     assert not catalog.is_installed("cifar10") and handler.asked == [None]
 
 
+def test_room_is_needed_for_what_is_not_there_yet(home, served, monkeypatch):
+    """For a set in memory: what is left of its archives, and its decoded images."""
+    handler, path = served
+    size, decoded = path.stat().st_size, (30 + 20) * 3 * 32 * 32
+    room = {"free": 0}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, room["free"]))
+
+    def refused_with(free):
+        room["free"] = free
+        with pytest.raises(
+            InputError, match="MB free; .* are needed; make room, or name another folder in LTHLAB_DATA"
+        ):
+            fetch("cifar10", print)
+
+    refused_with(size + decoded - 1)
+    part = home / "downloads" / "cifar10" / f"{path.name}.part"
+    part.write_bytes(path.read_bytes()[:1000])
+    refused_with(size + decoded - 1001)
+    part.unlink()
+    shutil.copy(path, part.with_suffix(""))
+    refused_with(decoded - 1)
+    assert handler.asked == []
+    room["free"] = decoded
+    fetch("cifar10", print)
+    assert handler.asked == [] and catalog.is_installed("cifar10")
+
+
+def test_room_for_what_is_unpacked(home, tmp_path, monkeypatch):
+    """Small files take whole blocks of the disk; a streamed set is not decoded."""
+    packed("places365", tmp_path, monkeypatch)
+    [archive] = KNOWN["places365"].archives
+    monkeypatch.setitem(KNOWN, "places365", replace(KNOWN["places365"], archives=(replace(archive, size=1000),)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 2999))
+    with pytest.raises(InputError, match="are needed"):
+        fetch("places365", print)
+    (home / "downloads" / "places365" / archive.name).write_bytes(b"x" * 1)
+    fetch("places365", print)
+
+
 def test_nothing_listens(home, served, monkeypatch):
     archive = replace(KNOWN["cifar10"].archives[0], url="http://127.0.0.1:9/file")
     with pytest.raises(InputError, match="127.0.0.1:9/file: .*nothing was received; the same command"):
         install.download(archive, home / "file")
 
 
-@pytest.mark.parametrize("name", ["tiny_imagenet", "places365"])
-def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
+def packed(name, tmp_path, monkeypatch):
+    """Put a set of images into an archive, which is what a download then gives."""
     sets.shrink(monkeypatch, name, 24, 9, classes=3)
     root = getattr(sets, name)(tmp_path / "tree", sets.sets_of((3, 64, 64), 3))
     top = root.parent if name == "tiny_imagenet" else root
-    packed = shutil.make_archive(str(tmp_path / "archive"), "zip" if name == "tiny_imagenet" else "tar", top)
+    made = shutil.make_archive(str(tmp_path / "archive"), "zip" if name == "tiny_imagenet" else "tar", top)
     url = KNOWN[name].archives[0].url
     monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], archives=(Archive(url, 1, "0" * 32),)))
-    monkeypatch.setattr(install, "download", lambda archive, path: shutil.copy(packed, path))
+    monkeypatch.setattr(install, "download", lambda archive, path: shutil.copy(made, path))
     shutil.rmtree(top)
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "places365"])
+def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
+    packed(name, tmp_path, monkeypatch)
     fetch(name, print)
     found = catalog.installed(name)
     if name == "places365":
@@ -367,6 +429,25 @@ def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
         assert len(found.contents["train_x"]) == 24
         assert sets.tree(home) == [f"{name}.json", f"{name}.safetensors"]
     assert not (home / "downloads" / name).exists()
+
+
+def test_a_folder_that_no_installation_reads_is_never_replaced(home, tmp_path, monkeypatch):
+    packed("places365", tmp_path, monkeypatch)
+    (home / "places365").mkdir(parents=True)
+    (home / "places365" / "own.txt").write_text("mine")
+    for damaged in (False, True):
+        if damaged:
+            (home / "places365.json").write_text("{")
+        with pytest.raises(InputError) as error:
+            fetch("places365", lambda text: pytest.fail("was told to download"))
+        assert str(error.value).startswith(f"{home / 'places365'} is there already, and no installed set reads it")
+        assert "`lthlab data import places365 " in str(error.value) and "move it away" in str(error.value)
+        assert (home / "places365" / "own.txt").read_text() == "mine"
+    (home / "places365" / "own.txt").unlink()
+    (home / "places365").rmdir()
+    fetch("places365", print)
+    fetch("places365", print)
+    assert verify("places365") == []
 
 
 # --- verifying ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from lthlab import errors, parts, sections
+from lthlab import data, errors, parts, sections
 from lthlab.datasets import DATASETS, DataFacts
 from lthlab.errors import nearest
 from lthlab.parts import (
@@ -409,6 +409,12 @@ def test_data_enter_by_fingerprint(monkeypatch):
     assert Data(name="digits").form() != before
 
 
+def test_the_largest_seed_of_labels_and_size():
+    described = Data(name="digits", random_labels=2**63 - 1, size=4096)
+    assert described.facts.shape == (1, 4096, 4096)
+    assert data.random_labels(3, 10, described.random_labels).shape == (3,)
+
+
 def test_labels_drawn_with_seed_0_are_not_the_true_labels():
     assert Data(name="digits", random_labels=0).form() != Data(name="digits").form()
 
@@ -458,6 +464,8 @@ def test_net_refuses(fields, words):
         ({"name": "digits", "augment": "flip"}, ["'none', 'crop', 'crop_flip' or 'resized_crop_flip'"]),
         ({"name": "digits", "random_labels": -1}, ["greater than or equal to 0"]),
         ({"name": "digits", "random_labels": True}, ["valid integer"]),
+        ({"name": "digits", "random_labels": 2**63}, ["less than 9223372036854775808"]),
+        ({"name": "digits", "size": 4097}, ["less than or equal to 4096"]),
         ({"name": "digits", "part": "c"}, ["part", "'a' or 'b'"]),
         ({"name": "digits", "part": "a", "train_size": 650}, ["train_size: 650 images; allowed: 1 to 649"]),
         ({"name": "digits", "part": "b", "val_size": 648}, ["val_size: 648 of 648 images of part b of 'digits'"]),

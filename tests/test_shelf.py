@@ -107,6 +107,14 @@ def test_json(folder, capsys):
     ] == [3, 4, 4]
 
 
+def test_a_damaged_set_is_listed(folder, capsys):
+    (folder / "home").mkdir()
+    (folder / "home" / "mine.json").write_text("{")
+    code, out, _ = command(capsys, "data", "list")
+    lines = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert code == 0 and lines["mine"] == ["mine", "damaged"] and "svhn" in lines
+
+
 def test_fetching_says_what_comes(folder, capsys, monkeypatch):
     monkeypatch.setattr(install, "download", lambda archive, path: pytest.fail("was downloaded"))
     monkeypatch.setattr(install.shutil, "disk_usage", lambda _: install.shutil._ntuple_diskusage(10, 10, 1000))
@@ -117,6 +125,14 @@ def test_fetching_says_what_comes(folder, capsys, monkeypatch):
     assert code == 2 and "did you mean 'mnist'?" in err
     monkeypatch.setattr(catalog, "is_installed", lambda name: True)
     assert command(capsys, "data", "fetch", "mnist")[1].startswith("mnist is installed already")
+
+
+def test_a_set_whose_images_are_gone_can_be_fetched_again(folder, capsys, monkeypatch):
+    monkeypatch.setattr(install, "fetch", lambda name, tell: pytest.fail("was fetched"))
+    (folder / "home").mkdir()
+    (folder / "home" / "places365.json").write_text(json.dumps({"root": str(folder / "gone")}))
+    with pytest.raises(pytest.fail.Exception, match="was fetched"):
+        command(capsys, "data", "fetch", "places365")
 
 
 def test_names_are_completed(folder, capsys):
