@@ -1,5 +1,6 @@
 """One training in several processes: the same numbers, and what happens when one of them ends."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import helpers
 import nbformat
@@ -376,6 +378,23 @@ def two(tmp_path_factory):
     yield Net(name="two")
     sys.path.remove(str(folder))
     del sys.modules["own_networks"], parts.NETS["two"], nets._BUILDERS["two"]
+
+
+def test_a_module_may_register_a_network_and_its_data_set(tmp_path, monkeypatch):
+    """Whether the process that is led imports it first or is told of the data set first."""
+    registers = "from lthlab import data, datasets\ndata.register('both', datasets.DATASETS['digits'])(dict)\n"
+    (tmp_path / "own_both.py").write_text(OWN.replace('"two"', '"both"') + registers)
+    monkeypatch.syspath_prepend(tmp_path)
+    tables = (parts.NETS, nets._BUILDERS, datasets.DATASETS, data._sources)
+    with contextlib.ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(patch.dict(table))
+        importlib.import_module("own_both")
+        stack.callback(sys.modules.pop, "own_both")
+        for names in (["both"], ["lenet_300_100", "both"]):
+            with Team([CPU, CPU]) as team:
+                for name in names:
+                    check(Net(name=name), {}, team, Data(name="both", train_size=201, val_size=50))
 
 
 @pytest.fixture(scope="module")
