@@ -277,6 +277,7 @@ class Team(Member):
         self.processes: list[subprocess.Popen[bytes]] = []
         self.folder: Path | None = None
         self._dataset: Dataset | None = None
+        self._shapes: list[torch.Size] = []
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self._threads, self._joined = 0, False
@@ -300,13 +301,13 @@ class Team(Member):
             self._start()
         if (module := nets.module_of(plain(train.net).name)) is not None:
             self.tell("module", module)
-        if source.dataset is not self._dataset:
-            dataset = source.dataset
+        dataset, shapes = source.dataset, [tensor.shape for tensor in source.given]
+        if dataset is not self._dataset or shapes != self._shapes:
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
             self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)), bool(source.given))
             images, labels = source.given or (dataset.train_x, dataset.train_y)
             self.give({"train_x": images.cpu(), "train_y": labels.cpu()})
-            self._dataset = dataset
+            self._dataset, self._shapes = dataset, shapes
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
         form = dataclasses.replace(train, **alike).form()
         self.tell("lane", form)

@@ -474,6 +474,16 @@ def test_images_that_are_streamed_reach_all(team):
     check(helpers.LENET, {}, team, AUGMENTED.model_copy(update={"augment": "resized_crop_flip"}))
 
 
+def test_images_that_are_streamed_reach_all_in_batches_of_any_size(team):
+    streamed = AUGMENTED.model_copy(update={"augment": "resized_crop_flip"})
+    loaded = helpers.load(streamed)
+    for size in (32, 48, 32):
+        job = helpers.job(helpers.train(dataset=streamed, **UNEVEN | {"batch_size": size}))
+        alone = helpers.run([job], loaded, form="sequential")
+        shared = train_to(Training([job], loaded, CPU, team=team), job.train.end)
+        assert close(shared.group.state(0), alone.group.state(0))
+
+
 def test_there_is_one_team_at_a_time(team):
     with pytest.raises(InputError, match="has a process group of torch.distributed already"), Team([CPU, CPU]) as other:
         begun(other)
