@@ -372,7 +372,7 @@ def installed(name: str) -> Installed:
             if len(names[part]) != len(tensors[f"{part}_y"]):
                 raise ValueError(f"it has {len(names[part])} {part} images; allowed: {len(tensors[f'{part}_y'])}")
         digests = {part: tensors.pop(f"{part}_digest") for part in PARTS}
-        files = {f"{part}_x": Files(Path(about["root"]), names[part], facts.shape[0]) for part in PARTS}
+        files = {f"{part}_x": Files(Path(about["root"]), names[part]) for part in PARTS}
         return Installed(facts, about, tensors | files, digests)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); to install it anew: {remedy(name)}") from error

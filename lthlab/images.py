@@ -29,13 +29,10 @@ class Files:
         Folder that the names are relative to.
     names : sequence of str
         Paths below it, of the images in their order.
-    channels : {1, 3}
-        Whether images are decoded as grey or as red, green and blue.
     """
 
     root: Path
     names: Sequence[str]
-    channels: int = 3
 
     def __len__(self) -> int:
         return len(self.names)

@@ -225,7 +225,7 @@ class Lane:
             return None
         decayed = torch.full_like(self.weights, self.recipe.decay_on == "all")
         if self.recipe.decay_on == "weights":
-            for name in nets.decayed(self.network, "weights"):
+            for name in nets.decayed(self.network):
                 self.view(decayed, name).fill_(1)
         return decayed * column
 

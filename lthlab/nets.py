@@ -466,9 +466,6 @@ def convolutional(network: Network) -> bool:
     return any(isinstance(layer, Conv2d) for _, layer in network.layers())
 
 
-def decayed(network: Network, on: str) -> set[str]:
-    """Name the parameters that weight decay applies to ('all' or 'weights')."""
-    names: Any = (name for name, _ in network.named_parameters())
-    if on == "weights":
-        names = (f"{n}.weight" for n, layer in network.layers() if not isinstance(layer, BatchNorm2d))
-    return set(names)
+def decayed(network: Network) -> set[str]:
+    """Name the parameters that weight decay applies to if it is on weights: no biases, and none of BatchNorm."""
+    return {f"{name}.weight" for name, layer in network.layers() if not isinstance(layer, BatchNorm2d)}

@@ -277,6 +277,7 @@ class Team(Member):
         self.processes: list[subprocess.Popen[bytes]] = []
         self.folder: Path | None = None
         self._dataset: Dataset | None = None
+        self._shapes: list[torch.Size] = []
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self._threads, self._joined = 0, False
@@ -298,16 +299,18 @@ class Team(Member):
         """Make a lane in every process; one that was made before can no longer be used."""
         if self.folder is None:
             self._start()
-        if source.dataset is not self._dataset:
-            dataset = source.dataset
+        if (module := nets.module_of(plain(train.net).name)) is not None:
+            self.tell("module", module)
+        dataset, shapes = source.dataset, [tensor.shape for tensor in source.given]
+        if dataset is not self._dataset or shapes != self._shapes:
             facts = {name: getattr(dataset, name) for name in ("name", "fingerprint", "classes", "mean", "std")}
             self.tell("data", facts, dataclasses.asdict(facts_of(dataset.name)), bool(source.given))
             images, labels = source.given or (dataset.train_x, dataset.train_y)
             self.give({"train_x": images.cpu(), "train_y": labels.cpu()})
-            self._dataset = dataset
+            self._dataset, self._shapes = dataset, shapes
         alike: dict[str, Any] = {"init": Fresh(0), "mask": Dense(), "schedule": "restart", "pruning": None}
         form = dataclasses.replace(train, **alike).form()
-        self.tell("lane", form, nets.module_of(plain(train.net).name))
+        self.tell("lane", form)
         return SharedLane(self, train, state, source)
 
     def tell(self, *words: Any) -> None:
@@ -451,22 +454,33 @@ class _Follower(Member):
     dataset: Dataset
     lane: SharedLane
 
+    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+        super().__init__(rank, size, device)
+        self.told: dict[str, DataFacts] = {}  # data sets that no module has registered here
+
     def obey(self, words: Sequence[Any]) -> None:
         """Do what is said: the name of a method of this class, or of the lane, and its arguments."""
         name, *arguments = words
-        own: dict[str, Callable[..., None]] = {"data": self._data, "lane": self._lane, "evaluate": self._evaluate}
+        own: dict[str, Callable[..., None]] = {"module": self._module, "data": self._data}
+        own |= {"lane": self._lane, "evaluate": self._evaluate}
         (own[name] if name in own else getattr(self.lane, name))(*arguments)
 
+    def _module(self, name: str) -> None:
+        for told in self.told:
+            del DATASETS[told]  # the module may register it
+        importlib.import_module(name)
+        DATASETS.update(self.told)
+
     def _data(self, facts: Mapping[str, Any], described: Mapping[str, Any], given: bool) -> None:
+        if facts["name"] not in DATASETS:
+            self.told[facts["name"]] = DataFacts.read(described)
         DATASETS[facts["name"]] = DataFacts.read(described)
         tensors = self.give(None)
         tensors |= {f"{part}_{axis}": tensors[f"train_{axis}"][:0] for part in ("val", "test") for axis in "xy"}
         scale = {name: tuple(facts[name]) for name in ("mean", "std")}
         self.dataset, self.given = Dataset(**{**facts, **scale, **tensors}), given
 
-    def _lane(self, form: Mapping[str, Any], module: str | None) -> None:
-        if module is not None:
-            importlib.import_module(module)
+    def _lane(self, form: Mapping[str, Any]) -> None:
         train: Any = forms.parse(form, dict[str, Any]().__getitem__)
         dataset, dtype = self.dataset, DTYPES[train.recipe.precision]
         source = Source(dataset, dataset.train_x, dataset.train_y, dtype, self.device, train.data.augment, self.given)

@@ -3,6 +3,7 @@
 What is read depends on replicate, epoch and position in it alone; how many processes read it changes nothing.
 """
 
+import importlib
 import os
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +62,9 @@ class _Reading(loading.Dataset[Any]):
             try:
                 target[:] = self._image(image, piece.crops, place)
             except Exception as error:  # Pillow raises many kinds
-                return f"image {image} cannot be read: {error}"
+                first = piece.crops[2] if piece.crops else 0
+                name = image if isinstance(image, str) else f"at position {first + place}"
+                return f"image {name} cannot be read: {error}"
         return found
 
     def _image(self, image: str | Tensor, crops: tuple[int, int, int] | None, place: int) -> NDArray[np.uint8]:
@@ -115,9 +118,15 @@ class Reader:
         Whether files are decoded as grey or as red, green and blue.
     device : torch.device
         Where images will be used.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If there is no Pillow.
     """
 
     def __init__(self, shape: tuple[int, int, int], channels: int, device: torch.device) -> None:
+        importlib.import_module("PIL")  # that it is missing is not said of an image
         count = processes(device)
         self.shape, self._plan = shape, _Plan()
         self._notes = torch.zeros(max(count, 1), _NOTE, dtype=torch.uint8).share_memory_()

@@ -276,6 +276,17 @@ def test_fields_of_a_network_are_given_behind_its_name(monkeypatch, capsys):
     assert found["net"] == {"name": "vgg19", "bias": True}
 
 
+def test_a_network_of_ones_own_is_shown():
+    own = Path(__file__).resolve().parent.parent / "notebooks" / "own.py"
+    command = ["doctor", "--net", "two_convolutions", "--data", "odd_digits", "--with", own, "--json"]
+    done = subprocess.run([sys.executable, "-m", "lthlab", *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["net"], found["data"]) == ({"name": "two_convolutions"}, "odd_digits")
+    assert [layer["name"] for layer in found["layers"]] == ["conv1", "bn1", "conv2", "bn2", "fc"]
+    assert found["layers"][-1]["shape"] == [2, 24]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -108,6 +108,12 @@ def test_prunable_weights(net, dataset, policy, expected):
     assert all(weights[name].dim() > 1 for name in found)
 
 
+@pytest.mark.parametrize("net", [Net(name="conv2"), helpers.narrow()])
+def test_decay_on_weights_spares_biases_and_batchnorm(net):
+    network = nets.build(net, helpers.DIGITS)
+    assert nets.decayed(network) == {name for name, own in network.named_parameters() if own.dim() > 1}
+
+
 def test_a_policy_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"'all_but_heads' is not known.*did you mean 'all_but_head'"):
         nets.prunable(helpers.LENET, "digits", "all_but_heads")

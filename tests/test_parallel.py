@@ -1,5 +1,6 @@
 """One training in several processes: the same numbers, and what happens when one of them ends."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import helpers
 import nbformat
@@ -378,6 +380,23 @@ def two(tmp_path_factory):
     del sys.modules["own_networks"], parts.NETS["two"], nets._BUILDERS["two"]
 
 
+def test_a_module_may_register_a_network_and_its_data_set(tmp_path, monkeypatch):
+    """Whether the process that is led imports it first or is told of the data set first."""
+    registers = "from lthlab import data, datasets\ndata.register('both', datasets.DATASETS['digits'])(dict)\n"
+    (tmp_path / "own_both.py").write_text(OWN.replace('"two"', '"both"') + registers)
+    monkeypatch.syspath_prepend(tmp_path)
+    tables = (parts.NETS, nets._BUILDERS, datasets.DATASETS, data._sources)
+    with contextlib.ExitStack() as stack:
+        for table in tables:
+            stack.enter_context(patch.dict(table))
+        importlib.import_module("own_both")
+        stack.callback(sys.modules.pop, "own_both")
+        for names in (["both"], ["lenet_300_100", "both"]):
+            with Team([CPU, CPU]) as team:
+                for name in names:
+                    check(Net(name=name), {}, team, Data(name="both", train_size=201, val_size=50))
+
+
 @pytest.fixture(scope="module")
 def team(two):
     before = torch.get_num_threads()
@@ -453,6 +472,16 @@ def test_a_data_set_of_ones_own_reaches_all(team, monkeypatch):
 
 def test_images_that_are_streamed_reach_all(team):
     check(helpers.LENET, {}, team, AUGMENTED.model_copy(update={"augment": "resized_crop_flip"}))
+
+
+def test_images_that_are_streamed_reach_all_in_batches_of_any_size(team):
+    streamed = AUGMENTED.model_copy(update={"augment": "resized_crop_flip"})
+    loaded = helpers.load(streamed)
+    for size in (32, 48, 32):
+        job = helpers.job(helpers.train(dataset=streamed, **UNEVEN | {"batch_size": size}))
+        alone = helpers.run([job], loaded, form="sequential")
+        shared = train_to(Training([job], loaded, CPU, team=team), job.train.end)
+        assert close(shared.group.state(0), alone.group.state(0))
 
 
 def test_there_is_one_team_at_a_time(team):

@@ -1,7 +1,9 @@
 """Streamed images: the same bits as in memory, however many processes read them, and what is said when they cannot."""
 
 import os
+import re
 import signal
+import sys
 import time
 from dataclasses import replace
 from threading import Thread
@@ -15,7 +17,7 @@ from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from lthlab import data, datasets, draws, images, replicas, streams
+from lthlab import cli, data, datasets, draws, images, replicas, streams
 from lthlab.catalog import Installed
 from lthlab.engine import Training
 from lthlab.errors import InputError
@@ -43,7 +45,7 @@ def streamed(folder, monkeypatch):
     names = {
         p: sorted((f.name for f in folder.glob(f"{p}-*")), key=lambda n: n.split("-")[2]) for p in ("train", "test")
     }
-    decoded = {f"{part}_x": Files(folder, found, 1) for part, found in names.items()}
+    decoded = {f"{part}_x": Files(folder, found) for part, found in names.items()}
     decoded |= {f"{part}_y": np.array([int(n.split("-")[1]) for n in found]) for part, found in names.items()}
     monkeypatch.setitem(datasets.DATASETS, "files", replace(datasets.DATASETS["digits"], streamed=True))
     monkeypatch.setattr(data, "installed", lambda name: Installed(datasets.DATASETS[name], {}, decoded))
@@ -193,6 +195,25 @@ def test_an_image_that_cannot_be_read_is_named(streamed, folder, tmp_path, damag
     with pytest.raises(InputError, match=f"^image {path} cannot be read: .") as caught:
         list(Reader((1, 8, 8), 1, CPU).read([Piece([str(source), str(path)])]))
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_in_memory_that_cannot_be_read_is_named_by_its_place():
+    pieces = [Piece(torch.zeros(4, 5, 8, 8, dtype=torch.uint8), (0, 1, 128))]
+    with pytest.raises(InputError, match="^image at position 128 cannot be read: Cannot handle this data type"):
+        list(Reader((5, 8, 8), 5, CPU).read(pieces))
+
+
+def test_pillow_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    study = "name: crops\nnet: lenet_300_100\ndata: {name: digits, train_size: 96, augment: resized_crop_flip}\n"
+    study += "replicates: 1\nfind: {epochs: 1, batch_size: 48, lr: 0.1}\nprune: {levels: [1]}\n"
+    (tmp_path / "crops.yaml").write_text(study + "tickets: {LT: {methods: [IMP]}}\n")
+    helpers.store(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    for name in [*filter(re.compile(r"PIL\b").match, sys.modules), "PIL"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["compute", "crops.yaml", "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "the package 'PIL' is missing; `lthlab doctor` says what to install\n" in said and "tensor" not in said
 
 
 def test_a_process_that_ends_is_named_with_what_it_read(tmp_path, monkeypatch):
