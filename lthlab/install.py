@@ -292,23 +292,23 @@ def _import_downloads(name: str, downloads: Path) -> DataFacts:
     if not known.unpacked:
         return import_set(name, downloads)
     aside = downloads / "unpacking"
-    shutil.rmtree(aside, ignore_errors=True)
+    for leftover in (aside, downloads / "unpacked"):
+        shutil.rmtree(leftover, ignore_errors=True)
     for archive in known.archives:
         _unpack(downloads / archive.name, aside)
     folder = _target(name, downloads)
-    shutil.rmtree(folder, ignore_errors=True)
     aside.replace(folder)
     return import_set(name, folder)
 
 
 def _target(name: str, downloads: Path) -> Path:
-    """Say where archives are unpacked to; a folder that no installation reads images from is never replaced."""
+    """Say where archives are unpacked to; images that stay there never replace anything."""
     if not DATASETS[name].streamed:
         return downloads / "unpacked"
     folder = data_home() / name
-    if os.path.lexists(folder) and catalog.root_of(name) != folder.resolve():
-        text = f"{folder} is there already, and no installed set reads it, so it is not replaced"
-        raise InputError(f"{text}; `lthlab data import {name} {folder}` installs what it holds; else move it away")
+    if os.path.lexists(folder):
+        text = f"{folder} is there already and is not replaced; `lthlab data import {name} {folder}` installs what it"
+        raise InputError(f"{text} holds; to fetch it anew, move it away")
     return folder
 
 

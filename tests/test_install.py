@@ -431,21 +431,22 @@ def test_archives_of_images_are_unpacked(home, tmp_path, monkeypatch, name):
     assert not (home / "downloads" / name).exists()
 
 
-def test_a_folder_that_no_installation_reads_is_never_replaced(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_folder_is_never_replaced(home, tmp_path, monkeypatch, imported):
     packed("places365", tmp_path, monkeypatch)
-    (home / "places365").mkdir(parents=True)
-    (home / "places365" / "own.txt").write_text("mine")
-    for damaged in (False, True):
-        if damaged:
-            (home / "places365.json").write_text("{")
-        with pytest.raises(InputError) as error:
-            fetch("places365", lambda text: pytest.fail("was told to download"))
-        assert str(error.value).startswith(f"{home / 'places365'} is there already, and no installed set reads it")
-        assert "`lthlab data import places365 " in str(error.value) and "move it away" in str(error.value)
-        assert (home / "places365" / "own.txt").read_text() == "mine"
-    (home / "places365" / "own.txt").unlink()
-    (home / "places365").rmdir()
-    fetch("places365", print)
+    folder = home / "places365"
+    if imported:
+        sets.places365(folder, sets.sets_of((3, 10, 8), 3))
+        import_set("places365", folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "own.txt").write_text("mine")
+    before = sets.tree(home)
+    with pytest.raises(InputError) as error:
+        fetch("places365", lambda text: pytest.fail("was told to download"))
+    text = f"{folder} is there already and is not replaced; `lthlab data import places365 {folder}` installs what it "
+    assert str(error.value) == text + "holds; to fetch it anew, move it away"
+    assert sets.tree(home) == before
+    shutil.rmtree(folder)
     fetch("places365", print)
     assert verify("places365") == []
 
