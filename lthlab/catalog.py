@@ -3,8 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -333,6 +335,22 @@ class Installed:
     about: dict[str, Any]
     contents: Arrays
     digests: dict[str, Array] = field(default_factory=dict)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a new path beside another; when all is written there, it takes the other's place, else it is removed."""
+    number, text = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(number)
+    aside = Path(text)
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.chmod(0o644)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def is_installed(name: str) -> bool:

@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
-from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed
+from lthlab.catalog import PARTS, Arrays, canonical, describe, histogram, installed, replacing
 from lthlab.datasets import DATASETS, IMAGENET, REFERENCE, DataFacts, facts_of
 from lthlab.draws import Stream
 from lthlab.errors import InputError
-from lthlab.files import replacing
 from lthlab.images import Files
 from lthlab.parts import Data
 

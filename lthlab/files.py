@@ -4,9 +4,8 @@ import errno
 import fcntl
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -94,22 +93,6 @@ class Files:
         except Timeout:
             return None
         return lock
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a new path beside another; when all is written there, it takes the other's place, else it is removed."""
-    number, text = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(number)
-    aside = Path(text)
-    try:
-        yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def open_plain(path: str | os.PathLike[str], flags: int) -> int:

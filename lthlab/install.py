@@ -22,10 +22,9 @@ from tqdm import tqdm
 
 import lthlab
 from lthlab import catalog, readers
-from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays
+from lthlab.catalog import KNOWN, PARTS, Archive, Array, Arrays, replacing
 from lthlab.datasets import DATA_NAME, DATASETS, HOME, DataFacts, data_home
 from lthlab.errors import InputError, nearest
-from lthlab.files import replacing
 from lthlab.kernels import cores
 from lthlab.readers import Listing
 
