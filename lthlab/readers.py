@@ -16,6 +16,7 @@ import numpy as np
 from lthlab.catalog import KNOWN, PARTS, Array, Arrays, remedy
 from lthlab.datasets import DATASETS
 from lthlab.errors import InputError, nearest
+from lthlab.images import array
 from lthlab.images import decode as open_image
 
 DEVKIT = "ILSVRC2012_devkit_t12"
@@ -118,10 +119,9 @@ def decode(path: Path, channels: int, size: int | None = None) -> Array:
         image = open_image(path, channels)
         if size is not None:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image)
+        return np.ascontiguousarray(array(image, channels))
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels == 3 else pixels[None])
 
 
 def header(path: Path) -> tuple[int, int, int]:
