@@ -12,42 +12,11 @@ from torch import Tensor
 from lthlab.data import Dataset, mixup_draws, moves, order
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import Recipe, iterations
 from lthlab.plan import shape_of
 from lthlab.replicas import APART, Course, Group, Team
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
-
-
-def learning_rate(recipe: Recipe, iteration: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step.
-
-    Parameters
-    ----------
-    recipe : Recipe
-        With base rate, warmup and schedule.
-    iteration : int
-        Steps done before this one, on the schedule's clock.
-    steps_per_epoch : int
-        Length of an epoch.
-
-    Returns
-    -------
-    float
-        Grows linearly to `recipe.lr`, reached with the last step of warmup. Then constant; or times `gamma` from
-        each milestone on; or half a cosine, or a line, that would be 0 one step after the last.
-    """
-    warmup = iterations(recipe.warmup, steps_per_epoch)
-    if iteration < warmup:
-        return recipe.lr * (iteration + 1) / warmup
-    if recipe.lr_schedule == "step":
-        passed = sum(iterations(milestone, steps_per_epoch) <= iteration for milestone in recipe.milestones)
-        return recipe.lr * recipe.gamma**passed
-    if recipe.lr_schedule == "constant":
-        return recipe.lr
-    share = (iteration - warmup) / (recipe.epochs * steps_per_epoch - warmup)
-    return recipe.lr * (1 - share if recipe.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share)))
 
 
 def digest(state: Weights) -> str:
@@ -259,7 +228,7 @@ class Training:
         """What the optimizer needs at the steps of an epoch, [step, term, replica, 1]; see `Lane.begin`."""
         first, table = epoch * self.steps_per_epoch, []
         for iteration in range(first, first + self.steps_per_epoch):
-            rates = [learning_rate(recipe, iteration, self.steps_per_epoch) for recipe in self._recipes]
+            rates = [recipe.rate(iteration, self.steps_per_epoch) for recipe in self._recipes]
             terms = [rates]
             if self.recipe.optimizer != "sgd":
                 updates = max(1, self.updates + 1 + iteration - self.iteration)  # those before now are not used
@@ -292,7 +261,7 @@ class Training:
                 continue
             row: dict[str, Any] = {"epoch": epoch, "iteration": self.iteration}
             if self.seen:
-                row["lr"] = learning_rate(job.train.recipe, self.iteration - 1, self.steps_per_epoch)
+                row["lr"] = job.train.recipe.rate(self.iteration - 1, self.steps_per_epoch)
                 row["train_loss"] = loss_sum[number] / self.seen
                 row["train_accuracy"] = correct_sum[number] / self.seen
             for name, (loss, accuracy) in held_out.items():

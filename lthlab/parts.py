@@ -1,6 +1,7 @@
 """The plain parts of descriptions: networks, data sets, recipes, steps and sparsities, checked."""
 
 import functools
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -388,6 +389,13 @@ class Data(Part):
         return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
     @property
+    def text(self) -> str:
+        """Name it, with what differs from the whole set in brackets."""
+        size = f"{self.train_size} images" if self.train_size else ""
+        more = ", ".join(filter(None, (self.view, size)))
+        return f"{self.name} ({more})" if more else self.name
+
+    @property
     def images(self) -> int:
         """Number of training images."""
         return self.train_size or self.facts.train - self.val_size
@@ -527,6 +535,49 @@ class Recipe(Part):
         if (milestones, warmup) == (self.milestones, self.warmup):
             return self
         return self.model_copy(update={"milestones": milestones, "warmup": warmup})
+
+    def rate(self, iteration: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step.
+
+        Parameters
+        ----------
+        iteration : int
+            Steps done before this one, on the schedule's clock.
+        steps_per_epoch : int
+            Length of an epoch.
+
+        Returns
+        -------
+        float
+            Grows linearly to `lr`, reached with the last step of warmup. Then constant; or times `gamma` from each
+            milestone on; or half a cosine, or a line, that would be 0 one step after the last.
+        """
+        warmup = iterations(self.warmup, steps_per_epoch)
+        if iteration < warmup:
+            return self.lr * (iteration + 1) / warmup
+        if self.lr_schedule == "step":
+            passed = sum(iterations(milestone, steps_per_epoch) <= iteration for milestone in self.milestones)
+            return self.lr * self.gamma**passed
+        if self.lr_schedule == "constant":
+            return self.lr
+        share = (iteration - warmup) / (self.epochs * steps_per_epoch - warmup)
+        return self.lr * (1 - share if self.lr_schedule == "linear" else 0.5 * (1 + math.cos(math.pi * share)))
+
+    def tuning(self, epochs: int, steps_per_epoch: int, lr: float | None = None) -> Self:
+        """Make the recipe of fine-tuning: so many epochs at one rate, by default the last one of the schedule.
+
+        Parameters
+        ----------
+        epochs : int
+            Its length.
+        steps_per_epoch : int
+            Length of an epoch.
+        lr : float, optional
+            Its rate.
+        """
+        last = self.rate(self.epochs * steps_per_epoch - 1, steps_per_epoch) if lr is None else lr
+        flat = {"lr_schedule": "constant", "milestones": (), "gamma": 0.1, "warmup": "0ep"}
+        return type(self)(**self.model_dump() | flat | {"epochs": epochs, "lr": last})
 
     def divided(self, net: Net, data: Data) -> Self:
         """Bring `batchnorm` and `processes` to the form that they have in keys.

@@ -21,7 +21,7 @@ STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 """What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
-_OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "chance", "status", "note", "key")
+_OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "validation", "chance", "status", "note", "key")
 """Columns that follow from the others."""
 
 
@@ -39,11 +39,10 @@ def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.Data
     Returns
     -------
     DataFrame
-        study, configuration, panel, network, width, data, view, train_size, report, what ('train', 'mask' or a
-        measure), ticket, method, level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*,
-        eval_*, then kept, epoch, metric, value, chance, status, note and key. `value` is test accuracy in [0, 1] at
-        the study's reported epoch, the number of weights a mask keeps, or what a measure measures; `chance` is what a
-        measure would be by chance.
+        study and the columns of roles (`lthlab.tickets.Labelled`), then kept, epoch, metric, value, validation,
+        chance, status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the number of
+        weights a mask keeps, or what a measure measures; `validation` is the accuracy on validation images at that
+        epoch, if there are any; `chance` is what a measure would be by chance.
 
     Raises
     ------
@@ -172,14 +171,15 @@ class _Reader:
             try:
                 self._outcomes[key, report] = self._read(key, report)
             except Damaged as damage:
-                nothing = dict.fromkeys(("kept", "epoch", "metric", "value", "chance"))
+                nothing = dict.fromkeys(("kept", "epoch", "metric", "value", "validation", "chance"))
                 self._outcomes[key, report] = nothing | {"status": "missing", "note": self._note(damage)}
         return self._outcomes[key, report]
 
     def _read(self, key: str, report: str) -> dict[str, Any]:
         status, note = self.status(key)
         form, parts = self.form(key), self.parts(key)
-        row: dict[str, Any] = {"kept": self._kept(key), "epoch": None, "metric": None, "value": None, "chance": None}
+        row: dict[str, Any] = {"kept": self._kept(key)}
+        row |= dict.fromkeys(("epoch", "metric", "value", "validation", "chance"))
         if form["kind"] == "Train":
             row["metric"] = "test_accuracy"
             rows = [line for line in read_metrics(self.store, key, parts) if "train_loss" in line]
@@ -187,6 +187,7 @@ class _Reader:
                 best = {"last": "epoch", "best_val": "val_accuracy", "best_test": "test_accuracy"}[report]
                 chosen = max(rows, key=lambda line: line[best])
                 row |= {"epoch": chosen["epoch"], "value": chosen["test_accuracy"]}
+                row["validation"] = chosen.get("val_accuracy")
         elif form["kind"] == "Measure":
             row["metric"] = form["name"]
             if status == "done":
@@ -278,25 +279,38 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     first, second : str
         Tickets, such as 'LT' and 'RR'.
     by : sequence of str, optional
-        Columns that tell cells apart, replicate and ticket aside; by default panel, method, level, sparsity and
-        recipes.
+        Columns that tell cells apart, replicate and ticket aside; by default panel, method, how masks were found,
+        level, sparsity and recipes.
 
     Returns
     -------
     DataFrame
         `by`, replicate, value (first minus second) and status 'done', for pairs of which both are done.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
     """
-    names = (*PANEL, "method", "level", "sparsity", *_recipes(frame, "find_", "eval_"), "find_lr", "eval_lr")
+    found = ("method", "prune_at", "pruning", "layer_counts", "level", "sparsity")
+    names = (*PANEL, *found, *_recipes(frame, "find_", "eval_"), "find_lr", "eval_lr")
     by = [name for name in names if name in frame] if by is None else list(by)
     done = frame[(frame["what"] == "train") & (frame["status"] == "done")]
     done = done.assign(**{name: done[name].map(str) for name in by if any(isinstance(v, list) for v in done[name])})
     columns = [*by, "replicate"]
-    sides = [done[done["ticket"] == ticket].set_index(columns)["value"] for ticket in (first, second)]
+    pair = done[done["ticket"].isin([first, second])]
+    place = [*columns, "ticket"]
+    pair = pair.drop_duplicates([*place, "key", "value"]) if "key" in pair else pair
+    if (several := pair.duplicated(place, keep=False)).any():
+        raise ValueError(_mixed(pair[several], place))
+    sides = [pair[pair["ticket"] == ticket].set_index(columns)["value"] for ticket in (first, second)]
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "view", "train_size")
-"""Columns that tell networks on data sets apart."""
+PANEL = ("study", "panel", "network", "width", "data", "view", "train_size", "source", "target")
+"""Columns that tell networks on data sets apart, and what tickets are transferred to."""
+VARIANT = ("prune_at", "pruning", "layer_counts", "scope", "rewind", "schedule")
+"""Columns that tell tickets of one kind on masks of one method apart."""
 
 
 def panels(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -341,7 +355,8 @@ def _panel_name(row: "pd.Series[Any]") -> str:
     name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
     view = row.get("view")
     view = f" ({view})" if view and isinstance(view, str) else ""  # earlier versions noted none
-    return f"{name} on {row['data']}{view}" if "data" in row else name
+    target = f", transferred to {row['target']}" if row.get("target") != row.get("source") else ""
+    return f"{name} on {row['data']}{view}{target}" if "data" in row else name
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
@@ -367,7 +382,7 @@ def sizes(frame: pd.DataFrame) -> pd.DataFrame:
     trained = frame[frame["what"] == "train"]
     found = []
     for name, rows in panels(trained) if len(trained) else []:
-        small = rows[rows["ticket"] == "SDT"].drop_duplicates(["level", "sparsity"])
+        small = rows[rows["ticket"] == "SDT"].drop_duplicates(["level", "sparsity"]).drop(columns="target")
         target = rows[rows["method"].notna()].groupby("sparsity")["parameters"].max().rename("target")
         found.append(small.join(target, on="sparsity").assign(panel=name).sort_values("sparsity"))
     columns = ["panel", "level", "sparsity", "widths", "parameters", "target"]
@@ -419,7 +434,7 @@ def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
     """
     masks = _masks(frame)
     masks = masks[masks["method"] == "IMP"]
-    chain = [*PANEL, *_recipes(frame, "find_"), "find_lr", "rate", "rewind", "replicate"]
+    chain = [*PANEL, *VARIANT, *_recipes(frame, "find_"), "find_lr", "rate", "replicate"]
     texts = (
         masks[[name for name in chain if name in masks]].map(str).agg("\n".join, axis=1)
         if len(masks)
@@ -456,7 +471,7 @@ def uneven(frame: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Role columns of a cell, and replicates, the number there are; no row where all is as it should be.
     """
-    names = [*PANEL, "what", "ticket", "method", "level", "sparsity", "rewind", *_recipes(frame, "find_", "eval_")]
+    names = [*PANEL, *VARIANT, "what", "ticket", "method", "level", "sparsity", *_recipes(frame, "find_", "eval_")]
     names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
     texts = frame[names].map(str)
     counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()

@@ -64,19 +64,45 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-Method = Literal["IMP", "OMP"]
+Method = Literal["IMP", "OMP", "GMP"]
+
+
+def _weights(name: str) -> str:
+    if name in ("initial", "fresh"):
+        return name
+    try:
+        return parts.duration(name)
+    except ValueError:
+        raise ValueError(f"'{name}' is not known; allowed: initial, fresh, or a step such as '8ep'") from None
 
 
 class Ticket(_Model):
-    """Which masks a kind of ticket is evaluated on."""
+    """Which masks a kind of ticket is evaluated on: of iterative, one-shot or gradual magnitude pruning."""
 
     methods: Annotated[list[Method], BeforeValidator(_as_list), Field(min_length=1)] = ["IMP", "OMP"]
 
 
 class Rewound(Ticket):
-    """A ticket whose weights are rewound to an early step of the dense training."""
+    """A ticket whose weights are rewound to an early step of the dense training, or to each of several."""
 
-    rewind: parts.Duration
+    rewind: Annotated[list[parts.Duration], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class Tuned(Ticket):
+    """Fine-tuning: the weights that were ranked are trained on (Han et al. 2015; Renda et al. 2020, section 2).
+
+    Parameters
+    ----------
+    methods : list of str
+        Masks; every round of iterative pruning is fine-tuned too.
+    epochs : int
+        Length of fine-tuning.
+    lr : float, optional
+        Learning rate; by default that of the last step of the schedule.
+    """
+
+    epochs: Count
+    lr: parts.Positive | None = None
 
 
 class Small(_Model):
@@ -84,30 +110,80 @@ class Small(_Model):
 
 
 class Random(Ticket):
-    """Random tickets: the mask's positions permuted.
+    """Random tickets: every source of masks with every source of weights.
 
     Parameters
     ----------
     methods : list of str
         Masks that are permuted.
-    scope : {'layer', 'global'}
-        Keep each layer's count, or only the total.
-    weights : {'initial', 'fresh'}
-        Train the initial weights of the dense training, or newly drawn ones.
+    scope : list of {'layer', 'global', 'even'}
+        Positions are permuted within layers, which keeps each layer's count, or over all of them; or every layer keeps
+        the same share, at random, whatever the method (Morcos A.1).
+    weights : list of str
+        'initial', those that the dense training begins with; 'fresh', newly drawn ones; or a step of the dense
+        training, such as '8ep'.
     """
 
-    scope: Literal["layer", "global"] = "layer"
-    weights: Literal["initial", "fresh"] = "initial"
+    scope: Annotated[
+        list[Literal["layer", "global", "even"]], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ["layer"]  # fmt: skip
+    weights: Annotated[
+        list[Annotated[str, AfterValidator(_weights)]], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ["initial"]  # fmt: skip
+
+
+class Pruned(_Model):
+    """The gradually pruned training itself, evaluated as it ends."""
 
 
 class Tickets(_Model):
-    """Tickets to evaluate, by their names in Ma; RT are random tickets."""
+    """Tickets to evaluate, by their names in Ma.
+
+    LT keep the initial weights, RR draw new ones, WR are rewound to a later step, LRR keep the weights that were
+    ranked and train them by the whole schedule (learning rate rewinding, Renda et al. 2020), FT are fine-tuned, SDT are
+    small dense networks, RT random tickets, GMP what is pruned on its way.
+    """
 
     LT: Annotated[Ticket | None, BeforeValidator(_blank)] = None
     RR: Annotated[Ticket | None, BeforeValidator(_blank)] = None
     WR: Annotated[Rewound | None, BeforeValidator(_blank)] = None
+    LRR: Annotated[Ticket | None, BeforeValidator(_blank)] = None
+    FT: Annotated[Tuned | None, BeforeValidator(_blank)] = None
     SDT: Annotated[Small | None, BeforeValidator(_blank)] = None
     RT: Annotated[Random | None, BeforeValidator(_blank)] = None
+    GMP: Annotated[Pruned | None, BeforeValidator(_blank)] = None
+
+
+class Curve(_Model):
+    """How a training is pruned on its way: along a curve (Sooner eq. 6), or by a list.
+
+    Parameters
+    ----------
+    start, end, every : str
+        Steps at which it begins and ends, and the interval.
+    shape : {'cubic', 'linear'}
+        Form of the curve.
+    initial : float
+        Sparsity before the start.
+    points : list of [step, sparsity], optional
+        In place of a curve: steps, each with the sparsity from there on (Sooner Table 1).
+    """
+
+    start: parts.Duration | None = None
+    end: parts.Duration | None = None
+    every: parts.Duration = "1ep"
+    shape: Literal["cubic", "linear"] = "cubic"
+    initial: Share = 0.0
+    points: list[tuple[parts.Duration, Share]] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        curve = self.model_fields_set - {"points"}
+        if self.points is not None and curve:
+            raise ValueError(f"points: not together with {', '.join(sorted(curve))}")
+        if self.points is None and (self.start is None or self.end is None):
+            raise ValueError(f"{'end' if self.start else 'start'}: missing; a curve needs start and end, a list points")
+        return self
 
 
 class Prune(_Model):
@@ -118,14 +194,40 @@ class Prune(_Model):
     levels : list of int
         Levels of the ladder at which tickets are evaluated.
     sparsities : list of float
-        Further sparsities, for one-shot masks only.
+        Further sparsities, for one-shot and gradual masks only.
     rate : float
         Share of the remaining weights that goes at every level.
+    at : list of str
+        Steps at which trainings are ranked, of one-shot pruning and of every round of iterative pruning; by default
+        the one that `protocol.masks_from` names. What is not ranked later is trained no further.
+    layer_counts : mapping, optional
+        Fields of `find`, or lists of them. For each combination there are further masks, that prune of every layer as
+        many weights as those do which are found with these fields (Lan Fig. 7).
+    gradual : list
+        Schedules of gradual pruning (GMP).
     """
 
     levels: Annotated[list[Annotated[Count, Field(le=parts.MAX_LEVEL)]], BeforeValidator(_as_list)] = []
     sparsities: Annotated[list[parts.Share], BeforeValidator(_as_list)] = []
     rate: Annotated[float, Strict(), Field(gt=0, lt=1, allow_inf_nan=False)] = 0.2
+    at: Annotated[list[Annotated[str, AfterValidator(parts.step)]], BeforeValidator(_as_list)] = []
+    layer_counts: _grid(Recipe) | None = None  # type: ignore[valid-type]
+    gradual: Annotated[list[Curve], BeforeValidator(_as_list)] = []
+
+
+class Target(_Model):
+    """Another data set that tickets are transferred to: mask and body weights travel, the head is new (Morcos 3.3).
+
+    Parameters
+    ----------
+    data : Data
+        The data set.
+    eval : mapping, optional
+        Fields of the recipe that differ there, or lists of them.
+    """
+
+    data: Annotated[Data, BeforeValidator(_named)]
+    eval: _grid(Recipe) | None = None  # type: ignore[valid-type]
 
 
 class Protocol(_Model):
@@ -149,6 +251,12 @@ class Protocol(_Model):
         Epoch whose accuracy counts.
     masks_from : {'last', 'best_val', 'best_test'}
         Epoch whose weights are ranked; the last in the papers, the best on the test set in the code of Ma et al.
+    floor : float, optional
+        Share of its weights that every layer keeps at least; none in the papers, 0.01 in the code of Ma et al.
+    granularity : {'weight', 'filter'}
+        What is pruned; whole filters in one shot (Lan Fig. 5), of which a sparsity is then a share.
+    norm : {'l1', 'l2'}
+        Norm by which filters are ranked.
     """
 
     prunable: str = "all_but_head"
@@ -159,6 +267,9 @@ class Protocol(_Model):
     batchnorm: Literal["rewound", "reset"] = "rewound"
     report: Literal["last", "best_val", "best_test"] = "last"
     masks_from: Literal["last", "best_val", "best_test"] = "last"
+    floor: Share | None = None
+    granularity: Literal["weight", "filter"] = "weight"
+    norm: Literal["l1", "l2"] = "l1"
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -241,11 +352,12 @@ class Study(_Model):
     find: _grid(Recipe)  # type: ignore[valid-type]
     eval: _grid(Recipe) | None = None  # type: ignore[valid-type]
     prune: Prune = Prune()
+    targets: Annotated[list[Target], BeforeValidator(_as_list)] = []
     tickets: Tickets = Tickets()
     protocol: Protocol = Protocol()
     measures: Measures = Measures()
     panels: list[dict[str, Any]] = []
 
 
-OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "tickets", "protocol", "measures")
+OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "targets", "tickets", "protocol", "measures")
 """Sections that a panel may have of its own."""

@@ -12,10 +12,10 @@ from pydantic import (
     ValidationError,
 )
 
-from lthlab import parts, sizes, trees
+from lthlab import parts, pruning, sizes, trees
 from lthlab.errors import InputError, nearest
 from lthlab.parts import Data, Level, Net, Recipe, Sparsity
-from lthlab.sections import OF_PANEL, STAGES, Measures, Protocol, Study, Tickets, Verdicts
+from lthlab.sections import OF_PANEL, STAGES, Curve, Measures, Protocol, Study, Tickets, Verdicts
 from lthlab.trees import Place, Problem, StudyError, Tree
 from lthlab.wording import explain, fielded, shown
 
@@ -36,6 +36,14 @@ class Panel:
         Levels of the ladder.
     sparsities : tuple of str
         Further sparsities.
+    at : tuple of str
+        Steps at which trainings are ranked.
+    counted : dict of Recipe to dict of str to Recipe
+        By finding recipe: the recipes whose masks say how many weights of each layer are pruned, by what differs.
+    gradual : tuple of Curve
+        Schedules of gradual pruning.
+    targets : tuple of (Data, dict of Recipe to tuple of Recipe)
+        Data sets that tickets are transferred to, each with its recipes by evaluating recipe.
     tickets, protocol, measures : Tickets, Protocol, Measures
         What is asked for and how.
     """
@@ -46,6 +54,10 @@ class Panel:
     recipes: tuple[tuple[Recipe, Recipe], ...]
     levels: tuple[Level, ...]
     sparsities: tuple[Sparsity, ...]
+    at: tuple[str, ...]
+    counted: dict[Recipe, dict[str, Recipe]]
+    gradual: tuple[Curve, ...]
+    targets: tuple[tuple[Data, dict[Recipe, tuple[Recipe, ...]]], ...]
     tickets: Tickets
     protocol: Protocol
     measures: Measures
@@ -132,16 +144,13 @@ def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], se
     panels: list[Panel] = []
     for branch in branches:
         study, wrong, doubtful = _checked(branch.plain)
-        recipes: list[tuple[Recipe, Recipe]] = []
         if study is not None:
             recipes, unfit = _recipes(study)
-            wrong += [
-                item
-                for item in (*unfit, *_cross_checks(study, recipes, "net" not in doubtful))
-                if item[0][0] not in doubtful
-            ]
+            panel, unlike = _panel(study, recipes)
+            checks = _cross_checks(study, panel, "net" not in doubtful)
+            wrong += [item for item in (*unfit, *unlike, *checks) if item[0][0] not in doubtful]
             studies.append(study)
-            panels.append(_panel(study, recipes))
+            panels.append(panel)
         problems += [branch.problem(place, message) for place, message in wrong]
     if problems or not studies:
         raise StudyError(sorted(set(problems)))
@@ -161,18 +170,39 @@ def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], se
     )
 
 
-def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Panel:
-    return Panel(
+def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> tuple[Panel, list[tuple[Place, str]]]:
+    """Make a panel, and say what is wrong with the recipes that differ from those of the study."""
+    wrong: dict[tuple[Place, str], None] = {}
+    counts, rules = study.prune.layer_counts, study.protocol
+    place: Place = ("prune", "layer_counts")
+    counted: dict[Recipe, dict[str, Recipe]] = {}
+    for find in dict.fromkeys(find for find, _ in recipes):
+        found = {} if counts is None else dict(_overridden(find, _axes(counts), study.net, study.data, place, wrong))
+        counted[find] = {text: recipe for text, recipe in found.items() if recipe != find}
+    targets = []
+    for number, target in enumerate(study.targets):
+        axes, place = {} if target.eval is None else _axes(target.eval), ("targets", number, "eval")
+        trained = {
+            evaluate: tuple(r for _, r in _overridden(evaluate, axes, study.net, target.data, place, wrong))
+            for _, evaluate in recipes
+        }
+        targets.append((target.data, trained))
+    panel = Panel(
         net=study.net,
         data=study.data,
         replicates=study.replicates,
         recipes=tuple(recipes),
         levels=tuple(Level(k, study.prune.rate) for k in sorted(set(study.prune.levels))),
         sparsities=tuple(dict.fromkeys(parts.decimal_text(s) for s in study.prune.sparsities)),
+        at=tuple(dict.fromkeys(study.prune.at)) or (rules.masks_from,),
+        counted=counted,
+        gradual=tuple(study.prune.gradual),
+        targets=tuple(targets),
         tickets=study.tickets,
-        protocol=study.protocol,
+        protocol=rules,
         measures=study.measures,
     )
+    return panel, list(wrong)
 
 
 def _branches(
@@ -295,26 +325,50 @@ def _recipes(study: Study) -> tuple[list[tuple[Recipe, Recipe]], list[tuple[Plac
     override = {} if study.eval is None else _axes(study.eval)
     pairs: dict[tuple[Recipe, Recipe], None] = {}
     wrong: dict[tuple[Place, str], None] = {}
-
-    def recipe(fields: Mapping[str, Any], section: str) -> Recipe | None:
-        try:
-            found = Recipe(**fields).divided(study.net, study.data)
-            found.aligned(study.data.steps_per_epoch(found.batch_size))
-            return found
-        except ValidationError as error:
-            problems = [problem for item in error.errors() for problem in explain(item, Study)]
-        except ValueError as error:
-            problems = fielded((), str(error))
-        wrong.update(dict.fromkeys(((section, *place), message) for place, message in problems))
-        return None
-
     for finding in _product(_axes(study.find)):
-        find = recipe(finding, "find")
+        find = _recipe(finding, study.net, study.data, ("find",), wrong)
         for evaluating in _product(override) if find is not None else ():
-            evaluate = recipe(finding | evaluating, "eval") if evaluating else find
+            fields = finding | evaluating
+            evaluate = _recipe(fields, study.net, study.data, ("eval",), wrong) if evaluating else find
             if find is not None and evaluate is not None:
                 pairs[find, evaluate] = None
     return list(pairs), list(wrong)
+
+
+def _recipe(
+    fields: Mapping[str, Any], net: Net, data: Data, place: Place, wrong: dict[tuple[Place, str], None]
+) -> Recipe | None:
+    """Make a recipe, or note what is wrong with it."""
+    try:
+        found = Recipe(**fields).divided(net, data)
+        found.aligned(data.steps_per_epoch(found.batch_size))
+        return found
+    except ValidationError as error:
+        problems = [problem for item in error.errors() for problem in explain(item, Study)]
+    except ValueError as error:
+        problems = fielded((), str(error))
+    wrong.update(dict.fromkeys(((*place, *below), message) for below, message in problems))
+    return None
+
+
+def _overridden(
+    recipe: Recipe,
+    axes: Mapping[str, list[Any]],
+    net: Net,
+    data: Data,
+    place: Place,
+    wrong: dict[tuple[Place, str], None],
+) -> Iterator[tuple[str, Recipe]]:
+    """Yield a recipe with each combination of other fields, and say in which these are."""
+    own = recipe.model_dump()
+    for fields in _product(axes):
+        found = _recipe(own | fields, net, data, place, wrong)
+        if found is not None:
+            yield ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in fields.items()), found
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
@@ -325,9 +379,9 @@ def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
     return (dict(zip(axes, choice, strict=True)) for choice in itertools.product(*axes.values()))
 
 
-def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool) -> Iterator[tuple[Place, str]]:
+def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place, str]]:
     """Compare sections; those that go by the network only if it is known."""
-    images = study.data.images
+    images, recipes = study.data.images, list(panel.recipes)
     for section in ("find", "eval"):
         for size in getattr(getattr(study, section), "batch_size", None) or ():
             if size > images:
@@ -335,14 +389,10 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool)
                     (section, "batch_size"),
                     f"{size} is larger than the training set; allowed: 1 to {images}",
                 )
-    if study.tickets.WR is not None:
-        rewind = study.tickets.WR.rewind
-        problems = {_rewind_problem(study, rewind, find, evaluate): None for find, evaluate in recipes}
-        yield from ((("tickets", "WR", "rewind"), f"{rewind} {problem}") for problem in problems if problem)
     asked = {name: getattr(ticket, "methods", ()) for name, ticket in study.tickets if ticket is not None}
-    lacking = [name for name, methods in asked.items() if "IMP" in methods or not study.prune.sparsities]
-    if lacking and not study.prune.levels:
-        yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
+    if study.tickets.GMP is not None:
+        asked["GMP"] = ["GMP"]
+    yield from pruning.problems(study, recipes, asked)
     sparse = list(_too_sparse(study)) if asked else []
     yield from sparse
     if study.tickets.SDT is not None and not sparse:
@@ -352,9 +402,8 @@ def _cross_checks(study: Study, recipes: list[tuple[Recipe, Recipe]], net: bool)
         if ticket != "dense" and ticket not in asked:
             place = ("measures", "correlation_indicator", "of", number)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
-    for field in ("report", "masks_from"):
-        if getattr(study.protocol, field) == "best_val" and not study.data.val_size:
-            yield ("protocol", field), "best_val needs validation images; set data.val_size above 0"
+    if study.protocol.report == "best_val" and not study.data.val_size:
+        yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
     optimizers = {recipe.optimizer for pair in recipes for recipe in pair}
     for section in ("find", "eval"):
         betas = getattr(getattr(study, section), "betas", None)
@@ -406,18 +455,3 @@ def _too_narrow(study: Study) -> Iterator[str]:
             sizes.narrow(study.net, study.data, sparsity, rules.prunable, rules.denominator)
         except InputError as error:
             yield str(error)
-
-
-def _rewind_problem(study: Study, rewind: str, find: Recipe, evaluate: Recipe) -> str | None:
-    """Say why tickets cannot be rewound to a step; None if they can."""
-    steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
-    at = parts.iterations(rewind, steps)
-    if at >= find.epochs * steps:
-        return f"is not before the end; allowed: below {find.epochs}ep, {find.epochs * steps}it"
-    if study.protocol.schedule == "restart":
-        return None
-    if at % steps and steps != steps_after:
-        return f"lies within an epoch, and epochs of find and eval differ in length, {steps} and {steps_after} steps"
-    if parts.iterations(parts.step_text(at, steps), steps_after) >= evaluate.epochs * steps_after:
-        return f"leaves nothing of the {evaluate.epochs} epochs of eval; allowed: below {evaluate.epochs}ep"
-    return None

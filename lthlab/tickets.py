@@ -3,14 +3,28 @@
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-from lthlab import sizes
+from lthlab import pruning, sizes
 from lthlab.parts import Data, Level, Net, Recipe, Sparsity, sparsity_fraction
 from lthlab.sections import STAGES
 from lthlab.spec import Config, Panel
-from lthlab.values import At, Fresh, Magnitude, Mask, Measure, Narrow, Permuted, Train, Value
+from lthlab.values import (
+    At,
+    Explicit,
+    Fresh,
+    Gradual,
+    Graft,
+    Magnitude,
+    Mask,
+    MaskOf,
+    Measure,
+    Narrow,
+    Permuted,
+    Train,
+    Value,
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Protocol:
         As in `lthlab.values.Magnitude` and `lthlab.values.Train`.
     masks_from : str
         Step whose weights are ranked.
+    granularity, norm : str
+        As in `lthlab.values.Magnitude`.
     """
 
     net: Net
@@ -37,10 +53,15 @@ class Protocol:
     denominator: str = "prunable"
     batchnorm: str = "rewound"
     masks_from: str = "last"
+    granularity: str = "weight"
+    norm: str = "l1"
 
-    def magnitude(self, of: At, sparsity: Sparsity) -> Magnitude:
-        """Mask of the largest weights under this protocol."""
-        return Magnitude(of, sparsity, self.prunable, self.scope, self.denominator)
+    def magnitude(self, of: At, sparsity: Sparsity, counts: Mask | None = None) -> Magnitude:
+        """Mask of the largest weights under this protocol; with `counts`, of as many per layer as that mask keeps."""
+        if counts is not None:
+            return Magnitude(of, prunable=self.prunable, layer_counts_of=counts)
+        rules = (self.prunable, self.scope, self.denominator)
+        return Magnitude(of, sparsity, *rules, granularity=self.granularity, norm=self.norm)
 
 
 def dense(protocol: Protocol, recipe: Recipe) -> Train:
@@ -48,9 +69,16 @@ def dense(protocol: Protocol, recipe: Recipe) -> Train:
     return Train(protocol.net, protocol.data, recipe, Fresh(protocol.replicate), protocol.replicate)
 
 
-def omp(protocol: Protocol, recipe: Recipe, sparsity: Sparsity) -> Magnitude:
-    """One-shot magnitude pruning, OMP(θ_T, s) (Ma Table 1)."""
-    return protocol.magnitude(At(dense(protocol, recipe), protocol.masks_from), sparsity)
+def omp(protocol: Protocol, recipe: Recipe, sparsity: Sparsity, counts: Mask | None = None) -> Magnitude:
+    """One-shot magnitude pruning, OMP(θ_T, s) (Ma Table 1); with `counts`, to that mask's layer counts (Lan Fig. 7)."""
+    return protocol.magnitude(At(dense(protocol, recipe), protocol.masks_from), sparsity, counts)
+
+
+def gmp(protocol: Protocol, recipe: Recipe, pruning: Gradual | Explicit) -> MaskOf:
+    """Gradual magnitude pruning: the mask when a training has been pruned on its way (Sooner eq. 6)."""
+    replicate = protocol.replicate
+    run = Train(protocol.net, protocol.data, recipe, Fresh(replicate), replicate, pruning=pruning)
+    return MaskOf(run, pruning.end if isinstance(pruning, Gradual) else pruning.points[-1][0])
 
 
 def imp(
@@ -58,8 +86,10 @@ def imp(
     recipe: Recipe,
     levels: int,
     rate: str = "0.2",
-    rewind: str = "0ep",
+    rewind: str | None = "0ep",
     schedule: str = "restart",
+    tuning: Recipe | None = None,
+    counts: Sequence[Mask] = (),
 ) -> list[tuple[Train, Magnitude]]:
     """Iterative magnitude pruning, IMP(θ_T, s) (Ma Table 1).
 
@@ -72,9 +102,14 @@ def imp(
     rate : str, optional
         Share of the remaining weights that each round prunes.
     rewind : str, optional
-        Step of the dense training that every round goes back to.
+        Step of the dense training that every round goes back to. None trains the weights that were ranked on, which is
+        learning rate rewinding (Renda et al. 2020).
     schedule : {'restart', 'resume'}, optional
         As in `lthlab.values.Train`.
+    tuning : Recipe, optional
+        Recipe of all rounds but the first, of fine-tuning. These are ranked at their end.
+    counts : sequence of Mask, optional
+        For each level, a mask of which every layer's count is imposed (Lan Fig. 7).
 
     Returns
     -------
@@ -82,17 +117,38 @@ def imp(
         For each level from 1: the training whose weights are ranked, and the mask.
     """
     trunk = dense(protocol, recipe)
-    rounds, run = [], trunk
+    rounds, run, ranked = [], trunk, At(trunk, protocol.masks_from)
     for k in range(1, levels + 1):
-        mask = protocol.magnitude(At(run, protocol.masks_from), Level(k, rate))
+        mask = protocol.magnitude(ranked, Level(k, rate), counts[k - 1] if counts else None)
         rounds.append((run, mask))
-        run = rewound(protocol, recipe, trunk, mask, rewind, schedule)
+        if rewind is None:
+            run = continued(protocol, tuning or recipe, ranked, mask)
+        else:
+            run = rewound(protocol, tuning or recipe, trunk, mask, rewind, schedule)
+        ranked = At(run, "last" if tuning else protocol.masks_from)
     return rounds
 
 
 def rewound(protocol: Protocol, recipe: Recipe, trunk: Train, mask: Mask, step: str, schedule: str) -> Train:
     """Train θ_t ⊙ m: the lottery ticket for t = 0, weight rewinding for later t (Ma 2.1, appendix B)."""
-    init = At(trunk, step)
+    return _under(protocol, recipe, At(trunk, step), mask, schedule)
+
+
+def continued(protocol: Protocol, recipe: Recipe, ranked: At, mask: Mask) -> Train:
+    """Train the weights that were ranked on: learning rate rewinding, or fine-tuning (Renda et al. 2020, section 2)."""
+    return _under(protocol, recipe, ranked, mask)
+
+
+def reinitialised(protocol: Protocol, recipe: Recipe, mask: Mask) -> Train:
+    """Train θ'_0 ⊙ m: random reinitialisation under a ticket's mask (RR, Ma 2.1)."""
+    return _under(protocol, recipe, Fresh(protocol.replicate, draw=1), mask)
+
+
+def _under(protocol: Protocol, recipe: Recipe, weights: At | Fresh, mask: Mask, schedule: str = "restart") -> Train:
+    """Train weights under a mask; what comes from other data gets a fresh head (Morcos 3.3)."""
+    init: Fresh | At | Graft = weights
+    if isinstance(weights, At) and weights.run.data != protocol.data:
+        init = Graft(weights, Fresh(protocol.replicate))
     return Train(
         protocol.net,
         protocol.data,
@@ -105,10 +161,10 @@ def rewound(protocol: Protocol, recipe: Recipe, trunk: Train, mask: Mask, step: 
     )
 
 
-def reinitialised(protocol: Protocol, recipe: Recipe, mask: Mask) -> Train:
-    """Train θ'_0 ⊙ m: random reinitialisation under a ticket's mask (RR, Ma 2.1)."""
-    init = Fresh(protocol.replicate, draw=1)
-    return Train(protocol.net, protocol.data, recipe, init, protocol.replicate, mask)
+def even(protocol: Protocol, trunk: Train, sparsity: Sparsity) -> Permuted:
+    """Random mask with the same share of every layer (Morcos A.1); of the trunk it takes the shapes only."""
+    shares = Magnitude(At(trunk, "0ep"), sparsity, protocol.prunable, "layer")
+    return Permuted(shares, "layer", protocol.replicate)
 
 
 def small(protocol: Protocol, recipe: Recipe, sparsity: Sparsity) -> Train:
@@ -118,10 +174,12 @@ def small(protocol: Protocol, recipe: Recipe, sparsity: Sparsity) -> Train:
 
 
 ROLE = (
-    "what", "ticket", "method", "level", "rate", "sparsity", "rewind", "replicate", "search_epochs", "widths",
-    "parameters",
+    "what", "ticket", "method", "level", "rate", "sparsity", "prune_at", "pruning", "layer_counts", "scope", "rewind",
+    "schedule", "replicate", "search_epochs", "train_epochs", "source", "target", "widths", "parameters",
 )  # fmt: skip
 """Columns of a role beside those of the panel and the recipes."""
+RANKED = "ranked"
+"""What the column `rewind` says of weights that are trained on from where they were ranked."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +191,14 @@ class Labelled:
     value : Train, Mask or Measure
         What is computed.
     role : dict
-        Plain values by column of the tidy frame: configuration, panel, network, width, data, view, train_size, report,
-        what ('train', 'mask' or a measure's name), ticket ('dense', 'search', 'LT', 'RR', 'WR', 'SDT' or 'RT'), method,
-        level, rate, sparsity, rewind, replicate, search_epochs, widths, parameters, find_*, eval_*.
+        Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, data, view,
+        train_size, report. what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
+        `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate, sparsity. prune_at: step at which weights
+        were ranked. pruning: schedule of gradual pruning. layer_counts: whose counts per layer are imposed. scope: of
+        a random ticket. rewind: step that weights come from, 'ranked' where they are trained on, None where they are
+        fresh. schedule: 'restart', 'resume' or 'fine-tune'; of a mask, that of the rounds of its search. replicate.
+        search_epochs: epochs of training that mask and weights cost; train_epochs: those of the ticket itself. source,
+        target: data that it was found on, and that it is trained on. widths, parameters. find_*, eval_*: recipes.
     """
 
     value: Value
@@ -190,6 +253,46 @@ def _panel_names(panels: Sequence[Panel]) -> list[str]:
     return names
 
 
+class _Site(NamedTuple):
+    """Where tickets are trained: on the data that they are found on, or on a target."""
+
+    protocol: Protocol
+    recipe: Recipe
+    transferred: bool = False
+
+
+class _Found(NamedTuple):
+    """A mask, and how it was found.
+
+    Attributes
+    ----------
+    mask, sparsity : Magnitude or MaskOf, Sparsity
+        The mask, and what it prunes to.
+    trunk, ranked : Train, At
+        The training that weights are rewound to, and the weights that were ranked.
+    first, epochs : int
+        Epochs of the first round, and of the whole search (Ma section 1).
+    columns : dict
+        What of it is in the role.
+    """
+
+    mask: Magnitude | MaskOf
+    sparsity: Sparsity
+    trunk: Train
+    ranked: At
+    first: int
+    epochs: int
+    columns: dict[str, Any]
+
+
+class _Rounds(NamedTuple):
+    """How the rounds of iterative pruning go on, as in `imp`."""
+
+    rewind: str | None = "0ep"
+    schedule: str = "restart"
+    tuning: Recipe | None = None
+
+
 class _Expansion:
     """What a study asks for of one panel, pair of recipes and replicate."""
 
@@ -204,9 +307,11 @@ class _Expansion:
             rules.scope,
             rules.denominator,
             rules.batchnorm,
-            rules.masks_from,
+            granularity=rules.granularity,
+            norm=rules.norm,
         )
         self.trunk = dense(self.protocol, find)
+        self.at = dict.fromkeys(map(self.trunk.canonical_step, panel.at))
         self.sparsities = (*panel.levels, *panel.sparsities)
         self.roles: dict[str, dict[str, Any]] = {
             stage: {
@@ -220,11 +325,13 @@ class _Expansion:
                 "report": rules.report,
                 **dict.fromkeys(ROLE),
                 "replicate": replicate,
+                "source": panel.data.text,
             }
             for stage in STAGES
         }
-        self.chains: dict[tuple[str, str], list[tuple[Train, Magnitude]]] = {}
-        self.columns = {recipe: _columns("find", find) | _columns("eval", recipe) for recipe in (find, evaluate)}
+        self.chains: dict[tuple[str, _Rounds, Recipe, Recipe | None], list[tuple[Train, Magnitude]]] = {}
+        self.found: dict[tuple[str, tuple[_Rounds, ...]], list[_Found]] = {}
+        self.found_with = _columns("find", find)
 
     def items(self) -> Iterator[Labelled]:
         """List labelled values, those of the stages that are asked for."""
@@ -234,90 +341,225 @@ class _Expansion:
 
     def _items(self) -> Iterator[tuple[str, Labelled]]:
         finding, evaluating = STAGES
-        yield from self._trained(finding, self.trunk, "dense", self.find, None, search_epochs=0)
-        if self.evaluate != self.find:
-            value = dense(self.protocol, self.evaluate)
-            yield from self._trained(evaluating, value, "dense", self.evaluate, None, search_epochs=0)
-        for ticket, options in self.panel.tickets:
-            if ticket == "SDT" and options is not None:
-                for sparsity in self.sparsities:
-                    value = small(self.protocol, self.evaluate, sparsity)
-                    yield from self._trained(evaluating, value, ticket, self.evaluate, sparsity, search_epochs=0)
-            for method in getattr(options, "methods", ()):
-                yield from self._on_masks(ticket, options, method)
+        own, coupled = _Site(self.protocol, self.find), self.evaluate == self.find
+        if coupled or self._to_the_end():
+            yield from self._trained(own, self.trunk, "dense", None, stage=finding)
+        if coupled and self.panel.tickets.GMP is not None:
+            for found in self._gradual():
+                columns = found.columns | {"rewind": "0ep"}
+                yield from self._trained(own, found.trunk, "GMP", found.sparsity, stage=finding, **columns)
+        sites = [_Site(self.protocol, self.evaluate)]
+        for data, recipes in self.panel.targets:
+            there = replace(self.protocol, data=data)
+            sites += [_Site(there, recipe, data != self.protocol.data) for recipe in recipes[self.evaluate]]
+        for site in sites:
+            if not (coupled and site is sites[0]):
+                yield from self._trained(site, dense(site.protocol, site.recipe), "dense", None)
+            for ticket, options in self.panel.tickets:
+                if ticket == "SDT" and options is not None and not site.transferred:
+                    for sparsity in self.sparsities:
+                        value = small(site.protocol, site.recipe, sparsity)
+                        yield from self._trained(site, value, ticket, sparsity)
+                for method in getattr(options, "methods", ()):
+                    for found in self._masks(method, tuple(self._rounds(ticket, options, self.find))):
+                        yield from self._searched(found)
+                        if found.sparsity in self.sparsities or method == "GMP":
+                            yield from self._under(site, ticket, options, found)
 
-    def _on_masks(self, ticket: str, options: Any, method: str) -> Iterator[tuple[str, Labelled]]:
-        finding, evaluating = STAGES
-        step = getattr(options, "rewind", "0ep")
-        schedule = self.rules.schedule if ticket == "WR" else "restart"
-        chain = step if ticket == "WR" and self.rules.rewound_masks == "rewound" else "0ep"
-        for sparsity, mask, search_epochs in self._masks(method, chain, schedule):
-            fields: dict[str, Any] = {"method": method, "rewind": chain if method == "IMP" else None}
-            run = mask.of.run
-            if isinstance(run.mask, Magnitude):
-                searched = {"search_epochs": search_epochs - _epochs(run), **fields}
-                yield finding, self._label(finding, run, "train", "search", self.find, run.mask.sparsity, **searched)
-            fields["search_epochs"] = search_epochs
-            yield finding, self._label(finding, mask, "mask", "search", self.find, sparsity, **fields)
-            if sparsity not in self.sparsities:
+    def _to_the_end(self) -> bool:
+        """Whether a mask is of the trained weights, or there is none."""
+        whole = {self.trunk.step_text(self.trunk.end), "best_val", "best_test"}
+        methods = {method for _, options in self.panel.tickets for method in getattr(options, "methods", ())}
+        return bool(whole & self.at.keys()) or not methods & {"IMP", "OMP"}
+
+    def _rounds(self, ticket: str, options: Any, recipe: Recipe) -> list[_Rounds]:
+        """Say how rounds of iterative pruning go on where a ticket's masks come from."""
+        if ticket == "LRR":
+            return [_Rounds(None)]
+        if ticket == "FT":
+            steps = self.panel.data.steps_per_epoch(recipe.batch_size)
+            return [_Rounds(None, tuning=recipe.tuning(options.epochs, steps, options.lr))]
+        if ticket == "WR" and self.rules.rewound_masks == "rewound":
+            return [_Rounds(step, self.rules.schedule) for step in options.rewind]
+        return [_Rounds()]
+
+    def _searched(self, found: _Found) -> Iterator[tuple[str, Labelled]]:
+        """Label a mask, and the training that was ranked for it if that went to its end."""
+        finding, run, columns = STAGES[0], found.ranked.run, found.columns
+        site = _Site(self.protocol, self.find)
+        level = found.sparsity
+        if (
+            isinstance(run.mask, Magnitude)
+            and isinstance(level, Level)
+            and found.ranked.step == run.canonical_step("last")
+        ):
+            spent = {"search_epochs": found.epochs - _epochs(run), "train_epochs": _epochs(run)}
+            below = Level(level.k - 1, level.rate)
+            yield finding, self._label(finding, site, run, "train", "search", below, **columns | spent)
+        spent = {"search_epochs": found.epochs}
+        yield finding, self._label(finding, site, found.mask, "mask", "search", found.sparsity, **columns | spent)
+
+    def _under(self, site: _Site, ticket: str, options: Any, found: _Found) -> Iterator[tuple[str, Labelled]]:
+        """Label what is trained under a mask."""
+        if ticket == "RT":
+            for scope in options.scope:
+                yield from self._random(site, scope, options.weights, found)
+            return
+        protocol, recipe = site.protocol, site.recipe
+        columns = found.columns | {"search_epochs": found.epochs}
+        if ticket in ("LRR", "FT"):
+            (how,) = self._rounds(ticket, options, recipe)
+            value = continued(protocol, how.tuning or recipe, found.ranked, found.mask)
+            yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": RANKED})
+        elif ticket == "RR":
+            value = reinitialised(protocol, recipe, found.mask)
+            yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": None})
+        else:
+            schedule = self.rules.schedule if ticket == "WR" and not site.transferred else "restart"
+            steps = options.rewind if ticket == "WR" else ["0ep"]
+            if ticket == "WR" and found.columns["method"] == "IMP" and self.rules.rewound_masks == "rewound":
+                steps = [found.columns["rewind"]]
+            for step in steps:
+                value = rewound(protocol, recipe, found.trunk, found.mask, step, schedule)
+                more = {"rewind": step, "search_epochs": self._reached(found, step)}
+                yield from self._trained(site, value, ticket, found.sparsity, **columns | more)
+
+    def _random(self, site: _Site, scope: str, sources: Sequence[str], found: _Found) -> Iterator[tuple[str, Labelled]]:
+        """Label random tickets and their masks; only a permutation within layers needs the search."""
+        columns = found.columns | {"scope": scope, "search_epochs": found.epochs, "rewind": None}
+        mask: Permuted
+        if scope == "even":
+            mask = even(self.protocol, self.trunk, found.sparsity)
+            columns |= dict.fromkeys(("method", "prune_at", "pruning", "layer_counts"))
+        else:
+            mask = Permuted(found.mask, scope, self.protocol.replicate)
+        if scope != "layer":
+            columns["search_epochs"] = 0
+        stage = STAGES[1]
+        yield stage, self._label(stage, site, mask, "mask", "RT", found.sparsity, **columns)
+        for source in sources:
+            if source == "fresh":
+                value = reinitialised(site.protocol, site.recipe, mask)
+                yield from self._trained(site, value, "RT", found.sparsity, **columns)
                 continue
-            under: Mask = mask
-            if ticket == "RT":
-                under = Permuted(mask, options.scope, self.protocol.replicate)
-                yield evaluating, self._label(evaluating, under, "mask", ticket, self.evaluate, sparsity, **fields)
-            if ticket == "RR" or getattr(options, "weights", None) == "fresh":
-                fields["rewind"] = None
-                leaf = reinitialised(self.protocol, self.evaluate, under)
-            else:
-                fields["rewind"] = step
-                leaf = rewound(self.protocol, self.evaluate, self.trunk, under, step, schedule)
-            yield from self._trained(evaluating, leaf, ticket, self.evaluate, sparsity, **fields)
+            step = "0ep" if source == "initial" else source
+            value = rewound(site.protocol, site.recipe, self.trunk, mask, step, "restart")
+            spent = self._reached(found, step) if scope == "layer" else self._whole_epochs(self.trunk, step)
+            more = {"rewind": step, "search_epochs": spent}
+            yield from self._trained(site, value, "RT", found.sparsity, **columns | more)
+
+    def _reached(self, found: _Found, step: str) -> int:
+        """Count the epochs of a search whose first training also has to come to a step that weights are taken from."""
+        return found.epochs + max(0, self._whole_epochs(found.trunk, step) - found.first)
+
+    def _whole_epochs(self, run: Train, step: str) -> int:
+        """Count the epochs to a step, begun ones included."""
+        reached = run.end if step.startswith("best") else run.iteration(step)
+        return -(-(reached - run.start) // run.steps_per_epoch)
 
     def _trained(
-        self, stage: str, value: Train, ticket: str, recipe: Recipe, sparsity: Sparsity | None, **fields: Any
+        self,
+        site: _Site,
+        value: Train,
+        ticket: str,
+        sparsity: Sparsity | None,
+        stage: str = STAGES[1],
+        **columns: Any,
     ) -> Iterator[tuple[str, Labelled]]:
         """Label a training, and what is measured of it."""
-        yield stage, self._label(stage, value, "train", ticket, recipe, sparsity, **fields)
+        schedule = "fine-tune" if ticket == "FT" else value.schedule
+        columns = {"search_epochs": 0} | columns | {"schedule": schedule, "train_epochs": _epochs(value)}
+        yield stage, self._label(stage, site, value, "train", ticket, sparsity, **columns)
         measure = self.panel.measures.correlation_indicator
-        if measure is not None and ticket in measure.of:
+        if measure is not None and ticket in measure.of and not site.transferred:
             other = measure.partner == "dense" and ticket != "dense"
             ends = (At(value, value.step_text(value.start)), At(self.trunk if other else value, "last"))
             settings = (("p", repr(measure.p)), ("prunable", self.rules.prunable))
             indicator = Measure("correlation_indicator", ends, settings, value.mask if other else None)
-            yield stage, self._label(stage, indicator, "correlation_indicator", ticket, recipe, sparsity, **fields)
+            yield stage, self._label(stage, site, indicator, "correlation_indicator", ticket, sparsity, **columns)
 
     def _label(
-        self, stage: str, value: Value, what: str, ticket: str, recipe: Recipe, sparsity: Sparsity | None, **fields: Any
+        self, stage: str, site: _Site, value: Value, what: str, ticket: str, sparsity: Sparsity | None, **columns: Any
     ) -> Labelled:
-        role = self.roles[stage] | {"what": what, "ticket": ticket} | fields
+        data = site.protocol.data
+        role = self.roles[stage] | {"what": what, "ticket": ticket, "target": data.text} | columns
         role["level"] = sparsity.k if isinstance(sparsity, Level) else 0 if sparsity is None else None
         role["sparsity"] = float(sparsity_fraction(sparsity or "0"))
         role["rate"] = float(sparsity.rate) if isinstance(sparsity, Level) else None
-        role["widths"], role["parameters"] = self._size(ticket, sparsity or "0")
-        return Labelled(value, role | self.columns[recipe])
+        role["widths"], role["parameters"] = self._size(ticket, sparsity or "0", data)
+        return Labelled(value, role | self.found_with | _columns("eval", site.recipe))
 
-    def _size(self, ticket: str, sparsity: Sparsity) -> tuple[str | None, int | None]:
-        """Widths of a network's stages and its parameters that are not pruned; None for a network of one's own."""
-        net, data, rules = self.panel.net, self.panel.data, self.rules
+    def _size(self, ticket: str, sparsity: Sparsity, data: Data) -> tuple[str | None, int | None]:
+        """Widths of a network's stages and its parameters that are not pruned; None where these are not known."""
+        net, rules = self.panel.net, self.rules
         if ticket == "SDT":
             size = sizes.narrow(net, data, sparsity, rules.prunable, rules.denominator)
             return sizes.text(size.widths), size.parameters
         widths = sizes.own_widths(net)
+        if rules.granularity == "filter" and sparsity != "0":
+            return sizes.text(widths) if widths else None, None
         kept = sizes.ticket_parameters(net, data, sparsity, rules.prunable, rules.denominator, rules.scope)
         return sizes.text(widths) if widths else None, kept
 
-    def _masks(self, method: str, chain: str, schedule: str) -> Iterator[tuple[Sparsity, Magnitude, int]]:
-        """List masks of a method, each with the epochs that finding it takes (Ma section 1)."""
-        if method == "OMP":
-            for sparsity in self.sparsities:
-                yield sparsity, omp(self.protocol, self.find, sparsity), self.find.epochs
-        elif self.panel.levels:
-            last, spent = self.panel.levels[-1], 0
-            if (chain, schedule) not in self.chains:
-                self.chains[chain, schedule] = imp(self.protocol, self.find, last.k, last.rate, chain, schedule)
-            for k, (run, mask) in enumerate(self.chains[chain, schedule], start=1):
-                spent += _epochs(run)
-                yield Level(k, last.rate), mask, spent
+    # --- masks ------------------------------------------------------------------------------------------------
+
+    def _masks(self, method: str, rounds: tuple[_Rounds, ...]) -> list[_Found]:
+        """List the masks of a method, each list once."""
+        if (method, rounds) not in self.found:
+            self.found[method, rounds] = list(self._gradual() if method == "GMP" else self._ranked(method, rounds))
+        return self.found[method, rounds]
+
+    def _ranked(self, method: str, rounds: tuple[_Rounds, ...]) -> Iterator[_Found]:
+        """List masks of weights ranked at every step, with their own counts per layer and with others'."""
+        for at in self.at:
+            protocol = replace(self.protocol, masks_from=at)
+            for counts, counted in [(None, None), *self.panel.counted[self.find].items()]:
+                columns = {"method": method, "prune_at": at, "layer_counts": counts}
+                if method == "OMP":
+                    yield from self._one_shot(protocol, counted, columns)
+                else:
+                    for how in rounds if self.panel.levels else ():
+                        yield from self._iterative(protocol, counted, how, columns)
+
+    def _one_shot(self, protocol: Protocol, counted: Recipe | None, columns: dict[str, Any]) -> Iterator[_Found]:
+        for sparsity in self.sparsities:
+            other = None if counted is None else omp(protocol, counted, sparsity)
+            mask = omp(protocol, self.find, sparsity, other)
+            first = self._whole_epochs(self.trunk, mask.of.step)
+            spent = first + (0 if other is None else self._whole_epochs(other.of.run, other.of.step))
+            yield _Found(mask, sparsity, self.trunk, mask.of, first, spent, columns | {"rewind": None})
+
+    def _iterative(
+        self, protocol: Protocol, counted: Recipe | None, how: _Rounds, columns: dict[str, Any]
+    ) -> Iterator[_Found]:
+        chains = [self._chain(protocol, how, self.find, counted)]
+        chains += [self._chain(protocol, how, counted)] if counted is not None else []
+        schedule = "fine-tune" if how.tuning else how.schedule
+        columns = columns | {"rewind": RANKED if how.rewind is None else how.rewind, "schedule": schedule}
+        last, spent, first = self.panel.levels[-1], 0, 0
+        for k, steps in enumerate(zip(*chains, strict=True), start=1):
+            spent += sum(self._whole_epochs(run, mask.of.step) for run, mask in steps)
+            mask = steps[0][1]
+            first = first or self._whole_epochs(self.trunk, mask.of.step)
+            yield _Found(mask, Level(k, last.rate), self.trunk, mask.of, first, spent, columns)
+
+    def _chain(
+        self, protocol: Protocol, how: _Rounds, recipe: Recipe, counted: Recipe | None = None
+    ) -> list[tuple[Train, Magnitude]]:
+        key = (protocol.masks_from, how, recipe, counted)
+        if key not in self.chains:
+            counts = [] if counted is None else [mask for _, mask in self._chain(protocol, how, counted)]
+            last = self.panel.levels[-1]
+            self.chains[key] = imp(protocol, recipe, last.k, last.rate, *how, counts)
+        return self.chains[key]
+
+    def _gradual(self) -> Iterator[_Found]:
+        for curve in self.panel.gradual:
+            for sparsity in pruning.reaches(curve, self.sparsities):
+                mask = gmp(self.protocol, self.find, pruning.schedule(curve, sparsity, self.rules))
+                spent = self._whole_epochs(mask.run, mask.step)
+                columns = {"method": "GMP", "prune_at": mask.step, "pruning": pruning.words(curve), "rewind": None}
+                yield _Found(mask, sparsity, mask.run, At(mask.run, mask.step), spent, spent, columns)
 
 
 def _epochs(run: Train) -> int:

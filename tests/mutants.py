@@ -144,16 +144,16 @@ MUTANTS = [
     ),
     Mutant(
         "milestone one step late",
-        "engine",
+        "parts",
         "iterations(milestone, steps_per_epoch) <= iteration",
         "iterations(milestone, steps_per_epoch) < iteration",
         "tests/test_engine.py::test_schedules_are_those_of_torch",
     ),
     Mutant(
         "warmup one step late",
-        "engine",
-        "return recipe.lr * (iteration + 1) / warmup",
-        "return recipe.lr * iteration / warmup",
+        "parts",
+        "return self.lr * (iteration + 1) / warmup",
+        "return self.lr * iteration / warmup",
         "tests/test_engine.py::test_schedules_are_those_of_torch",
     ),
     Mutant(
@@ -376,15 +376,15 @@ MUTANTS = [
     Mutant(
         "one permutation for all replicates",
         "tickets",
-        "under = Permuted(mask, options.scope, self.protocol.replicate)",
-        "under = Permuted(mask, options.scope, 0)",
+        "mask = Permuted(found.mask, scope, self.protocol.replicate)",
+        "mask = Permuted(found.mask, scope, 0)",
         "tests/test_panels.py::test_random_tickets_permute_a_mask",
     ),
     Mutant(
         "dense networks of another recipe left to the first stage",
         "tickets",
-        'yield from self._trained(evaluating, value, "dense", self.evaluate, None, search_epochs=0)',
-        'yield from self._trained(finding, value, "dense", self.evaluate, None, search_epochs=0)',
+        'yield from self._trained(site, dense(site.protocol, site.recipe), "dense", None)',
+        'yield from self._trained(site, dense(site.protocol, site.recipe), "dense", None, stage=finding)',
         "tests/test_panels.py::test_dense_networks_of_another_recipe_are_evaluated",
     ),
     Mutant(

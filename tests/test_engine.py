@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from lthlab import data, engine, nets, replicas
-from lthlab.engine import Job, Training, learning_rate
+from lthlab.engine import Job, Training
 from lthlab.lanes import Lane
 from lthlab.parts import Data
 from lthlab.replicas import Group
@@ -31,7 +31,7 @@ def dataset():
 
 
 def rates(recipe, steps):
-    return [learning_rate(recipe, i, steps) for i in range(recipe.epochs * steps)]
+    return [recipe.rate(i, steps) for i in range(recipe.epochs * steps)]
 
 
 def reference(lr, count, make):
@@ -141,7 +141,7 @@ def torch_run(job, dataset, steps):
             moves = data.crop_flip_draws(len(order), 4, train.order, epoch)
             images = data.crop_flip(images, 4, moves[step * recipe.batch_size : (step + 1) * recipe.batch_size])
         for rate in optimizer.param_groups:
-            rate["lr"] = learning_rate(recipe, iteration, train.steps_per_epoch)
+            rate["lr"] = recipe.rate(iteration, train.steps_per_epoch)
         images, labels = data.normalise(images, dataset, dtype), dataset.train_y[chosen]
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits, loss, counted = mixed_or_not(net, images, labels, recipe, (len(order), train.order, epoch, step))

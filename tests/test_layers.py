@@ -23,6 +23,7 @@ ROWS = [
     ["disk", "images", "layers", "sizes", "trees"],
     ["wording"],
     ["jobs", "sections", "values"],
+    ["pruning"],
     ["spec"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["chains", "data", "readers"],
@@ -46,7 +47,7 @@ LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
     "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
-    "plan", "plots", "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema",
+    "plan", "plots", "prizes", "progress", "provenance", "pruning", "readers", "reports", "results", "runs", "schema",
     "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
     "watch", "wording",
 }  # fmt: skip

@@ -144,7 +144,7 @@ def test_numbers_are_those_of_the_paper(presets, fields, levels, replicates, rew
     assert [level.k for level in panel.levels] == levels and {level.rate for level in panel.levels} <= {"0.2"}
     assert panel.sparsities == (() if levels else ("0.8",))
     assert panel.replicates == replicates
-    assert (panel.tickets.WR.rewind if panel.tickets.WR else None) == rewind
+    assert (panel.tickets.WR.rewind if panel.tickets.WR else None) == (rewind and [rewind])
     assert panel.protocol == sections.Protocol(**rules)
 
 

@@ -58,7 +58,7 @@ MUTATIONS = {
     "tickets.WRR": (
         "WR: {",
         "§WRR: {",
-        [("tickets.WRR", "unknown field; allowed: LT, RR, RT, SDT, WR; did you mean 'WR'?")],
+        [("tickets.WRR", "unknown field; allowed: FT, GMP, LRR, LT, RR, RT, SDT, WR; did you mean 'WR'?")],
     ),
     "LT.method": (LT, "LT: {§method: [IMP, OMP]}", [("tickets.LT.method", "did you mean 'methods'?")]),
     "WR.rewind": (
@@ -178,7 +178,7 @@ MUTATIONS = {
     "ticket": (
         "RR: {",
         "§SDTT: {",
-        [("tickets.SDTT", "unknown field; allowed: LT, RR, RT, SDT, WR; did you mean 'SDT'?")],
+        [("tickets.SDTT", "unknown field; allowed: FT, GMP, LRR, LT, RR, RT, SDT, WR; did you mean 'SDT'?")],
     ),
     "method": (LT, "LT: {methods: [§imp, OMP]}", [("tickets.LT.methods.0", "'imp'…did you mean 'IMP'?")]),
     "method, alone": (LT, "LT: {§methods: IPM}", [("tickets.LT.methods", "'IPM'…did you mean 'IMP'?")]),
@@ -599,7 +599,7 @@ def test_demo():
     )
     assert config.panels[0].levels == tuple(Level(k) for k in (4, 8, 12, 16))
     assert config.panels[0].sparsities == ()
-    assert config.panels[0].tickets.WR.rewind == "1ep"
+    assert config.panels[0].tickets.WR.rewind == ["1ep"]
     assert config.panels[0].tickets.WR.methods == ["IMP"]
     assert config.panels[0].protocol.rewound_masks == "initial"
     assert config.panels[0].measures.correlation_indicator.p == 0.1
@@ -611,7 +611,7 @@ def test_only_required_fields():
     assert config.panels[0].recipes == ((recipe, recipe),)
     assert (config.title, config.panels[0].replicates, config.panels[0].levels) == ("small", 1, ())
     assert config.panels[0].protocol == sections.Protocol()
-    assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 5
+    assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 8
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "1E-4", "0.0001", ".0001", "+1e-4", "1.e-4"])
@@ -677,7 +677,7 @@ def test_a_ticket_or_measure_named_with_nothing_behind_it_is_asked_for():
 
 def test_the_latest_possible_steps_are_accepted():
     text = DEMO.replace("rewind: 1ep", "rewind: 419it")
-    assert spec.parse(text).panels[0].tickets.WR.rewind == "419it"
+    assert spec.parse(text).panels[0].tickets.WR.rewind == ["419it"]
     text = DEMO.replace("momentum: 0.9", "lr_schedule: step\n  milestones: [19ep, 419it]\n  warmup: 419it")
     assert spec.parse(text).panels[0].recipes[0][0].warmup == "419it"
 
@@ -685,9 +685,9 @@ def test_the_latest_possible_steps_are_accepted():
 @pytest.mark.parametrize("rewind", ["1ep", "42it"])
 def test_rewinding_by_whole_epochs_is_possible_between_epochs_of_other_length(rewind):
     text = DEMO.replace("rewind: 1ep", f"rewind: {rewind}") + "eval: {batch_size: 32}\n"
-    assert spec.parse(text).panels[0].tickets.WR.rewind == rewind
+    assert spec.parse(text).panels[0].tickets.WR.rewind == [rewind]
     text = text.replace("rewound_masks", "schedule: restart\n  rewound_masks")
-    assert spec.parse(text.replace(rewind, "30it")).panels[0].tickets.WR.rewind == "30it"
+    assert spec.parse(text.replace(rewind, "30it")).panels[0].tickets.WR.rewind == ["30it"]
 
 
 def test_rewinding_is_checked_for_each_recipe():

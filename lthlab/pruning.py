@@ -1,0 +1,163 @@
+"""How a study's masks are found: schedules of gradual pruning as values, and what does not go together."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from lthlab import parts, values
+from lthlab.parts import Level, Recipe, Sparsity
+from lthlab.sections import Curve, Protocol, Study
+from lthlab.trees import Place
+
+
+def schedule(curve: Curve, sparsity: Sparsity, rules: Protocol) -> values.Gradual | values.Explicit:
+    """Make the schedule of a training that is pruned on its way.
+
+    Parameters
+    ----------
+    curve : Curve
+        As a study says it.
+    sparsity : Level or str
+        Sparsity at the end of a curve; a list has its own.
+    rules : Protocol
+        What is prunable, and how it is ranked.
+
+    Raises
+    ------
+    ValueError
+        If the sparsity is below the initial one.
+    """
+    if curve.points is not None:
+        points = tuple((at, parts.decimal_text(share)) for at, share in curve.points)
+        return values.Explicit(points, rules.prunable, rules.scope)
+    assert curve.start is not None and curve.end is not None
+    initial = parts.decimal_text(curve.initial)
+    return values.Gradual(
+        curve.start, curve.end, curve.every, sparsity, initial, curve.shape, rules.prunable, rules.scope
+    )
+
+
+def words(curve: Curve) -> str:
+    """Name a schedule, as in 'cubic 2ep to 8ep every 1ep' or '0.4 at 4ep, 0.8 at 8ep'."""
+    if curve.points is not None:
+        return ", ".join(f"{share:g} at {at}" for at, share in curve.points)
+    initial = f" from {curve.initial:g}" if curve.initial else ""
+    return f"{curve.shape} {curve.start} to {curve.end} every {curve.every}{initial}"
+
+
+def reaches(curve: Curve, asked: Sequence[Sparsity]) -> Sequence[Sparsity]:
+    """List the sparsities that a schedule ends with: those that are asked for, or that of its list."""
+    return asked if curve.points is None else [parts.decimal_text(share) for _, share in curve.points[-1:]]
+
+
+def problems(
+    study: Study, recipes: Sequence[tuple[Recipe, Recipe]], asked: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Place, str]]:
+    """Say what does not go together in how masks are found and what is trained under them.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    recipes : sequence of (Recipe, Recipe)
+        Finding and evaluating recipes.
+    asked : mapping of str to sequence of str
+        Methods of the masks of each ticket.
+    """
+    yield from _steps(study, recipes)
+    yield from _sparsities(study, asked)
+    yield from _schedules(study, recipes)
+    if study.protocol.granularity == "filter":
+        yield from _filters(study, asked)
+
+
+def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+    """Check the steps at which trainings are ranked, and those that weights come from."""
+    rules, data, tickets = study.protocol, study.data, study.tickets
+    if study.prune.at and "masks_from" in rules.model_fields_set:
+        yield ("prune", "at"), f"together with protocol.masks_from '{rules.masks_from}'; allowed: one of the two"
+    ranked: dict[Place, str] = {("prune", "at", number): at for number, at in enumerate(study.prune.at)}
+    for place, at in (ranked or {("protocol", "masks_from"): rules.masks_from}).items():
+        if at == "best_val" and not data.val_size:
+            yield place, "best_val needs validation images; set data.val_size above 0"
+        for find in _of(recipes, 0) if at[0].isdigit() else ():
+            steps = data.steps_per_epoch(find.batch_size)
+            if parts.iterations(at, steps) > find.epochs * steps:
+                yield place, f"{at} is after the end; allowed: up to {find.epochs}ep, {find.epochs * steps}it"
+    rewinds: list[tuple[Place, str, str]] = []
+    if tickets.WR is not None:
+        rewinds += [(("tickets", "WR", "rewind"), step, rules.schedule) for step in tickets.WR.rewind]
+    if tickets.RT is not None:
+        steps_of = [weights for weights in tickets.RT.weights if weights[0].isdigit()]
+        rewinds += [(("tickets", "RT", "weights"), step, "restart") for step in steps_of]
+    for place, rewind, how in rewinds:
+        found = {_rewind_problem(study, rewind, how, find, evaluate): None for find, evaluate in recipes}
+        yield from ((place, f"{rewind} {problem}") for problem in found if problem)
+
+
+def _of(recipes: Sequence[tuple[Recipe, Recipe]], side: int) -> list[Recipe]:
+    return list(dict.fromkeys(pair[side] for pair in recipes))
+
+
+def _rewind_problem(study: Study, rewind: str, how: str, find: Recipe, evaluate: Recipe) -> str | None:
+    """Say why weights cannot come from a step; None if they can."""
+    steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
+    at, end = parts.iterations(rewind, steps), find.epochs * steps
+    if how == "restart":
+        return f"is after the end; allowed: up to {find.epochs}ep, {end}it" if at > end else None
+    if at >= end:
+        return f"is not before the end; allowed: below {find.epochs}ep, {end}it"
+    if at % steps and steps != steps_after:
+        return f"lies within an epoch, and epochs of find and eval differ in length, {steps} and {steps_after} steps"
+    if parts.iterations(parts.step_text(at, steps), steps_after) >= evaluate.epochs * steps_after:
+        return f"leaves nothing of the {evaluate.epochs} epochs of eval; allowed: below {evaluate.epochs}ep"
+    chain = study.tickets.WR is not None and "IMP" in study.tickets.WR.methods
+    for ranked in study.prune.at if chain and study.protocol.rewound_masks == "rewound" else ():
+        if ranked[0].isdigit() and parts.iterations(ranked, steps) <= at:
+            return f"is not before {ranked}, where rounds that resume there are ranked (prune.at)"
+    return None
+
+
+def _sparsities(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    """Check that there is what masks are to be pruned to, and how."""
+    prune = study.prune
+    own = bool(prune.gradual) and all(curve.points is not None for curve in prune.gradual)
+    needs = {"IMP": bool(prune.levels), "OMP": bool(prune.levels or prune.sparsities)}
+    needs["GMP"] = own or needs["OMP"] or not prune.gradual
+    lacking = [name for name, methods in asked.items() if not all(needs[method] for method in methods)]
+    if not prune.levels and not prune.sparsities:
+        lacking = [name for name, methods in asked.items() if not methods or name in lacking]
+    if lacking:
+        yield ("prune", "levels"), f"missing; masks of {', '.join(lacking)} need levels, such as [4, 8]"
+    gradual = [name for name, methods in asked.items() if "GMP" in methods]
+    if gradual and not prune.gradual:
+        example = "such as {start: 2ep, end: 8ep}"
+        yield ("prune", "gradual"), f"missing; masks of {', '.join(gradual)} by GMP need a schedule, {example}"
+
+
+def _schedules(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
+    """Check that gradual pruning lies within the trainings and only takes away."""
+    levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
+    sparsities = levels + [parts.decimal_text(share) for share in study.prune.sparsities]
+    for number, curve in enumerate(study.prune.gradual):
+        found: dict[str, None] = {}
+        for find in _of(recipes, 0):
+            for sparsity in reaches(curve, sparsities):
+                try:
+                    pruned = schedule(curve, sparsity, study.protocol)
+                    values.Train(study.net, study.data, find, values.Fresh(0), 0, pruning=pruned)
+                except ValueError as error:
+                    found[str(error)] = None
+        yield from ((("prune", "gradual", number), problem) for problem in found)
+
+
+def _filters(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    """Say what whole filters cannot be: they are pruned in one shot, and stay on their data set."""
+    for name, methods in asked.items():
+        if others := [method for method in methods if method != "OMP"]:
+            yield ("tickets", name, "methods"), f"{', '.join(others)} with granularity 'filter'; allowed: OMP"
+    for place, given in (
+        (("prune", "layer_counts"), study.prune.layer_counts is not None),
+        (("protocol", "floor"), study.protocol.floor is not None),
+        (("targets",), bool(study.targets)),
+    ):
+        if given:
+            yield place, "not with protocol.granularity 'filter'; allowed with: weight"
