@@ -144,7 +144,8 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
         taken("test", test),
     )
     if described.random_labels is not None:
-        train_y = random_labels(len(y), facts.classes, described.random_labels)[train]
+        drawn = random_labels(len(y), facts.classes, described.random_labels)[train]
+        train_y = torch.where(_mislabelled(len(y), described)[train], drawn, train_y)
     mean, std = _scale_of(described, whole)
     return Dataset(
         name, str(whole.fingerprint), train_x, train_y, val_x, val_y, test_x, test_y, facts.classes, mean, std
@@ -423,6 +424,11 @@ def _chosen(labels: Tensor, classes: tuple[int, ...] | None, part: str | None = 
     """Find the images of a part and of classes, in their order."""
     places = torch.arange(len(labels))[part == "b" :: 2 if part else 1]
     return places if classes is None else places[torch.isin(labels[places], torch.tensor(classes))]
+
+
+def _mislabelled(n: int, described: Data) -> Tensor:
+    """Choose the images of a set that get random labels, each by itself: more of them with a larger share."""
+    return torch.from_numpy(Stream(described.random_labels or 0, "labels", draw=1).uniform(n) < described.label_noise)
 
 
 def _divided(labels: Tensor, pool: Tensor, described: Data) -> tuple[Tensor, Tensor]:

@@ -295,6 +295,9 @@ class Data(Part):
         Seed of labels drawn at random once for the training images (Sooner Fig. 5), below 2**63; true labels by
         default. They depend on neither replicate nor epoch; an image has the same one whatever `train_size` and
         `val_size` are. Labels of validation and test images stay true.
+    label_noise : float, optional
+        Share of the training images whose label is drawn, each with this probability, in (0, 1]; all if only
+        `random_labels` is given, which is 0 if only this is. A drawn label may be the true one.
     """
 
     name: str
@@ -307,6 +310,7 @@ class Data(Part):
     normalise: Literal["own", "reference", "imagenet"] = "own"
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     random_labels: Seed | None = None
+    label_noise: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -324,6 +328,8 @@ class Data(Part):
             raise ValueError(f"train_size: {self.train_size} images; allowed: 1 to {pool - self.val_size}")
         if self.train_size == pool - self.val_size:
             self._reset("train_size")
+        if "label_noise" in self.model_fields_set and self.random_labels is None:
+            object.__setattr__(self, "random_labels", 0)
         return self
 
     def _wrong_classes(self) -> Iterator[str]:

@@ -478,6 +478,25 @@ def test_random_labels_are_uniform_fixed_and_those_of_single_images(cache):
     assert data.random_labels(100, 10, 3).tolist() == [word * 10 >> 64 for word in words]
 
 
+def test_a_share_of_the_labels_is_random_and_grows_by_adding_images(cache):
+    def labels(**fields):
+        return data.load(Data(name="digits", **fields), cache).train_y
+
+    true, drawn = labels(), labels(random_labels=3)
+    some, more = labels(random_labels=3, label_noise=0.2), labels(random_labels=3, label_noise=0.5)
+    assert ((some == true) | (some == drawn)).all() and ((more == drawn) | (some == true)).all()
+    share = ((some != true).sum() / (drawn != true).sum()).item()
+    assert abs(share - 0.2) < 4 * (0.2 * 0.8 / len(true)) ** 0.5
+    few = labels(random_labels=3, label_noise=0.2, train_size=300, val_size=100)
+    clean, wrong = labels(train_size=300, val_size=100), labels(random_labels=3, train_size=300, val_size=100)
+    assert ((few == clean) | (few == wrong)).all() and 0 < (few != clean).sum() < 90
+    assert torch.equal(labels(random_labels=3, label_noise=1.0), drawn)
+    assert Data(name="digits", label_noise=0.2) == Data(name="digits", random_labels=0, label_noise=0.2)
+    assert Data(name="digits", random_labels=3, label_noise=1.0).form() == Data(name="digits", random_labels=3).form()
+    halves = labels(classes=[5, 6], label_noise=0.5)
+    assert set(halves.tolist()) == {0, 1}
+
+
 def test_random_labels_pass_a_test_of_chi_square():
     from scipy.stats import chi2
 
