@@ -11,21 +11,27 @@ from matplotlib.container import ErrorbarContainer
 from lthlab import results
 
 CELL = [
-    *results.PANEL, "what", "ticket", "method", "level", "sparsity", "layer", "rewind", "find_lr", "eval_lr",
+    *results.PANEL, "what", "ticket", "method", *results.VARIANT, "level", "sparsity", "layer", "find_lr", "eval_lr",
 ]  # fmt: skip
 """Columns that tell cells of a panel apart; within a cell only the replicate differs."""
-TICKETS = ("dense", "LT", "WR", "RR", "RT", "SDT")
-METHODS = ("IMP", "OMP")
-# Okabe and Ito's colours (RT's is a dark orange), which colour-blind readers tell apart; markers and lines say the same
-# without colour.
+TICKETS = ("dense", "LT", "WR", "LRR", "FT", "GMP", "RR", "RT", "SDT")
+METHODS = ("IMP", "OMP", "GMP")
+# Okabe and Ito's colours (RT's is a dark orange, GMP's a violet), which colour-blind readers tell apart; markers and
+# lines say the same without colour.
 _COLOURS = {
     "dense": "#4d4d4d", "LT": "#0072b2", "WR": "#009e73", "RR": "#d55e00", "RT": "#5b2c00", "SDT": "#cc79a7",
+    "LRR": "#56b4e9", "FT": "#e69f00", "GMP": "#6a4c93",
 }  # fmt: skip
 _OTHER_COLOUR = "#8c4b85"
-_MARKERS = {"dense": "D", "LT": "o", "WR": "^", "RR": "s", "RT": "v", "SDT": "P"}
+_MARKERS = {
+    "dense": "D", "LT": "o", "WR": "^", "RR": "s", "RT": "v", "SDT": "P", "LRR": "<", "FT": ">", "GMP": "X",
+}  # fmt: skip
+_VARIED = "os^vDP<>X"
+_SCOPES = {"layer": "permuted within layers", "global": "permuted globally", "even": "the same share of every layer"}
 _Style = str | tuple[float, tuple[float, float]]
 _DASHED: _Style = (0, (4.0, 2.0))
 _DOTTED: _Style = (0, (1.0, 1.5))
+_LINES: dict[str, _Style] = {"OMP": _DASHED, "GMP": _DOTTED}
 _MOST_TICKS = 7
 _STEPS = (("#4a98c9", "o"), ("#2070b4", "s"), ("#084a91", "^"), ("#000000", "D"))
 _SEVERAL = (
@@ -206,11 +212,9 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         If nothing is done, or rows differ in more than what is drawn.
     """
     ax, alone = _axes(ax)
-    rewound = frame["rewind"].notna() & frame["rewind"].ne("0ep")
-    names = (frame["method"] + " masks").where(
-        ~rewound, frame["method"] + " masks rewound to " + frame["rewind"].map(str)
-    )
-    done = _percent(_done(frame.assign(method=names, rewind=None), ["layer", "level"]))
+    told = variants(frame.assign(ticket=frame["method"]))
+    names = frame["method"] + " masks" + told.map(lambda text: f" ({text})" if text else "")
+    done = _percent(_done(frame.assign(method=names), ["layer", "level"]))
     common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
     levels = sorted(common or set(done["level"]))
     chosen = [levels[i] for i in sorted({round(j * (len(levels) - 1) / 3) for j in range(len(_STEPS))})]
@@ -219,7 +223,9 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for (method, level), own in cells.groupby(["method", "level"]):
         colour, marker = _STEPS[-len(chosen) :][chosen.index(level)]
         label = f"{method}, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
-        style = {"OMP masks": _DASHED, "IMP masks": "-"}.get(str(method), _DOTTED)
+        base = str(method)[:3]
+        alike = sorted(name for name in cells["method"].unique() if name.startswith(base)).index(method)
+        style = (_LINES.get(base, "-"), _DOTTED, _DASHED)[alike % 3]
         _line(ax, own["number"], own, label, colour, marker, style)
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
@@ -257,7 +263,7 @@ def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes
     """
     ax, alone = _axes(ax)
     masks = hue == "ticket and mask"
-    done = _done(frame, [x], ("ticket", "method") if masks else (hue,))
+    done = _done(frame, [x], ("ticket", "method", *results.VARIANT) if masks else (hue,))
     metric = done["metric"].iloc[0]
     done = _percent(done) if metric == "test_accuracy" else done
     if masks:
@@ -358,7 +364,9 @@ def _axes(ax: Axes | None) -> tuple[Axes, bool]:
     return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1], True
 
 
-def _done(frame: pd.DataFrame, x: Sequence[str], series: Sequence[str] = ("ticket", "method")) -> pd.DataFrame:
+def _done(
+    frame: pd.DataFrame, x: Sequence[str], series: Sequence[str] = ("ticket", "method", *results.VARIANT)
+) -> pd.DataFrame:
     """The rows that are done, refused if a point would mix what is not a replicate of the same."""
     done = frame[frame["status"] == "done"]
     if done.empty:
@@ -437,22 +445,66 @@ def _indicator_axis(ax: Axes) -> None:
 def _series(
     ax: Axes, done: pd.DataFrame, x: str, place: Callable[["pd.Series[float]"], "pd.Series[float]"], dots: bool = False
 ) -> None:
-    """Draw one line per ticket and method, moved a little sideways so that intervals do not hide each other."""
-    names = ["ticket", "method"]
-    labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names})
+    """Draw one line per kind of ticket and mask, moved a little sideways so that intervals do not hide each other."""
+    names = ["ticket", "method", "variant"]
+    labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names[:2]})
+    labelled = labelled.assign(variant=variants(labelled))
     cells = results.summarise(labelled, [*names, x]).sort_values(x)
-    found = sorted(set(zip(cells["ticket"], cells["method"], strict=True)), key=_rank)
+    found = sorted(set(zip(*(cells[name] for name in names), strict=True)), key=_rank)
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for ticket, method, variant in found:
+        kinds.setdefault((ticket, method), []).append(variant)
     apart = min(0.035, 0.2 / len(found))
-    for number, (ticket, method) in enumerate(found):
-        own = cells[(cells["ticket"] == ticket) & (cells["method"] == method)]
+    for number, (ticket, method, variant) in enumerate(found):
+        own, points = (
+            rows[(rows["ticket"] == ticket) & (rows["method"] == method) & (rows["variant"] == variant)]
+            for rows in (cells, labelled)
+        )
         shift = (1 + apart) ** (number - (len(found) - 1) / 2)
         colour = _COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else _COLOURS["LT"])
         marker = _MARKERS.get(ticket, "s" if method == "OMP" else "o")
+        others = kinds[ticket, method]
+        if len(others) > 1:
+            at = others.index(variant)
+            colour, marker = _lighter(colour, 0.6 * at / (len(others) - 1)), _VARIED[at % len(_VARIED)]
         name = f"{ticket} on {'permuted ' if ticket == 'RT' else ''}{method} masks" if method else ticket
-        _line(ax, place(own[x]) * shift, own, name, colour, marker, _DASHED if method == "OMP" else "-")
+        name += f" ({variant})" if variant else ""
+        _line(ax, place(own[x]) * shift, own, name, colour, marker, _LINES.get(method, "-"))
         if dots:
-            points = labelled[(labelled["ticket"] == ticket) & (labelled["method"] == method)]
             ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
+
+
+def variants(frame: pd.DataFrame) -> "pd.Series[str]":
+    """Say of each row what tells it from others of its ticket and method; '' where there is nothing.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows.
+    """
+    texts = np.full(len(frame), "", dtype=object)
+    for places in frame.groupby(["ticket", "method"], dropna=False).indices.values():
+        rows = frame.iloc[places]
+        differ = [name for name in results.VARIANT if name in rows and rows[name].map(str).nunique() > 1]
+        told = [", ".join(filter(None, map(_worded, differ, row))) for row in rows[differ].itertuples(index=False)]
+        texts[places] = told
+    return pd.Series(texts, frame.index)
+
+
+def _worded(column: str, value: object) -> str:
+    """Put what tells tickets apart into words."""
+    if column == "rewind":
+        return "fresh weights" if pd.isna(value) else f"weights of {value}"
+    if pd.isna(value):
+        return ""
+    before = {"prune_at": "ranked at ", "layer_counts": "layer counts of "}.get(column, "")
+    return before + str(_SCOPES.get(str(value), value))
+
+
+def _lighter(colour: str, share: float) -> str:
+    """Mix a colour with white."""
+    parts = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+    return "#" + "".join(f"{round(part + share * (255 - part)):02x}" for part in parts)
 
 
 def _line(

@@ -376,7 +376,9 @@ def test_masks_of_a_chain_that_rewinds_are_lines_of_their_own(ax):
     lines = {label: container.lines[0] for label, container in series(ax).items()}
     looks = {(line.get_marker(), str(line._unscaled_dash_pattern)) for line in lines.values()}
     assert len(lines) == len(looks) == 9
-    first, second = (lines[f"IMP masks{words}, level 8 (16.8 % left)"] for words in ("", " rewound to 1ep"))
+    first, second = (
+        lines[f"IMP masks{words}, level 8 (16.8 % left)"] for words in (" (weights of 0ep)", " (weights of 1ep)")
+    )
     np.testing.assert_allclose(second.get_ydata(orig=False), np.asarray(first.get_ydata(orig=False)) / 2)
 
 
