@@ -1,6 +1,7 @@
 """Tidy frames drawn on matplotlib Axes, and put into words."""
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import matplotlib.ticker
 import numpy as np
@@ -491,7 +492,7 @@ def variants(frame: pd.DataFrame) -> "pd.Series[str]":
     return pd.Series(texts, frame.index)
 
 
-def _worded(column: str, value: object) -> str:
+def _worded(column: str, value: Any) -> str:
     """Put what tells tickets apart into words."""
     if column == "rewind":
         return "fresh weights" if pd.isna(value) else f"weights of {value}"
