@@ -340,7 +340,12 @@ def _recipe(
 ) -> Recipe | None:
     """Make a recipe, or note what is wrong with it."""
     try:
-        found = Recipe(**fields).divided(net, data)
+        found = Recipe(**fields)
+        if found.batch_size > data.images:
+            raise ValueError(
+                f"batch_size: {found.batch_size} is larger than the training set; allowed: 1 to {data.images}"
+            )
+        found = found.divided(net, data)
         found.aligned(data.steps_per_epoch(found.batch_size))
         return found
     except ValidationError as error:
@@ -381,14 +386,7 @@ def _product(axes: Mapping[str, list[Any]]) -> Iterator[dict[str, Any]]:
 
 def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place, str]]:
     """Compare sections; those that go by the network only if it is known."""
-    images, recipes = study.data.images, list(panel.recipes)
-    for section in ("find", "eval"):
-        for size in getattr(getattr(study, section), "batch_size", None) or ():
-            if size > images:
-                yield (
-                    (section, "batch_size"),
-                    f"{size} is larger than the training set; allowed: 1 to {images}",
-                )
+    recipes = list(panel.recipes)
     asked = {name: getattr(ticket, "methods", ()) for name, ticket in study.tickets if ticket is not None}
     if study.tickets.GMP is not None:
         asked["GMP"] = ["GMP"]

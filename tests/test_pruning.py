@@ -1,0 +1,386 @@
+"""What a study may ask of masks and tickets: each becomes the value that the papers mean, or a located error."""
+
+import math
+from collections import Counter
+
+import pytest
+
+from lthlab import plan, pruning, spec
+from lthlab.parts import Level, Recipe
+from lthlab.sections import Curve, Protocol
+from lthlab.spec import StudyError
+from lthlab.tickets import expand
+from lthlab.values import (
+    At,
+    Dense,
+    Explicit,
+    Fresh,
+    Gradual,
+    Graft,
+    Magnitude,
+    MaskOf,
+    Permuted,
+    Train,
+)
+
+STUDY = """
+name: study
+net: {net}
+data: {data}
+replicates: 1
+find: {{epochs: 10, batch_size: 64, lr: {lr}{recipe}}}
+eval: {evaluate}
+prune: {prune}
+protocol: {protocol}
+targets: {targets}
+tickets: {{{asked}}}
+"""
+PLAIN = {
+    "net": "lenet_300_100",
+    "data": "digits",
+    "lr": 0.1,
+    "recipe": "",
+    "evaluate": "null",
+    "prune": "{levels: [1, 3]}",
+    "protocol": "{}",
+    "targets": "[]",
+}
+
+
+def text(**fields):
+    return STUDY.format(**PLAIN | fields)
+
+
+def asked(tickets, **fields):
+    return expand(spec.parse(text(asked=tickets, **fields)))
+
+
+def pick(labelled, what="train", **fields):
+    """Values of the roles that have the given columns."""
+    fields["what"] = what
+    return [i.value for i in labelled if all(i.role[name] == value for name, value in fields.items())]
+
+
+# --- steps ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_every_step_are_trained_from_weights_of_every_step():
+    """Expand the grid of Sooner Fig. 1: 3 × 4 cells, with v beyond s, of one trunk; the diagonal is LR rewinding."""
+    prune = "{sparsities: [0.8], at: [2ep, 5ep, last]}"
+    tickets = "LT: {methods: OMP}, WR: {methods: OMP, rewind: [1ep, 5ep, 10ep]}, LRR: {methods: OMP}"
+    labelled = asked(tickets, prune=prune, protocol="{schedule: restart}")
+    trunk = Train(*_parts(labelled), Fresh(0), 0)
+    cells = {
+        (s, v): Train(*_parts(labelled), At(trunk, v), 0, Magnitude(At(trunk, s), "0.8"))
+        for s in ("2ep", "5ep", "10ep")
+        for v in ("0ep", "1ep", "5ep", "10ep", s)
+    }
+    for (s, v), value in cells.items():
+        ticket, rewind = ("LT", "0ep") if v == "0ep" else ("WR", v)
+        if v in ("0ep", "1ep", "5ep", "10ep"):
+            assert pick(labelled, ticket=ticket, prune_at=s, rewind=rewind) == [value]
+        if v == s:
+            assert pick(labelled, ticket="LRR", prune_at=s) == [value]
+    costs = {
+        (i.role["prune_at"], i.role["rewind"]): i.role["search_epochs"]
+        for i in labelled
+        if i.role["ticket"] in ("LT", "WR") and i.role["what"] == "train"
+    }
+    assert costs == {(s, v): max(int(s[:-2]), int(v[:-2])) for s, v in costs} and len(costs) == 12
+
+
+def _parts(labelled):
+    (dense,) = pick(labelled, ticket="dense")[:1]
+    return dense.net, dense.data, dense.recipe
+
+
+def test_a_trunk_is_trained_as_far_as_it_is_asked_for_and_no_further():
+    """Lan Fig. 9: masks of epochs 2 and 5 of a run that is no baseline by itself."""
+    fields = {"lr": "[0.1, 0.2]", "evaluate": "{lr: 0.3}", "asked": "LT: {methods: [OMP, IMP]}"}
+    early = expand(spec.parse(text(prune="{levels: [2], at: [2ep, 5ep]}", **fields)))
+    reached = {
+        (train.recipe.lr, isinstance(train.mask, Dense)): need.until // train.steps_per_epoch
+        for train, need in plan.needs(item.value for item in early).items()
+        if train.recipe.lr != 0.3
+    }
+    assert reached == {(0.1, True): 5, (0.2, True): 5, (0.1, False): 5, (0.2, False): 5}
+    late = expand(spec.parse(text(prune="{levels: [2], at: [2ep, last]}", **fields)))
+    needs = plan.needs(item.value for item in late)
+    assert {need.until // train.steps_per_epoch for train, need in needs.items() if train.init == Fresh(0)} == {10}
+    assert pick(early, ticket="dense", eval_lr=0.1) == [] and len(pick(late, ticket="dense", eval_lr=0.1)) == 1
+
+
+def test_every_round_of_iterative_pruning_is_ranked_at_the_step():
+    labelled = asked("LT: {methods: IMP}", prune="{levels: [3], at: 4ep}")
+    mask = pick(labelled, "mask", level=3)[0]
+    for level in (3, 2, 1):
+        assert (mask.of.step, mask.sparsity) == ("4ep", Level(level))
+        mask = mask.of.run.mask
+    assert mask == Dense()
+    costs = {item.role["level"]: item.role["search_epochs"] for item in labelled if item.role["what"] == "mask"}
+    assert costs == {1: 4, 2: 8, 3: 12}
+    assert pick(labelled, ticket="search") == []
+
+
+# --- rewinding, fine-tuning -----------------------------------------------------------------------------------
+
+
+def test_learning_rate_rewinding_under_imp_goes_on_from_the_weights_that_were_ranked():
+    labelled = asked("LRR: {methods: IMP}", prune="{levels: [2]}")
+    (leaf,) = pick(labelled, ticket="LRR")
+    first = leaf.mask.of.run
+    trunk = first.mask.of.run
+    assert (leaf.init, leaf.schedule, leaf.start) == (At(first, "last"), "restart", 0)
+    assert (first.init, first.recipe, trunk.init) == (At(trunk, "last"), trunk.recipe, Fresh(0))
+    assert [item.role["rewind"] for item in labelled if item.role["ticket"] == "search"] == ["ranked"] * 3
+
+
+@pytest.mark.parametrize("method", ["IMP", "OMP"])
+def test_fine_tuning_trains_on_at_the_last_rate(method):
+    labelled = asked(
+        f"FT: {{methods: {method}, epochs: 3}}",
+        prune="{levels: [2], at: [6ep, last]}",
+        recipe=", lr_schedule: step, milestones: [8ep], warmup: 1ep, weight_decay: 1.0e-4",
+    )
+    for at, lr in (("6ep", 0.1 * 0.1), ("10ep", 0.1 * 0.1)):
+        (leaf,) = pick(labelled, ticket="FT", prune_at=at)
+        assert leaf.recipe == Recipe(epochs=3, batch_size=64, lr=lr, weight_decay=1e-4)
+        assert (leaf.start, leaf.end) == (0, 3 * leaf.steps_per_epoch)
+        ranked = leaf.mask.of
+        assert leaf.init == ranked
+        if method == "IMP":
+            assert (ranked.step, ranked.run.recipe) == ("3ep", leaf.recipe)
+            ranked = ranked.run.mask.of
+        assert (ranked.step, ranked.run.mask) == (at, Dense())
+    (spent,) = {i.role["search_epochs"] for i in labelled if i.role["ticket"] == "FT" and i.role["prune_at"] == "10ep"}
+    assert spent == (13 if method == "IMP" else 10)
+    assert {item.role["train_epochs"] for item in labelled if item.role["ticket"] == "FT"} == {3}
+    (own,) = pick(asked("FT: {methods: OMP, epochs: 3, lr: 0.02}", prune="{sparsities: 0.5}"), ticket="FT")
+    assert own.recipe.lr == 0.02
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate"),
+    [
+        (", lr_schedule: cosine", 0.1 * 0.5 * (1 + math.cos(math.pi * 209 / 210))),
+        (", lr_schedule: linear", 0.1 * (1 - 209 / 210)),
+        ("", 0.1),
+    ],
+)
+def test_the_last_rate_is_that_of_the_last_step(recipe, rate):
+    (leaf,) = pick(asked("FT: {methods: OMP, epochs: 1}", prune="{sparsities: 0.5}", recipe=recipe), ticket="FT")
+    assert leaf.recipe.lr == pytest.approx(rate, rel=1e-3)
+
+
+# --- random tickets -------------------------------------------------------------------------------------------
+
+
+def test_random_tickets_are_every_mask_with_every_source_of_weights():
+    tickets = "LT: {methods: OMP}, RT: {methods: OMP, scope: [layer, global, even], weights: [initial, fresh, 2ep]}"
+    labelled = asked(tickets, prune="{sparsities: 0.9}")
+    random = [item for item in labelled if item.role["ticket"] == "RT" and item.role["what"] == "train"]
+    assert Counter((item.role["scope"], item.role["rewind"]) for item in random) == {
+        (scope, rewind): 1 for scope in ("layer", "global", "even") for rewind in ("0ep", None, "2ep")
+    }
+    (own,) = pick(labelled, "mask", ticket="search")
+    trunk = own.of.run
+    starts = {"0ep": At(trunk, "0ep"), "2ep": At(trunk, "2ep"), None: Fresh(0, draw=1)}
+    shares = Magnitude(At(trunk, "0ep"), "0.9", scope="layer")
+    masks = {
+        "layer": Permuted(own, "layer", 0),
+        "global": Permuted(own, "global", 0),
+        "even": Permuted(shares, "layer", 0),
+    }
+    for item in random:
+        assert item.value.init == starts[item.role["rewind"]]
+        assert item.value.mask == masks[item.role["scope"]]
+        assert item.role["method"] == (None if item.role["scope"] == "even" else "OMP")
+    spent = {(item.role["scope"], item.role["rewind"]): item.role["search_epochs"] for item in random}
+    assert spent == {
+        (scope, rewind): 10 if scope == "layer" else 2 if rewind == "2ep" else 0
+        for scope, rewind in spent
+    }  # fmt: skip
+
+
+# --- imposed counts -------------------------------------------------------------------------------------------
+
+
+def test_counts_of_another_chain_are_imposed_at_every_level():
+    """Lan Fig. 7: chain B is pruned with the layer counts that chain A has at the same level."""
+    labelled = asked("LT: {methods: [IMP, OMP]}", prune="{levels: [1, 3], layer_counts: {lr: [0.1, 0.4]}}")
+    swapped = pick(labelled, "mask", method="IMP", layer_counts="lr 0.4")
+    assert [mask.sparsity for mask in swapped] == [None] * 3
+    other = pick(asked("LT: {methods: IMP}", lr=0.4), "mask", method="IMP")
+    assert [mask.layer_counts_of for mask in swapped] == other
+    for before, mask in zip(swapped, swapped[1:], strict=False):
+        assert (mask.of.run.mask, mask.of.run.recipe.lr) == (before, 0.1)
+    assert pick(labelled, "mask", layer_counts="lr 0.1") == []
+    (one,) = pick(labelled, "mask", method="OMP", layer_counts="lr 0.4", level=3)
+    (own,) = pick(labelled, "mask", method="OMP", layer_counts=None, level=3)
+    assert (one.of, one.layer_counts_of.of.run.recipe.lr) == (own.of, 0.4)
+    spent = {i.role["layer_counts"]: i.role["search_epochs"] for i in labelled if i.role["level"] == 3}
+    assert spent == {None: 10, "lr 0.4": 20}
+
+
+# --- gradual pruning ------------------------------------------------------------------------------------------
+
+
+def test_gradual_masks_are_those_of_trainings_that_prune():
+    prune = "{levels: [4], sparsities: [0.9], gradual: [{start: 2ep, end: 8ep, every: 21it}, " + (
+        "{points: [[3ep, 0.4], [5ep, 0.8]]}]}"
+    )
+    labelled = asked("GMP: , LT: {methods: GMP}, WR: {methods: GMP, rewind: 3ep}, LRR: {methods: GMP}", prune=prune)
+    runs = pick(labelled, ticket="GMP")
+    assert [run.pruning for run in runs] == [
+        Gradual("2ep", "8ep", "1ep", Level(4)),
+        Gradual("2ep", "8ep", "1ep", "0.9"),
+        Explicit((("3ep", "0.4"), ("5ep", "0.8"))),
+    ]
+    assert pick(labelled, "mask") == [MaskOf(run, at) for run, at in zip(runs, ("8ep", "8ep", "5ep"), strict=True)]
+    assert [value.init for value in pick(labelled, ticket="LT")] == [At(run, "0ep") for run in runs]
+    assert [value.init for value in pick(labelled, ticket="WR")] == [At(run, "3ep") for run in runs]
+    assert [value.init.step for value in pick(labelled, ticket="LRR")] == ["8ep", "8ep", "5ep"]
+    words = ["cubic 2ep to 8ep every 21it", "0.4 at 3ep, 0.8 at 5ep"]
+    found = [(i.role["pruning"], i.role["level"], i.role["sparsity"], i.role["search_epochs"])
+             for i in labelled if i.role["ticket"] == "LT"]  # fmt: skip
+    assert found == [(words[0], 4, 0.5904, 8), (words[0], None, 0.9, 8), (words[1], None, 0.8, 5)]
+    assert all(value.schedule == "resume" for value in pick(labelled, ticket="WR"))
+
+
+def test_a_schedule_has_the_rules_of_the_protocol():
+    rules = Protocol(prunable="first_last_dense", scope="layer")
+    made = pruning.schedule(Curve(start="1ep", end="3ep", initial=0.2, shape="linear"), "0.5", rules)
+    assert made == Gradual("1ep", "3ep", "1ep", "0.5", "0.2", "linear", "first_last_dense", "layer")
+    assert pruning.words(Curve(start="1ep", end="3ep", initial=0.2)) == "cubic 1ep to 3ep every 1ep from 0.2"
+
+
+# --- transfer -------------------------------------------------------------------------------------------------
+
+HALF = "{name: digits, classes: [0, 1, 2, 3, 4]}"
+OTHER = "{name: digits, classes: [5, 6, 7, 8, 9]}"
+
+
+def test_mask_and_weights_travel_and_the_head_is_new():
+    """Morcos 3.3: mask and late-reset weights of the source, recipe of the target; random tickets are the target's."""
+    labelled = asked(
+        "LT: {methods: IMP}, WR: {methods: IMP, rewind: 1ep}, RR: {methods: IMP}, "
+        "RT: {methods: IMP, scope: global, weights: fresh}",
+        data=HALF,
+        targets=f"[{{data: {OTHER}, eval: {{lr: 0.02, optimizer: adam, epochs: 6}}}}, {{data: {HALF}}}]",
+    )
+    target = "digits (classes 5-6-7-8-9)"
+    own = "digits (classes 0-1-2-3-4)"
+    there = {i.role["ticket"]: i.value for i in labelled if i.role["target"] == target and i.role["level"] in (0, 3)}
+    here = {i.role["ticket"]: i.value for i in labelled if i.role["target"] == own and i.role["level"] in (0, 3)}
+    for ticket in ("LT", "WR"):
+        assert there[ticket].init == Graft(here[ticket].init, Fresh(0))
+        assert there[ticket].mask == here[ticket].mask
+        assert there[ticket].schedule == "restart" and there[ticket].end == 6 * there[ticket].steps_per_epoch
+    assert here["WR"].schedule == "resume" and there["WR"].init.body.step == "1ep"
+    assert (there["RR"].init, there["RR"].mask) == (Fresh(0, draw=1), here["RR"].mask)
+    assert there["RT"].mask == Permuted(here["LT"].mask, "global", 0)
+    for ticket, value in there.items():
+        assert (value.data.classes, value.recipe.optimizer, value.recipe.lr) == ((5, 6, 7, 8, 9), "adam", 0.02), ticket
+    assert {i.role["source"] for i in labelled} == {own} and {i.role["target"] for i in labelled} == {own, target}
+    assert there["dense"].init == Fresh(0) and there["dense"].mask == Dense()
+
+
+# --- what is refused ------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "step after the end": (
+        {"prune": "{levels: [1], at: [2ep, 11ep]}"},
+        "prune.at.1: 11ep is after the end; allowed: up to 10ep, 210it",
+    ),
+    "no step": ({"prune": "{levels: [1], at: [soon]}"}, "prune.at.0: step 'soon' is not understood; allowed: '8ep'"),
+    "two sayings of the step": (
+        {"prune": "{levels: [1], at: 2ep}", "protocol": "{masks_from: last}"},
+        "prune.at: together with protocol.masks_from 'last'; allowed: one of the two",
+    ),
+    "validation step without images": (
+        {"prune": "{levels: [1], at: best_val}"},
+        "prune.at: best_val needs validation images; set data.val_size above 0",
+    ),
+    "rewinding past the end": (
+        {"asked": "WR: {methods: OMP, rewind: [1ep, 11ep]}", "protocol": "{schedule: restart}"},
+        "tickets.WR.rewind: 11ep is after the end; allowed: up to 10ep, 210it",
+    ),
+    "random weights past the end": (
+        {"asked": "RT: {weights: [fresh, 300it]}"},
+        "tickets.RT.weights: 300it is after the end; allowed: up to 10ep, 210it",
+    ),
+    "source of weights": (
+        {"asked": "RT: {weights: inital}"},
+        "tickets.RT.weights: 'inital' is not known; allowed: initial, fresh, or a step such as '8ep'",
+    ),
+    "rounds that end before they begin": (
+        {"asked": "WR: {rewind: 4ep}", "prune": "{levels: [2], at: 3ep}"},
+        "tickets.WR.rewind: 4ep is not before 3ep, where rounds that resume there are ranked (prune.at)",
+    ),
+    "gradual without a schedule": (
+        {"asked": "LT: {methods: GMP}"},
+        "prune.gradual: missing; masks of LT by GMP need a schedule, such as {start: 2ep, end: 8ep}",
+    ),
+    "gradual ticket without a schedule": ({"asked": "GMP: "}, "prune.gradual: missing; masks of GMP by GMP"),
+    "gradual without an end": (
+        {"prune": "{levels: [1], gradual: {start: 2ep}}", "asked": "GMP: "},
+        "prune.gradual.end: missing; a curve needs start and end, a list points",
+    ),
+    "gradual outside the run": (
+        {"prune": "{levels: [1], gradual: {start: 2ep, end: 12ep}}", "asked": "GMP: "},
+        "prune.gradual: step 12ep is outside the training; allowed: 0ep to 10ep",
+    ),
+    "gradual backwards": (
+        {"prune": "{levels: [1], gradual: {start: 5ep, end: 2ep}}", "asked": "GMP: "},
+        "prune.gradual: pruning from 5ep to 2ep: the end is not behind the start",
+    ),
+    "gradual that grows": (
+        {"prune": "{levels: [1], gradual: {start: 1ep, end: 2ep, initial: 0.5}}", "asked": "GMP: "},
+        "is below the initial one, '0.5'",
+    ),
+    "list that grows": (
+        {"prune": "{gradual: {points: [[1ep, 0.5], [2ep, 0.4]]}}", "asked": "GMP: "},
+        "prune.gradual: points: a list of (step, sparsity) whose sparsities do not fall",
+    ),
+    "list and curve": (
+        {"prune": "{gradual: {end: 3ep, points: [[1ep, 0.5]]}}", "asked": "GMP: "},
+        "prune.gradual.points: not together with end",
+    ),
+    "gradual to nothing": (
+        {"prune": "{gradual: {start: 1ep, end: 3ep}}", "asked": "GMP: "},
+        "prune.levels: missing; masks of GMP need levels, such as [4, 8]",
+    ),
+    "counts of an unknown recipe": (
+        {"prune": "{levels: [1], layer_counts: {lrate: 0.1}}"},
+        "prune.layer_counts.lrate: unknown field",
+    ),
+    "counts of a wrong recipe": (
+        {"prune": "{levels: [1], layer_counts: {warmup: 10ep}}"},
+        "prune.layer_counts.warmup: 10ep is not before the end; allowed: below 10ep",
+    ),
+    "filters one by one": (
+        {"protocol": "{granularity: filter}", "asked": "LT: "},
+        "tickets.LT.methods: IMP with granularity 'filter'; allowed: OMP",
+    ),
+    "filters elsewhere": (
+        {"protocol": "{granularity: filter}", "asked": "LT: {methods: OMP}", "targets": f"[{{data: {OTHER}}}]"},
+        "targets: not with protocol.granularity 'filter'; allowed with: weight",
+    ),
+    "recipe of a target": (
+        {"targets": f"[{{data: {OTHER}, eval: {{batch_size: 5000}}}}]"},
+        "targets.0.eval.batch_size: 5000 is larger than the training set; allowed: 1 to ",
+    ),
+    "data of a target": ({"targets": "[{data: digit}]"}, "targets.0.data.name: data set 'digit' is not known"),
+    "floor": ({"protocol": "{floor: 1.0}"}, "protocol.floor: 1.0 is not allowed; allowed: below 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_go_together_is_refused_at_its_place(name):
+    fields, expected = REFUSED[name]
+    with pytest.raises(StudyError) as caught:
+        spec.parse(text(**{"asked": "LT: "} | fields))
+    assert len(caught.value.problems) == 1, caught.value
+    (problem,) = caught.value.problems
+    assert expected in f"{problem.field}: {problem.message}"
+    assert problem.line > 1
