@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, results, sizes, tickets
+from lthlab import plots, pruning, results, sizes, tickets
 from lthlab.errors import InputError
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
@@ -370,6 +370,7 @@ def _facts(panel: Panel) -> dict[str, str]:
         "Tickets": "; ".join(f"{name}: {text}" if text else name for name, text in tickets.items()),
         "Finding masks": finding,
         "Training tickets": "as finding masks" if evaluating == finding else evaluating,
+        **({"Transferred to": _targets(panel)} if panel.targets else {}),
         "Protocol": _fields(panel.protocol),
     }
 
@@ -547,7 +548,20 @@ def _ladder(panel: Panel) -> str:
     if panel.levels:
         levels = ", ".join(str(level.k) for level in panel.levels)
         words.insert(0, f"levels {levels} of the ladder 1 − (1 − {panel.levels[0].rate})^level")
+    if panel.at != (panel.protocol.masks_from,):
+        words.append(f"ranked at {_listed(panel.at)}")
+    imposed = dict.fromkeys(text for counted in panel.counted.values() for text in counted)
+    words += [f"also with the layer counts of {text}" for text in imposed]
+    words += [f"gradually: {pruning.words(curve)}" for curve in panel.gradual]
     return ", ".join(words)
+
+
+def _targets(panel: Panel) -> str:
+    """Name data sets that tickets are transferred to, with the recipes there."""
+    return "; ".join(
+        f"{data.text}: {_recipes([recipe for several in recipes.values() for recipe in several])}"
+        for data, recipes in panel.targets
+    )
 
 
 def _recipes(recipes: Sequence[Recipe]) -> str:
