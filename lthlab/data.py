@@ -428,7 +428,8 @@ def _chosen(labels: Tensor, classes: tuple[int, ...] | None, part: str | None = 
 
 def _mislabelled(n: int, described: Data) -> Tensor:
     """Choose the images of a set that get random labels, each by itself: more of them with a larger share."""
-    return torch.from_numpy(Stream(described.random_labels or 0, "labels", draw=1).uniform(n) < described.label_noise)
+    share = 1.0 if described.label_noise is None else described.label_noise
+    return torch.from_numpy(Stream(described.random_labels or 0, "labels", draw=1).uniform(n) < share)
 
 
 def _divided(labels: Tensor, pool: Tensor, described: Data) -> tuple[Tensor, Tensor]:

@@ -310,7 +310,7 @@ class Data(Part):
     normalise: Literal["own", "reference", "imagenet"] = "own"
     augment: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "none"
     random_labels: Seed | None = None
-    label_noise: Annotated[float, Strict(), Field(gt=0, le=1)] = 1.0
+    label_noise: Annotated[float, Strict(), Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -328,8 +328,10 @@ class Data(Part):
             raise ValueError(f"train_size: {self.train_size} images; allowed: 1 to {pool - self.val_size}")
         if self.train_size == pool - self.val_size:
             self._reset("train_size")
-        if "label_noise" in self.model_fields_set and self.random_labels is None:
+        if self.label_noise is not None and self.random_labels is None:
             object.__setattr__(self, "random_labels", 0)
+        if self.label_noise == 1:
+            self._reset("label_noise")
         return self
 
     def _wrong_classes(self) -> Iterator[str]:
