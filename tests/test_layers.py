@@ -25,7 +25,7 @@ ROWS = [
     ["jobs", "sections", "values"],
     ["spec"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
-    ["chains", "data", "readers"],
+    ["chains", "data", "pruning", "readers"],
     ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
     ["streams"],
     ["replicas"],
