@@ -14,9 +14,10 @@ from lthlab.errors import InputError
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Data, Net, pruned_count
-from lthlab.runs import Run
+from lthlab.gradual import TOGETHER, Counts, counts, sparsities
+from lthlab.runs import MASK, Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value, plain
+from lthlab.values import At, Magnitude, MaskOf, Measure, Narrow, Permuted, Train, Value, plain
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -37,11 +38,15 @@ def state(at: At, store: Store) -> Weights:
     LookupError
         If the state is not kept; `compute([at], store)` obtains it.
     """
+    found = as_tensors(_run(at, store).read(at.step))
+    return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
+
+
+def _run(at: At, store: Store) -> Run:
     run = Run(at.run, store)
     if run.stale:
         raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
-    found = as_tensors(run.read(at.step))
-    return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
+    return run
 
 
 def mask(value: MaskValue, store: Store) -> Mask | None:
@@ -55,6 +60,20 @@ def mask(value: MaskValue, store: Store) -> Mask | None:
     if not value.stored:
         return None
     return masks.unpack(store.read_tensors(value.key, "mask.safetensors"))
+
+
+def mask_at(at: At, store: Store) -> Mask | None:
+    """Read the mask that a training has at a step, after any pruning there; None for the dense mask.
+
+    Raises
+    ------
+    LookupError
+        If the mask of the training has not been computed, or if it prunes on its way and its state at this step is
+        not kept; `compute([at], store)` obtains it.
+    """
+    if at.run.pruning is None:
+        return mask(at.run.mask, store)
+    return masks.unpack(_run(at, store).read(f"{at.step}{MASK}"))
 
 
 def as_tensors(arrays: Mapping[str, Any]) -> Weights:
@@ -74,26 +93,26 @@ def derive(value: Value, store: Store) -> Derived:
 
 
 def refuse_impossible(wanted: Iterable[Value]) -> None:
-    """Raise InputError if a network cannot be as narrow, or a mask prunes too many weights or revives some.
+    """Raise InputError if a network cannot be as narrow, or pruning takes too many weights or revives some.
 
     Parameters
     ----------
     wanted : iterable of Value
         Values, inputs first.
     """
-    counts: dict[Value, int] = {}
+    pruned: dict[Value, int] = {}
     wanted = list(wanted)
-    problems = list(_unfit(wanted))
+    problems = list(_unfit(wanted)) or list(_growing(wanted))
     for value in wanted if not problems else ():
         if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
             continue
         run = value.of.run
         counted, total = _sizes(run.net, run.data, value.prunable, value.denominator)
-        counts[value] = pruned_count(value.sparsity, counted)
-        least = counts.get(run.mask, 0)
-        if not least <= counts[value] <= total:
+        pruned[value] = pruned_count(value.sparsity, counted)
+        least = pruned.get(run.mask, 0) if run.pruning is None else sum((_pruned_at(value.of) or {}).values())
+        if not least <= pruned[value] <= total:
             problems.append(
-                f"{value!r} prunes {counts[value]} of {total} prunable weights; allowed: {least} to {total}"
+                f"{value!r} prunes {pruned[value]} of {total} prunable weights; allowed: {least} to {total}"
             )
     if problems:
         raise InputError("\n".join(problems))
@@ -110,6 +129,57 @@ def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
             yield f"{net!r}: {error}"
 
 
+def _growing(wanted: Iterable[Value]) -> Iterator[str]:
+    """Say which trainings begin to prune to less than their own mask has pruned, or might."""
+    for train in wanted:
+        if not isinstance(train, Train) or train.pruning is None:
+            continue
+        at, sparsity = next(iter(sparsities(train).items()))
+        goal, already = counts(train, sparsity), _pruned(train.mask)
+        by_layer = train.pruning.scope == "layer"
+        what = f"pruning of {train!r} at {train.step_text(at)}"
+        if already is None or (by_layer and already.keys() not in (set(), goal.keys())):
+            allowed = "a mask within layers" if by_layer else "a mask of single weights, at a fixed step"
+            yield f"{what} under {train.mask!r}, whose counts are not known beforehand; allowed: {allowed}, or none"
+            continue
+        if not by_layer:
+            already = {name: sum(already.values()) for name in goal}
+        for name, count in goal.items():
+            if count < already.get(name, 0):
+                yield f"{what} to {count} weights of {name}; allowed: {already[name]} or more, which its mask prunes"
+
+
+def _pruned(value: MaskValue) -> Counts | None:
+    """Count what a mask prunes, by layer or in all, before it is made; None if that cannot be known."""
+    if isinstance(value, MaskOf):
+        return _pruned_at(value.moments[0])
+    if isinstance(value, Permuted):
+        found = _pruned(value.mask)
+        return found if found is None or value.scope == "layer" else {TOGETHER: sum(found.values())}
+    if not isinstance(value, Magnitude):
+        return {}
+    if value.layer_counts_of is not None:
+        return _pruned(value.layer_counts_of)
+    if value.sparsity is None or value.granularity == "filter":
+        return None
+    run = value.of.run
+    if value.scope == "layer":
+        shapes = nets.prunable(run.net, run.data, value.prunable)
+        return {name: pruned_count(value.sparsity, shape.numel()) for name, shape in shapes.items()}
+    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
+    return {TOGETHER: pruned_count(value.sparsity, counted)}
+
+
+def _pruned_at(at: At) -> Counts | None:
+    """Count what a training has pruned at a step, before it is trained; None if that cannot be known."""
+    if at.run.pruning is None:
+        return _pruned(at.run.mask)
+    if at.step.startswith("best"):
+        return None
+    past = [share for step, share in sparsities(at.run).items() if step <= at.run.iteration(at.step)]
+    return counts(at.run, past[-1]) if past else _pruned(at.run.mask)
+
+
 @functools.cache
 def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tuple[int, int]:
     """Count the weights that a sparsity is a share of, and those that can be pruned."""
@@ -119,7 +189,8 @@ def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tupl
 
 
 def _mask(value: Value, store: Store) -> Derived:
-    found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
+    found = mask_at(value.moments[0], store) if isinstance(value, MaskOf) else _made(value, store)
+    assert found is not None
     layers = {name: int(kept.count_nonzero()) for name, kept in found.items()}
     record = {
         "kind": "mask",
@@ -129,6 +200,10 @@ def _mask(value: Value, store: Store) -> Derived:
         "collapsed": masks.collapsed(found),
     }
     return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
+
+
+def _made(value: Value, store: Store) -> Mask:
+    return _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
 
 
 def _permuted(value: Permuted, store: Store) -> Mask:
@@ -143,7 +218,7 @@ def _magnitude(value: Value, store: Store) -> Mask:
     names = nets.prunable(run.net, run.data, value.prunable)
     everything = state(value.of, store)
     weights = {name: everything[name] for name in names}
-    previous = mask(run.mask, store)
+    previous = mask_at(value.of, store)
     if previous is not None:
         previous = {name: previous[name] for name in names}
     if value.layer_counts_of is not None:
@@ -176,7 +251,7 @@ def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
     first, second = (at for at in value.of if isinstance(at, At))
     names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
     theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
-    left = [mask(value.mask or at.run.mask, store) for at in (first, second)]
+    left = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
     pair = (left[0] or whole, left[1] or whole)
     return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)

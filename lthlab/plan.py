@@ -7,11 +7,8 @@ from typing import Any
 from lthlab.errors import InputError
 from lthlab.values import (
     At,
-    Explicit,
-    Gradual,
     Graft,
     Magnitude,
-    MaskOf,
     Train,
     Value,
     ancestors,
@@ -61,9 +58,6 @@ def needs(asked: Iterable[Value]) -> dict[Train, Need]:
         keep[at.run].add(at.step)
         reached = at.run.end if at.step.startswith("best") else at.run.iteration(at.step)
         until[at.run] = max(until[at.run], reached)
-    for value in everything:
-        if isinstance(value, MaskOf):
-            until[value.run] = max(until[value.run], value.run.iteration(value.step))
     return {train: Need(until[train], frozenset(keep[train])) for train in until}
 
 
@@ -73,9 +67,9 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
     for value in wanted:
         reasons = []
         if isinstance(value, Train):
-            reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
+            floor = value.pruning.floor if value.pruning is not None else None
+            reasons += ["a floor of layers of a training that prunes"] * (floor is not None)
             reasons += ["grafted weights"] * isinstance(value.init, Graft)
-        reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
         reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
         for reason in reasons:
             refused.setdefault(reason, []).append(value)
@@ -113,7 +107,7 @@ def families(ordered: Iterable[Value]) -> dict[Value, str]:
 
 
 def shape_of(train: Train) -> tuple[object, ...]:
-    """What trainings must agree in to form a group."""
+    """What trainings must agree in to form a group; those that prune on their way stop no others for it."""
     recipe = train.recipe
     return (
         train.net,
@@ -130,6 +124,7 @@ def shape_of(train: Train) -> tuple[object, ...]:
         recipe.processes,
         train.start,
         train.end,
+        train.pruning is None,
     )
 
 

@@ -20,7 +20,7 @@ from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parallel import Team
 from lthlab.parts import Data
-from lthlab.runs import Outlook, Run, origins
+from lthlab.runs import MASK, Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
 from lthlab.values import At, Fresh, Train
 from lthlab.values import Mask as MaskValue
@@ -334,7 +334,8 @@ class _Group:
             "digest": digest(final) if progress.diverged is None else None,
             "inputs": origins(train, self.store),
         }
-        states = {step: tensor_bytes(_arrays(s)) for step, s in progress.snapshots.items()}
+        kept = progress.snapshots | {f"{step}{MASK}": packed for step, packed in progress.masks.items()}
+        states = {step: tensor_bytes(_arrays(s)) for step, s in kept.items()}
         files = {f"{step}.safetensors": content for step, content in states.items() if not before.has(step)}
         if before.reached > start:
             if progress.diverged is None:

@@ -8,11 +8,13 @@ Nothing here computes: `lthlab.lab` turns values into results.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from lthlab.errors import nearest
@@ -289,11 +291,12 @@ class Magnitude(Mask):
         _choice(self.denominator, ("prunable", "all"), "denominator")
         _choice(self.granularity, ("weight", "filter"), "granularity")
         _choice(self.norm, ("l1", "l2"), "norm")
-        for what, mask in (("ranked training's mask", self.of.run.mask), ("layer_counts_of", self.layer_counts_of)):
-            if mask is not None and mask.policy != self.prunable and (mask.stored or what == "layer_counts_of"):
-                raise ValueError(
-                    f"prunable '{self.prunable}' under a {what} that covers '{mask.policy}'; allowed: the same"
-                )
+        covered: dict[str, str | None] = {"ranked training's mask": self.of.run.policy or self.prunable}
+        if self.layer_counts_of is not None:
+            covered["layer_counts_of"] = self.layer_counts_of.policy
+        for what, policy in covered.items():
+            if policy != self.prunable:
+                raise ValueError(f"prunable '{self.prunable}' under a {what} that covers '{policy}'; allowed: the same")
         if self.layer_counts_of is not None:
             self._set(scope="global", denominator="prunable")
         if self.scope == "layer":
@@ -369,7 +372,12 @@ class MaskOf(Mask):
 
     @property
     def policy(self) -> str | None:
-        return self.run.pruning.prunable if self.run.pruning else self.run.mask.policy
+        return self.run.policy
+
+    @functools.cached_property
+    def moments(self) -> tuple[At, ...]:
+        """The state that the mask belongs to: it is kept with it."""
+        return (At(self.run, self.step),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -408,25 +416,42 @@ def plain(net: Net | Narrow) -> Net:
     return net.net if isinstance(net, Narrow) else net
 
 
+def _check_layers(pruning: "Gradual | Explicit", last: Sparsity) -> None:
+    """Check what a training that prunes to a sparsity does with layers; a floor without effect becomes None."""
+    _choice(pruning.prunable, POLICIES, "prunable")
+    _choice(pruning.scope, ("global", "layer"), "scope")
+    floor, kept = decimal_text(pruning.floor or 0, "floor"), 1 - sparsity_fraction(last)
+    if Fraction(floor) > kept:
+        raise ValueError(f"floor {pruning.floor!r} is more than is kept in all; allowed: 0 to {float(kept):.6g}")
+    pruning._set(floor=None if floor == "0" or pruning.scope == "layer" else floor)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Gradual(Value):
-    """Prune on the way along a curve (Zhu and Gupta; Sooner eq. 6).
+    """Prune on the way along a curve (Zhu and Gupta 2017; Sooner eq. 6).
+
+    The smallest of the weights as they are then go. They are pruned at `start`, then after every interval, and at
+    `end`, where the sparsity is exact whether or not the intervals divide the window.
 
     Parameters
     ----------
     start, end, every : str
         First and last step at which weights are pruned, and the interval.
     sparsity, initial : Level, float or str
-        Sparsity at the end and before the start.
+        Sparsity at the end and at the start, shares of the original number of prunable weights. What the training's
+        own mask has pruned counts.
     shape : {'cubic', 'linear'}, optional
         Form of the curve.
     prunable, scope : str, optional
         As in `Magnitude`.
+    floor : float or str, optional
+        Share of each layer's weights, in [0, 1), that it keeps at the least. Within layers it has no effect and is
+        set to its default.
 
     Raises
     ------
     ValueError
-        If the sparsity falls, or a training is too short for the curve.
+        If the sparsity falls, a floor is more than is kept, or the curve lies outside a training.
     """
 
     start: str
@@ -437,6 +462,7 @@ class Gradual(Value):
     shape: str = "cubic"
     prunable: str = "all_but_head"
     scope: str = "global"
+    floor: str | None = None
 
     def _check(self) -> None:
         for name in ("start", "end", "every"):
@@ -447,16 +473,15 @@ class Gradual(Value):
         if sparsity_fraction(self.initial) > sparsity_fraction(self.sparsity):
             raise ValueError(f"sparsity {self.sparsity!r} is below the initial one, {self.initial!r}")
         _choice(self.shape, ("cubic", "linear"), "shape")
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.scope, ("global", "layer"), "scope")
+        _check_layers(self, self.sparsity)
 
     def aligned(self, train: "Train") -> "Gradual":
         """Bring the steps to the one form that they have in keys of a training."""
-        start, end = train.canonical_step(self.start), train.canonical_step(self.end)
-        if train.iteration(start) >= train.iteration(end):
+        first, last = train.iteration(self.start, "pruning start"), train.iteration(self.end, "pruning end")
+        if first >= last:
             raise ValueError(f"pruning from {self.start} to {self.end}: the end is not behind the start")
         every = step_text(iterations(self.every, train.steps_per_epoch), train.steps_per_epoch)
-        return dataclasses.replace(self, start=start, end=end, every=every)
+        return dataclasses.replace(self, start=train.step_text(first), end=train.step_text(last), every=every)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -467,30 +492,32 @@ class Explicit(Value):
     ----------
     points : tuple of (str, Level, float or str)
         Steps, rising, each with the sparsity that holds from there on, not falling.
-    prunable, scope : str, optional
-        As in `Magnitude`.
+    prunable, scope, floor
+        As in `Gradual`.
 
     Raises
     ------
     ValueError
-        If the sparsities fall, or the steps do not rise or lie outside a training.
+        If the sparsities fall, a floor is more than is kept, or the steps do not rise or lie outside a training.
     """
 
     points: tuple[tuple[str, Sparsity], ...]
     prunable: str = "all_but_head"
     scope: str = "global"
+    floor: str | None = None
 
     def _check(self) -> None:
         self._set(points=tuple((duration(at), _sparsity(s)) for at, s in self.points))
-        shares = [sparsity_fraction(s) for _, s in self.points]
-        if not shares or shares != sorted(shares):
-            raise ValueError("points: a list of (step, sparsity) whose sparsities do not fall")
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.scope, ("global", "layer"), "scope")
+        if not self.points:
+            raise ValueError("points () are not allowed; allowed: one (step, sparsity) or more")
+        for (_, before), (at, sparsity) in itertools.pairwise(self.points):
+            if sparsity_fraction(sparsity) < sparsity_fraction(before):
+                raise ValueError(f"points: sparsity {sparsity!r} at {at} falls; allowed: {before!r} or more")
+        _check_layers(self, self.points[-1][1])
 
     def aligned(self, train: "Train") -> "Explicit":
         """Bring the steps to the one form that they have in keys of a training."""
-        counts = [train.iteration(at) for at, _ in self.points]
+        counts = [train.iteration(at, "pruning point") for at, _ in self.points]
         if counts != sorted(set(counts)):
             raise ValueError(f"points: the steps {', '.join(at for at, _ in self.points)} do not rise")
         points = tuple((train.step_text(n), s) for n, (_, s) in zip(counts, self.points, strict=True))
@@ -523,7 +550,7 @@ class Train(Value):
     batchnorm : {'rewound', 'reset'}, optional
         BatchNorm's running statistics start from those of `init`, or from zero mean and unit variance.
     pruning : Gradual or Explicit, optional
-        Pruning during the training.
+        Pruning during the training. At a step at which it prunes, a state is that after pruning.
 
     Raises
     ------
@@ -589,8 +616,13 @@ class Train(Value):
         """Number of iterations of the whole schedule."""
         return self.recipe.epochs * self.steps_per_epoch
 
-    def iteration(self, at: str) -> int:
-        """Convert a step other than 'best_…' to iterations on the schedule's clock.
+    @property
+    def policy(self) -> str | None:
+        """Prunable set that its mask covers, on its way too; None if it prunes nothing."""
+        return self.pruning.prunable if self.pruning else self.mask.policy
+
+    def iteration(self, at: str, name: str = "step") -> int:
+        """Convert a step other than 'best_…' to iterations on the schedule's clock; an error calls it `name`.
 
         Raises
         ------
@@ -600,7 +632,7 @@ class Train(Value):
         count = self.end if step(at) == "last" else iterations(duration(at), self.steps_per_epoch)
         if not self.start <= count <= self.end:
             allowed = f"{self.step_text(self.start)} to {self.step_text(self.end)}"
-            raise ValueError(f"step {at} is outside the training; allowed: {allowed}")
+            raise ValueError(f"{name} {at} is outside the training; allowed: {allowed}")
         return count
 
     def step_text(self, iteration: int) -> str:

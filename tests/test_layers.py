@@ -26,7 +26,7 @@ ROWS = [
     ["pruning"],
     ["spec"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
-    ["chains", "data", "readers"],
+    ["chains", "data", "gradual", "readers"],
     ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
     ["streams"],
     ["replicas"],
