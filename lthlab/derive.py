@@ -11,10 +11,10 @@ import torch
 
 from lthlab import masks, nets, sizes
 from lthlab.errors import InputError
+from lthlab.gradual import TOGETHER, Counts, counts, sparsities
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.parts import Data, Net, pruned_count
-from lthlab.gradual import TOGETHER, Counts, counts, sparsities
 from lthlab.runs import MASK, Run
 from lthlab.store import Store, tensor_bytes
 from lthlab.values import At, Magnitude, MaskOf, Measure, Narrow, Permuted, Train, Value, plain

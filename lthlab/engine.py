@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lthlab import masks
 from lthlab.data import Dataset, mixup_draws, moves, order
+from lthlab.gradual import Pruner
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.plan import shape_of
-from lthlab.gradual import Pruner
 from lthlab.replicas import APART, Course, Group, Team
 from lthlab.values import Train
 
