@@ -30,7 +30,7 @@ ROWS = [
     ["streams"],
     ["replicas"],
     ["derive", "devices", "engine", "studies"],
-    ["estimates", "parallel"],
+    ["estimates", "parallel", "portable"],
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
