@@ -400,10 +400,10 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "problem" for finding in found) else 0
 
 
-def _data(options: argparse.Namespace) -> int:
+def _shelf(options: argparse.Namespace) -> int:
     from lthlab import shelf
 
-    facts, code = shelf.ACTIONS[options.action](options)
+    facts, code = shelf.ACTIONS[f"{options.command} {options.action}"](options)
     if options.json:
         _print_json(facts)
     return code
@@ -487,7 +487,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compute": _compute,
     "status": _status,
     "publish": _publish,
-    "data": _data,
+    "data": _shelf,
+    "ticket": _shelf,
     "doctor": _doctor,
     "completion": _completion,
 }

@@ -7,7 +7,6 @@ from typing import Any
 from lthlab.errors import InputError
 from lthlab.values import (
     At,
-    Graft,
     Magnitude,
     Train,
     Value,
@@ -69,7 +68,6 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
         if isinstance(value, Train):
             floor = value.pruning.floor if value.pruning is not None else None
             reasons += ["a floor of layers of a training that prunes"] * (floor is not None)
-            reasons += ["grafted weights"] * isinstance(value.init, Graft)
         reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
         for reason in reasons:
             refused.setdefault(reason, []).append(value)

@@ -31,7 +31,7 @@ ROWS = [
     ["streams"],
     ["replicas"],
     ["derive", "devices", "engine", "studies"],
-    ["estimates", "parallel"],
+    ["estimates", "parallel", "portable"],
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],

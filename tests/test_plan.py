@@ -139,7 +139,6 @@ def test_families_join_replicates_and_rates_of_one_level_and_ticket():
 RESNET = Net(name="resnet20")
 UNSUPPORTED = {
     "a floor of layers of a training that prunes": train(pruning=Gradual("1ep", "10ep", "1ep", "0.9", floor="0.05")),
-    "grafted weights": train(init=Graft(At(TRUNK, "last"), Fresh(0))),
     "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
 }
 
@@ -167,4 +166,5 @@ def test_what_can_be_computed_is_not_refused():
     refuse_unsupported(ancestors([train(init=At(TRUNK, "8ep"), mask=Permuted(mask), schedule="resume")]))
     run = train(pruning=Gradual("1ep", "10ep", "1ep", "0.9"))
     refuse_unsupported(ancestors([train(mask=MaskOf(run)), train(pruning=Explicit((("1ep", "0.2"),)))]))
+    refuse_unsupported(ancestors([train(init=Graft(At(TRUNK, "last"), Fresh(0)), mask=mask)]))
     refuse_unsupported(item.value for item in tickets.expand(spec.read(DEMO)))
