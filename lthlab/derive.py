@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lthlab import masks, nets, sizes
+from lthlab import filters, masks, nets, sizes
 from lthlab.errors import InputError
 from lthlab.layers import Weights
 from lthlab.masks import Mask
@@ -47,6 +47,8 @@ def state(at: At, store: Store) -> Weights:
 def mask(value: MaskValue, store: Store) -> Mask | None:
     """Read a mask; None for the dense mask.
 
+    One of filters covers, beside the prunable weights, biases, BatchNorm and the head's inputs.
+
     Raises
     ------
     LookupError
@@ -81,22 +83,54 @@ def refuse_impossible(wanted: Iterable[Value]) -> None:
     wanted : iterable of Value
         Values, inputs first.
     """
-    counts: dict[Value, int] = {}
+    known: dict[Value, dict[str, int]] = {}
     wanted = list(wanted)
     problems = list(_unfit(wanted))
     for value in wanted if not problems else ():
-        if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
-            continue
-        run = value.of.run
-        counted, total = _sizes(run.net, run.data, value.prunable, value.denominator)
-        counts[value] = pruned_count(value.sparsity, counted)
-        least = counts.get(run.mask, 0)
-        if not least <= counts[value] <= total:
-            problems.append(
-                f"{value!r} prunes {counts[value]} of {total} prunable weights; allowed: {least} to {total}"
-            )
+        if isinstance(value, Magnitude):
+            problems += _unfit_filters(value) if value.of_filters else _unfit_counts(value, known)
     if problems:
         raise InputError("\n".join(problems))
+
+
+_ALL = "all layers"
+
+
+def _unfit_counts(value: Magnitude, known: dict[Value, dict[str, int]]) -> Iterator[str]:
+    """Say where a mask cannot prune as many weights as it should, as far as the numbers are known beforehand.
+
+    They are noted in `known`: those of layers where the mask has them by itself, else that of all layers together.
+    """
+    run, layers = value.of.run, _layers(*_made_for(value))
+    if value.layer_counts_of is not None:
+        counts = known.get(value.layer_counts_of, {})
+    elif value.scope == "layer":
+        counts = _shares(value, layers)
+    else:
+        counts = {_ALL: _pruned(value)}
+    known[value], before = counts, known.get(run.mask, {})
+    if before and before.keys() != counts.keys():
+        counts, before = ({_ALL: sum(numbers.values())} for numbers in (counts, before))
+    total, spared = sum(layers.values()), sum(_floor(value, layers).values())
+    for place, count in counts.items():
+        least, of = before.get(place, 0), layers.get(place, total)
+        most = of - spared
+        if not least <= count <= most:
+            where = f" of '{place}'" if place in layers else ""
+            yield f"{value!r} prunes {count} of {of} prunable weights{where}; allowed: {least} to {most}"
+
+
+def _unfit_filters(value: Magnitude) -> Iterator[str]:
+    try:
+        found = _filter_counts(*_made_for(value))
+    except InputError as error:
+        yield f"{value!r}: {error}"
+        return
+    assert value.sparsity is not None
+    total = sum(found.values())
+    count, most = pruned_count(value.sparsity, total), total - len(found)
+    if value.scope == "global" and count > most:
+        yield f"{value!r} prunes {count} of {total} filters; allowed: 0 to {most}, which leaves one in each layer"
 
 
 def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
@@ -111,51 +145,89 @@ def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
 
 
 @functools.cache
-def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tuple[int, int]:
-    """Count the weights that a sparsity is a share of, and those that can be pruned."""
-    total = sum(shape.numel() for shape in nets.prunable(net, data, policy).values())
-    whole = sum(parameter.numel() for parameter in nets.build(net, data).parameters())
-    return (whole if denominator == "all" else total), total
+def _layers(net: Net | Narrow, data: Data, policy: str) -> dict[str, int]:
+    """Count the weights of each layer that can be pruned."""
+    return {name: shape.numel() for name, shape in nets.prunable(net, data, policy).items()}
+
+
+@functools.cache
+def _parameters(net: Net | Narrow, data: Data) -> int:
+    return sum(parameter.numel() for parameter in nets.build(net, data).parameters())
+
+
+@functools.cache
+def _filter_counts(net: Net | Narrow, data: Data, policy: str) -> dict[str, int]:
+    return filters.counts(filters.of(net, data, policy), net, data)
+
+
+def _pruned(value: Magnitude) -> int:
+    """Count what a mask that is ranked over all layers together prunes."""
+    assert value.sparsity is not None
+    whole = value.denominator == "all"
+    counted = _parameters(value.source.net, value.source.data) if whole else sum(_layers(*_made_for(value)).values())
+    return pruned_count(value.sparsity, counted)
+
+
+def _shares(value: Magnitude, layers: Mapping[str, int]) -> dict[str, int]:
+    """Count what a mask prunes of each layer that has a share of its own."""
+    assert value.sparsity is not None
+    return {name: pruned_count(value.sparsity, size) for name, size in layers.items()}
+
+
+def _floor(value: Magnitude, layers: Mapping[str, int]) -> dict[str, int]:
+    """Count the weights that each layer keeps at least; empty without a floor."""
+    return {name: max(1, pruned_count(value.floor, size)) for name, size in layers.items()} if value.floor else {}
+
+
+def _made_for(mask: MaskValue) -> tuple[Net | Narrow, Data, str]:
+    """Network, data and prunable set of a mask that is not dense."""
+    assert mask.source is not None and mask.policy is not None
+    return mask.source.net, mask.source.data, mask.policy
 
 
 def _mask(value: Value, store: Store) -> Derived:
+    assert isinstance(value, MaskValue)
     found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
-    layers = {name: int(kept.count_nonzero()) for name, kept in found.items()}
+    prunable = {name: found[name] for name in _layers(*_made_for(value))}
+    layers = {name: int(kept.count_nonzero()) for name, kept in prunable.items()}
     record = {
         "kind": "mask",
         "kept": sum(layers.values()),
-        "total": sum(kept.numel() for kept in found.values()),
+        "total": sum(kept.numel() for kept in prunable.values()),
         "layers": layers,
-        "collapsed": masks.collapsed(found),
+        "collapsed": masks.collapsed(prunable),
     }
+    if value.of_filters:
+        left = filters.left(found, filters.of(*_made_for(value)))
+        record["filters"] = {n: {"kept": int(kept.count_nonzero()), "total": len(kept)} for n, kept in left.items()}
     return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
 
 
 def _permuted(value: Permuted, store: Store) -> Mask:
     source = mask(value.mask, store)
     assert source is not None
-    return masks.permuted(source, value.scope, value.seed)
+    if not value.of_filters:
+        return masks.permuted(source, value.scope, value.seed)
+    left = filters.left(source, filters.of(*_made_for(value)))
+    return filters.cover(masks.permuted(left, value.scope, value.seed), *_made_for(value))
 
 
 def _magnitude(value: Value, store: Store) -> Mask:
     assert isinstance(value, Magnitude)
-    run = value.of.run
-    names = nets.prunable(run.net, run.data, value.prunable)
-    everything = state(value.of, store)
-    weights = {name: everything[name] for name in names}
-    previous = mask(run.mask, store)
-    if previous is not None:
-        previous = {name: previous[name] for name in names}
+    layers, everything = _layers(*_made_for(value)), state(value.of, store)
+    if value.of_filters:
+        assert value.sparsity is not None
+        found = filters.norms(everything, filters.of(*_made_for(value)), value.norm)
+        return filters.cover(filters.largest(found, value.sparsity, value.scope), *_made_for(value))
+    weights = {name: everything[name] for name in layers}
+    previous = _of_weights(value.of.run.mask, store)
     if value.layer_counts_of is not None:
-        imposed = mask(value.layer_counts_of, store)
+        imposed = _of_weights(value.layer_counts_of, store)
         assert imposed is not None
         return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
-    assert value.sparsity is not None
     if value.scope == "layer":
-        counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
-        return masks.per_layer(weights, counts, previous)
-    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
-    return masks.magnitude(weights, pruned_count(value.sparsity, counted), previous)
+        return masks.per_layer(weights, _shares(value, layers), previous)
+    return masks.magnitude(weights, _pruned(value), previous, _floor(value, layers) or None)
 
 
 def _measure(value: Measure, store: Store) -> Derived:
@@ -176,7 +248,13 @@ def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
     first, second = (at for at in value.of if isinstance(at, At))
     names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
     theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
-    left = [mask(value.mask or at.run.mask, store) for at in (first, second)]
+    left = [_of_weights(value.mask or at.run.mask, store) for at in (first, second)]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
     pair = (left[0] or whole, left[1] or whole)
     return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
+
+
+def _of_weights(value: MaskValue, store: Store) -> Mask | None:
+    """Read what a mask says of prunable weights."""
+    found = mask(value, store)
+    return None if found is None else {name: found[name] for name in _layers(*_made_for(value))}

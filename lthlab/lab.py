@@ -12,11 +12,12 @@ import torch
 from lthlab import catalog, data, devices, parallel, plan, studies, tickets
 from lthlab.derive import derive, refuse_impossible
 from lthlab.errors import InputError
+from lthlab.nodes import canonical
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
-from lthlab.values import Train, Value, ancestors, canonical
+from lthlab.values import Train, Value, ancestors
 
 log = logging.getLogger(__name__)
 

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from lthlab.errors import InputError
+from lthlab.nodes import canonical, key_of
 from lthlab.values import (
     At,
     Explicit,
     Gradual,
     Graft,
-    Magnitude,
     MaskOf,
     Train,
     Value,
     ancestors,
-    canonical,
-    key_of,
 )
 
 
@@ -76,7 +74,6 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
             reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
             reasons += ["grafted weights"] * isinstance(value.init, Graft)
         reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
-        reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
         for reason in reasons:
             refused.setdefault(reason, []).append(value)
     if refused:

@@ -20,12 +20,12 @@ ROWS = [
     ["draws", "errors", "files", "formulas", "machine", "packing", "progress", "provenance"],
     ["datasets"],
     ["parts"],
-    ["disk", "images", "layers", "sizes", "trees"],
+    ["disk", "images", "layers", "nodes", "sizes", "trees"],
     ["wording"],
     ["jobs", "sections", "values"],
     ["spec"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
-    ["chains", "data", "readers"],
+    ["chains", "data", "filters", "readers"],
     ["contrasts", "install", "lanes", "runs", "tickets", "weights"],
     ["streams"],
     ["replicas"],
@@ -45,8 +45,8 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
-    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
-    "plan", "plots", "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema",
+    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "nodes", "packing", "pages",
+    "parts", "plan", "plots", "prizes", "progress", "provenance", "readers", "reports", "results", "runs", "schema",
     "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
     "watch", "wording",
 }  # fmt: skip

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from lthlab import datasets, parts, tickets
 from lthlab.forms import parse
+from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
 from lthlab.store import Store
 from lthlab.values import (
-    KINDS,
     At,
     Dense,
     Explicit,
@@ -32,8 +32,6 @@ from lthlab.values import (
     Permuted,
     Train,
     ancestors,
-    canonical,
-    key_of,
 )
 
 RESNET, LENET, DIGITS = Net(name="resnet20"), Net(name="lenet_300_100"), Data(name="digits")
