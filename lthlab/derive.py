@@ -108,7 +108,10 @@ def _unfit_counts(value: Magnitude, known: dict[Value, dict[str, int]]) -> Itera
         counts = _shares(value, layers)
     else:
         counts = {_ALL: _pruned(value)}
-    known[value], before = counts, known.get(run.mask, {})
+    before = known.get(run.mask, {})
+    if not counts:
+        return
+    known[value] = counts
     if before and before.keys() != counts.keys():
         counts, before = ({_ALL: sum(numbers.values())} for numbers in (counts, before))
     total, spared = sum(layers.values()), sum(_floor(value, layers).values())
