@@ -51,6 +51,8 @@ def smaller(net, data, state, mask):
         parts = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         whole = mask.get(f"{name}.weight", torch.ones(parts["weight"].shape, dtype=torch.bool))
         outputs = whole.flatten(1).any(1) if whole.dim() > 1 else whole
+        if "bias" in parts:
+            assert torch.equal(mask.get(f"{name}.bias", torch.ones_like(outputs)), outputs)
         sliced = {key: part[outputs] if part.dim() else part for key, part in parts.items()}
         number = int(outputs.sum())
         made: nn.Module
@@ -165,6 +167,22 @@ def test_a_filter_of_a_mobilenet_has_its_depthwise_channel():
     both = [state[f"{name}.weight"].double().flatten(1).numpy() for name in ("features.2.conv2", "features.3.conv1")]
     expected = [np.sqrt((a @ a + b @ b) / (len(a) + len(b))) for a, b in zip(*both, strict=True)]
     np.testing.assert_allclose(norms, expected, rtol=1e-12)
+
+
+def test_replicas_that_train_together_have_masks_of_their_own():
+    net, data = NETWORKS["resnet8"]
+    found, jobs = filters.of(net, data, "all_but_head"), []
+    for replicate in range(3):
+        value = helpers.train(net, data, replicate, batch_size=16)
+        state = nets.fresh(net, data, replicate)
+        chosen = filters.largest(filters.norms(state, found, "l1"), SHARE, "global")
+        jobs.append(Job(value, state, filters.cover(chosen, net, data, "all_but_head"), frozenset()))
+    assert masks.hamming(jobs[0].mask, jobs[1].mask) > 0
+    together = helpers.run(jobs, form="stacked").group
+    for number, job in enumerate(jobs):
+        state = together.state(number)
+        assert helpers.equal(state, helpers.run([job]).group.state(0)) and together.revived(number) == []
+        assert not any(state[name][~kept].any() for name, kept in job.mask.items())
 
 
 # --- which filters go -----------------------------------------------------------------------------------------
