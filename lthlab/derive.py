@@ -1,24 +1,19 @@
 """Reading states and masks, and deriving masks and measures from them."""
 
-import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from lthlab import masks, nets, sizes
-from lthlab.errors import InputError
-from lthlab.gradual import TOGETHER, Counts, counts, sparsities
+from lthlab import counts, filters, masks, nets
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import Data, Net, pruned_count
 from lthlab.runs import MASK, Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Fresh, Graft, Magnitude, MaskOf, Measure, Narrow, Permuted, Train, Value, plain
+from lthlab.values import At, Fresh, Graft, Magnitude, MaskOf, Measure, Permuted, Train, Value
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -76,6 +71,8 @@ def initial(train: Train, store: Store) -> Weights:
 def mask(value: MaskValue, store: Store) -> Mask | None:
     """Read a mask; None for the dense mask.
 
+    One of filters covers, beside the prunable weights, biases, BatchNorm and the head's inputs.
+
     Raises
     ------
     LookupError
@@ -116,165 +113,22 @@ def derive(value: Value, store: Store) -> Derived:
         return {}, {"kind": "measure" if isinstance(value, Measure) else "mask", "failed": str(error)}
 
 
-def refuse_impossible(wanted: Iterable[Value]) -> None:
-    """Raise InputError if a network cannot be as narrow, or pruning takes too many weights or revives some.
-
-    So it does if weights or a mask of another data set do not fit a training's network there.
-
-    Parameters
-    ----------
-    wanted : iterable of Value
-        Values, inputs first.
-    """
-    pruned: dict[Value, int] = {}
-    wanted = list(wanted)
-    problems = list(_unfit(wanted)) or [*_growing(wanted), *_foreign(wanted)]
-    for value in wanted if not problems else ():
-        if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
-            continue
-        run = value.of.run
-        counted, total = _sizes(run.net, run.data, value.prunable, value.denominator)
-        pruned[value] = pruned_count(value.sparsity, counted)
-        least = pruned.get(run.mask, 0) if run.pruning is None else sum((_pruned_at(value.of) or {}).values())
-        if not least <= pruned[value] <= total:
-            problems.append(
-                f"{value!r} prunes {pruned[value]} of {total} prunable weights; allowed: {least} to {total}"
-            )
-    if problems:
-        raise InputError("\n".join(problems))
-
-
-def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
-    trained = [(value.net, value.data, value.recipe) for value in wanted if isinstance(value, Train)]
-    for net, data, recipe in dict.fromkeys(trained):
-        try:
-            sizes.check(plain(net), data)
-            sizes.check_batch(plain(net), data, recipe)
-            nets.widths(net, data)
-        except InputError as error:
-            yield f"{net!r}: {error}"
-
-
-def _growing(wanted: Iterable[Value]) -> Iterator[str]:
-    """Say which trainings begin to prune to less than their own mask has pruned, or might."""
-    for train in wanted:
-        if not isinstance(train, Train) or train.pruning is None:
-            continue
-        at, sparsity = next(iter(sparsities(train).items()))
-        goal, already = counts(train, sparsity), _pruned(train.mask)
-        by_layer = train.pruning.scope == "layer"
-        what = f"pruning of {train!r} at {train.step_text(at)}"
-        if already is None or (by_layer and already.keys() not in (set(), goal.keys())):
-            allowed = "a mask within layers" if by_layer else "a mask of single weights, at a fixed step"
-            yield f"{what} under {train.mask!r}, whose counts are not known beforehand; allowed: {allowed}, or none"
-            continue
-        if not by_layer:
-            already = {name: sum(already.values()) for name in goal}
-        for name, count in goal.items():
-            if count < already.get(name, 0):
-                yield f"{what} to {count} weights of {name}; allowed: {already[name]} or more, which its mask prunes"
-
-
-def _pruned(value: MaskValue) -> Counts | None:
-    """Count what a mask prunes, by layer or in all, before it is made; None if that cannot be known."""
-    if isinstance(value, MaskOf):
-        return _pruned_at(value.moments[0])
-    if isinstance(value, Permuted):
-        found = _pruned(value.mask)
-        return found if found is None or value.scope == "layer" else {TOGETHER: sum(found.values())}
-    if not isinstance(value, Magnitude):
-        return {}
-    if value.layer_counts_of is not None:
-        return _pruned(value.layer_counts_of)
-    if value.sparsity is None or value.granularity == "filter":
-        return None
-    run = value.of.run
-    if value.scope == "layer":
-        shapes = nets.prunable(run.net, run.data, value.prunable)
-        return {name: pruned_count(value.sparsity, shape.numel()) for name, shape in shapes.items()}
-    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
-    return {TOGETHER: pruned_count(value.sparsity, counted)}
-
-
-def _pruned_at(at: At) -> Counts | None:
-    """Count what a training has pruned at a step, before it is trained; None if that cannot be known."""
-    if at.run.pruning is None:
-        return _pruned(at.run.mask)
-    if at.step.startswith("best"):
-        return None
-    past = [share for step, share in sparsities(at.run).items() if step <= at.run.iteration(at.step)]
-    return counts(at.run, past[-1]) if past else _pruned(at.run.mask)
-
-
-def _foreign(wanted: Iterable[Value]) -> Iterator[str]:
-    """Say what trainings take from other data sets that does not fit the network on their own."""
-    taken: dict[tuple[str, Net | Narrow, Data, Data, bool], Train] = {}
-    for train in wanted:
-        if isinstance(train, Train):
-            graft, source = isinstance(train.init, Graft), train.mask.source
-            body = train.init.body if isinstance(train.init, Graft) else train.init
-            if isinstance(body, At):
-                taken.setdefault(("weights", train.net, body.run.data, train.data, not graft), train)
-            if source is not None:
-                taken.setdefault(("mask", train.net, source.data, train.data, train.mask.on_head), train)
-    for (what, net, source_data, target, head), train in taken.items():
-        if misfit := _misfit(net, source_data, target, head):
-            yield f"{train!r}: {what} of {plain(net).name} on '{source_data.name}' on '{target.name}': {misfit}"
-
-
-def _shapes(net: Net | Narrow, data: Data, head: bool = False) -> dict[str, torch.Size]:
-    """Shapes of a network's state by name, by default without its last layer."""
-    network = nets.outline(net, data)
-    without = set() if head else nets.head_of(network)
-    return {name: tensor.shape for name, tensor in network.state_dict().items() if name not in without}
-
-
-def _misfit(net: Net | Narrow, source: Data, target: Data, head: bool) -> str:
-    """Say what of a network differs between two data sets, and what would bring it together; empty if nothing does."""
-    if (source.facts.shape, source.facts.classes) == (target.facts.shape, target.facts.classes):
-        return ""
-    there, here = (_shapes(net, data, head) for data in (source, target))
-    name = next((name for name in there | here if there.get(name) != here.get(name)), None)
-    if name is None:
-        return ""
-    found = f"'{name}' has the shape {tuple(there.get(name, ()))} and would need {tuple(here.get(name, ()))}"
-    if _shapes(net, source) == _shapes(net, target):
-        return f"{found}; allowed: a graft, which draws the head anew, under a mask that does not cover it"
-    channels = max(data.facts.shape[0] for data in (source, target))
-    size = max(side for data in (source, target) for side in data.facts.shape[1:])
-    for fields in ({"channels": channels}, {"size": size}, {"channels": channels, "size": size}):
-        with suppress(ValueError):  # a set whose images cannot be brought to it
-            both = [Data(**data.model_dump() | fields) for data in (source, target)]
-            if _shapes(net, both[0]) == _shapes(net, both[1]):
-                needed = [
-                    f"data '{old.name}' with {field}: {value}"
-                    for old, new in zip((source, target), both, strict=True)
-                    for field, value in fields.items()
-                    if getattr(old, field) != getattr(new, field)
-                ]
-                return f"{found}; allowed: {', '.join(needed)}"
-    return f"{found}; no field of data brings them together"
-
-
-@functools.cache
-def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tuple[int, int]:
-    """Count the weights that a sparsity is a share of, and those that can be pruned."""
-    total = sum(shape.numel() for shape in nets.prunable(net, data, policy).values())
-    whole = sum(parameter.numel() for parameter in nets.build(net, data).parameters())
-    return (whole if denominator == "all" else total), total
-
-
 def _mask(value: Value, store: Store) -> Derived:
+    assert isinstance(value, MaskValue)
     found = mask_at(value.moments[0], store) if isinstance(value, MaskOf) else _made(value, store)
     assert found is not None
-    layers = {name: int(kept.count_nonzero()) for name, kept in found.items()}
+    prunable = {name: found[name] for name in counts.layers(value)}
+    layers = {name: int(kept.count_nonzero()) for name, kept in prunable.items()}
     record = {
         "kind": "mask",
         "kept": sum(layers.values()),
-        "total": sum(kept.numel() for kept in found.values()),
+        "total": sum(kept.numel() for kept in prunable.values()),
         "layers": layers,
-        "collapsed": masks.collapsed(found),
+        "collapsed": masks.collapsed(prunable),
     }
+    if value.of_filters:
+        left = filters.left(found, filters.of(*counts.made_for(value)))
+        record["filters"] = {n: {"kept": int(kept.count_nonzero()), "total": len(kept)} for n, kept in left.items()}
     return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
 
 
@@ -285,28 +139,28 @@ def _made(value: Value, store: Store) -> Mask:
 def _permuted(value: Permuted, store: Store) -> Mask:
     source = mask(value.mask, store)
     assert source is not None
-    return masks.permuted(source, value.scope, value.seed)
+    if not value.of_filters:
+        return masks.permuted(source, value.scope, value.seed)
+    left = filters.left(source, filters.of(*counts.made_for(value)))
+    return filters.cover(masks.permuted(left, value.scope, value.seed), *counts.made_for(value))
 
 
 def _magnitude(value: Value, store: Store) -> Mask:
     assert isinstance(value, Magnitude)
-    run = value.of.run
-    names = nets.prunable(run.net, run.data, value.prunable)
-    everything = state(value.of, store)
-    weights = {name: everything[name] for name in names}
-    previous = mask_at(value.of, store)
-    if previous is not None:
-        previous = {name: previous[name] for name in names}
+    layers, everything = counts.layers(value), state(value.of, store)
+    if value.of_filters:
+        assert value.sparsity is not None
+        found = filters.norms(everything, filters.of(*counts.made_for(value)), value.norm)
+        return filters.cover(filters.largest(found, value.sparsity, value.scope), *counts.made_for(value))
+    weights = {name: everything[name] for name in layers}
+    previous = _only(layers, mask_at(value.of, store))
     if value.layer_counts_of is not None:
-        imposed = mask(value.layer_counts_of, store)
+        imposed = _only(layers, mask(value.layer_counts_of, store))
         assert imposed is not None
         return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
-    assert value.sparsity is not None
     if value.scope == "layer":
-        counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
-        return masks.per_layer(weights, counts, previous)
-    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
-    return masks.magnitude(weights, pruned_count(value.sparsity, counted), previous)
+        return masks.per_layer(weights, counts.shares(value.sparsity, layers), previous)
+    return masks.magnitude(weights, counts.together(value), previous, masks.floors(value.floor, layers))
 
 
 def _measure(value: Measure, store: Store) -> Derived:
@@ -327,7 +181,13 @@ def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
     first, second = (at for at in value.of if isinstance(at, At))
     names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
     theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
-    left = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
+    read = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
+    left = [_only(names, found) for found in read]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
     pair = (left[0] or whole, left[1] or whole)
     return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
+
+
+def _only(names: Container[str], found: Mask | None) -> Mask | None:
+    """What a mask says of prunable weights; one of filters covers more."""
+    return None if found is None else {name: kept for name, kept in found.items() if name in names}

@@ -89,6 +89,8 @@ class Pruner:
         """
         goal, current = counts(self.train, self.steps[iteration]), {name: weights[name] for name in self.mask}
         if TOGETHER in goal:
-            self.mask = masks.magnitude(current, goal[TOGETHER], self.mask)
+            sizes = {name: weight.numel() for name, weight in current.items()}
+            floor = masks.floors(self.train.pruning.floor if self.train.pruning else None, sizes)
+            self.mask = masks.magnitude(current, goal[TOGETHER], self.mask, floor)
         else:
             self.mask = masks.per_layer(current, goal, self.mask)

@@ -4,15 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lthlab.errors import InputError
+from lthlab.nodes import canonical, key_of
 from lthlab.values import (
     At,
-    Magnitude,
     Train,
     Value,
     ancestors,
-    canonical,
-    key_of,
 )
 
 
@@ -58,22 +55,6 @@ def needs(asked: Iterable[Value]) -> dict[Train, Need]:
         reached = at.run.end if at.step.startswith("best") else at.run.iteration(at.step)
         until[at.run] = max(until[at.run], reached)
     return {train: Need(until[train], frozenset(keep[train])) for train in until}
-
-
-def refuse_unsupported(wanted: Iterable[Value]) -> None:
-    """Raise InputError naming all that this version describes but does not compute."""
-    refused: dict[str, list[Value]] = {}
-    for value in wanted:
-        reasons = []
-        if isinstance(value, Train):
-            floor = value.pruning.floor if value.pruning is not None else None
-            reasons += ["a floor of layers of a training that prunes"] * (floor is not None)
-        reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
-        for reason in reasons:
-            refused.setdefault(reason, []).append(value)
-    if refused:
-        found = (f"{reason} ({len(values)} values, such as {values[0]!r})" for reason, values in refused.items())
-        raise InputError("\n".join(f"this version does not compute {text}" for text in found))
 
 
 def depths(ordered: Iterable[Value]) -> dict[Value, int]:

@@ -25,10 +25,11 @@ from lthlab.disk import digest
 from lthlab.errors import InputError
 from lthlab.layers import Weights
 from lthlab.masks import Mask, kept
+from lthlab.nodes import canonical, key_of
 from lthlab.parts import NETS, Count, Level, Natural, Net, Side
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Narrow, Permuted, Train, Value, ancestors, canonical, key_of
+from lthlab.values import At, Magnitude, Narrow, Permuted, Train, Value, ancestors
 from lthlab.values import Mask as MaskValue
 from lthlab.wording import explain
 

@@ -2,21 +2,17 @@
 
 from pathlib import Path
 
-import pytest
-
 from lthlab import spec, tickets
-from lthlab.parts import Data, Level, Net, Recipe
-from lthlab.plan import Need, depths, families, groups, needs, refuse_unsupported, shape_of
+from lthlab.parts import Data, Net, Recipe
+from lthlab.plan import Need, depths, families, groups, needs, shape_of
 from lthlab.values import (
     At,
     Explicit,
     Fresh,
     Gradual,
-    Graft,
     Magnitude,
     MaskOf,
     Measure,
-    Narrow,
     Permuted,
     Train,
     ancestors,
@@ -132,39 +128,3 @@ def test_families_join_replicates_and_rates_of_one_level_and_ticket():
     assert len(kinds) == 1 + 5 * 4
     assert {len(members) for members in kinds.values()} == {1}
     assert {sum(found[item.value] == family for item in labelled) for family in kinds} == {18}
-
-
-# --- what this version does not compute -----------------------------------------------------------------------
-
-RESNET = Net(name="resnet20")
-UNSUPPORTED = {
-    "a floor of layers of a training that prunes": train(pruning=Gradual("1ep", "10ep", "1ep", "0.9", floor="0.05")),
-    "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
-}
-
-
-@pytest.mark.parametrize("reason", UNSUPPORTED)
-def test_what_cannot_be_computed_is_named(reason):
-    value = UNSUPPORTED[reason]
-    with pytest.raises(ValueError, match=f"this version does not compute {reason}") as caught:
-        refuse_unsupported([TRUNK, value])
-    assert repr(value) in str(caught.value)
-
-
-def test_all_reasons_are_named_once():
-    many = [Magnitude(At(TRUNK, "last"), Level(k), granularity="filter") for k in range(1, 9)]
-    with pytest.raises(ValueError, match="this version") as caught:
-        refuse_unsupported([*many, *UNSUPPORTED.values()])
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(UNSUPPORTED)
-    assert f"pruning of filters (9 values, such as {many[0]!r})" in str(caught.value)
-
-
-def test_what_can_be_computed_is_not_refused():
-    refuse_unsupported([train(net=Narrow(RESNET, Level(2)))])
-    mask = Magnitude(At(TRUNK, "last"), layer_counts_of=Magnitude(At(TRUNK, "8ep"), "0.5"))
-    refuse_unsupported(ancestors([train(init=At(TRUNK, "8ep"), mask=Permuted(mask), schedule="resume")]))
-    run = train(pruning=Gradual("1ep", "10ep", "1ep", "0.9"))
-    refuse_unsupported(ancestors([train(mask=MaskOf(run)), train(pruning=Explicit((("1ep", "0.2"),)))]))
-    refuse_unsupported(ancestors([train(init=Graft(At(TRUNK, "last"), Fresh(0)), mask=mask)]))
-    refuse_unsupported(item.value for item in tickets.expand(spec.read(DEMO)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lthlab import catalog, data, datasets, derive, lab, nets, sizes
+from lthlab import catalog, data, datasets, derive, feasible, lab, nets, sizes
 from lthlab.errors import InputError
 from lthlab.parts import POLICIES, Data, Level, Net
 from lthlab.runs import Run
@@ -225,8 +225,8 @@ def test_networks_that_differ_beyond_the_head_are_refused_before_any_work(name, 
 
 def test_the_fields_that_are_named_bring_them_together(sets):
     grey = Data(name="digits", channels=3, size=12)
-    derive.refuse_impossible(ancestors([grafted(helpers.LENET, grey, Data(name="three", size=12))]))
-    derive.refuse_impossible(ancestors([grafted(RESNET, Data(name="digits", channels=3, size=12), Data(**COLOUR))]))
+    feasible.refuse_impossible(ancestors([grafted(helpers.LENET, grey, Data(name="three", size=12))]))
+    feasible.refuse_impossible(ancestors([grafted(RESNET, Data(name="digits", channels=3, size=12), Data(**COLOUR))]))
 
 
 def test_channels_that_no_field_changes(sets, monkeypatch):
@@ -234,7 +234,7 @@ def test_channels_that_no_field_changes(sets, monkeypatch):
     monkeypatch.setitem(datasets.DATASETS, "two", datasets.replace(facts, shape=(2, 8, 8), mean=(1, 1), std=(1, 1)))
     ticket = grafted(RESNET, Data(name="two"), Data(**COLOUR))
     with pytest.raises(InputError, match=r"weights of resnet8 on 'two' on 'three': .*; no field of data brings them"):
-        derive.refuse_impossible(ancestors([ticket]))
+        feasible.refuse_impossible(ancestors([ticket]))
 
 
 def test_whole_weights_for_other_classes_are_refused_with_the_way_out():
@@ -243,7 +243,7 @@ def test_whole_weights_for_other_classes_are_refused_with_the_way_out():
     whole = Magnitude(At(trunk, "last"), "0.5", prunable="all")
     fresh = Train(RESNET, HIGH, helpers.recipe(), Fresh(0), 0, whole)
     with pytest.raises(InputError) as caught:
-        derive.refuse_impossible(ancestors([ticket, fresh]))
+        feasible.refuse_impossible(ancestors([ticket, fresh]))
     way = r"allowed: a graft, which draws the head anew, under a mask that does not cover it"
     first, second = str(caught.value).splitlines()
     assert first.startswith(f"{ticket!r}: weights of") and "(10, 16) and would need (5, 16)" in first and way in first
@@ -252,7 +252,7 @@ def test_whole_weights_for_other_classes_are_refused_with_the_way_out():
 
 def test_sizes_do_not_matter_where_maps_are_averaged():
     """Morcos et al. 2019, 3.3: the last maps are averaged, so images of other sizes need no change of the network."""
-    derive.refuse_impossible(ancestors([grafted(RESNET, Data(**GREY), Data(**WIDE))]))
+    feasible.refuse_impossible(ancestors([grafted(RESNET, Data(**GREY), Data(**WIDE))]))
 
 
 @pytest.mark.parametrize(

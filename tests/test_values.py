@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from lthlab import datasets, parts, tickets
 from lthlab.forms import parse
+from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
 from lthlab.store import Store
 from lthlab.values import (
-    KINDS,
     At,
     Dense,
     Explicit,
@@ -32,8 +32,6 @@ from lthlab.values import (
     Permuted,
     Train,
     ancestors,
-    canonical,
-    key_of,
 )
 
 RESNET, LENET, DIGITS = Net(name="resnet20"), Net(name="lenet_300_100"), Data(name="digits")
@@ -89,6 +87,7 @@ PINNED = {
         "f03152e4080d1bdd3f193ae8694db59a",
     ),
     "Magnitude, filter": (Magnitude(END, "0.3", granularity="filter", norm="l2"), "355808ab6d2937f2176a4692ea05b843"),
+    "Magnitude, floor": (Magnitude(END, "0.9", floor="0.01"), "58560fad33e2cd07cb542b0fd27fc947"),
     "Permuted": (Permuted(MASK), "aaa066bc393ce48aa5fe27e038023cb6"),
     "Permuted, global": (Permuted(MASK, "global", 7), "7356d376cf1e6f2055180e4de57914f2"),
     "Train, restart": (train(init=At(TRUNK, "8ep"), mask=MASK), "057354543c5fc3d08e2a6c24278e637a"),
