@@ -27,7 +27,7 @@ from lthlab.layers import Weights
 from lthlab.masks import Mask, kept
 from lthlab.nodes import canonical, key_of
 from lthlab.parts import NETS, Count, Level, Natural, Net, Side
-from lthlab.runs import Run
+from lthlab.runs import Outlook, Run
 from lthlab.store import Store, tensor_bytes
 from lthlab.values import At, Magnitude, Narrow, Permuted, Train, Value, ancestors
 from lthlab.values import Mask as MaskValue
@@ -182,7 +182,8 @@ def ticket(key: str, store: Store) -> Ticket:
     Raises
     ------
     InputError
-        If there is no such training or mask, it has no mask, or what it begins with is not in the store.
+        If there is no such training or mask, it has no mask, it or what it was made from is stale, or what it begins
+        with is not in the store.
     Damaged
         If something in the store is.
     """
@@ -192,12 +193,12 @@ def ticket(key: str, store: Store) -> Ticket:
     except ValueError as error:
         raise InputError(f"{key} cannot be read: {error}") from error
     found, mask = _under(value)
-    run, begun = Run(found, store), found
+    look, begun = Outlook([value], store), found
+    if not look.runnable(value):
+        raise InputError(f"{value!r} cannot be exported: it is {look.dead[value]}; `lthlab status` says why")
     while not isinstance(value, Train) and isinstance(begun.init, At):
         begun = begun.init.run
     try:
-        if run.stale:
-            raise LookupError(f"{found!r} is stale: {run.stale}")
         bits = derive.mask(mask, store)
         state = derive.initial(begun, store)
     except LookupError as error:
@@ -205,7 +206,7 @@ def ticket(key: str, store: Store) -> Ticket:
     assert bits is not None
     weights = {n: (w.masked_fill(~bits[n], 0) if n in bits else w) for n, w in state.items()}
     weights = {n: w.float() if w.is_floating_point() else w for n, w in weights.items()}
-    rows, seen, ranked = run.metrics() if isinstance(value, Train) else [], found.data.facts, mask
+    rows, seen, ranked = Run(found, store).metrics() if isinstance(value, Train) else [], found.data.facts, mask
     mean, std = scale_of(found.data, found.data.source)
     while isinstance(ranked, Permuted):
         ranked = ranked.mask

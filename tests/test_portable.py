@@ -402,6 +402,16 @@ def test_what_a_file_cannot_hold_is_refused(make, says, values):
         portable._under(value)
 
 
+@pytest.mark.parametrize("what", ["rewound", "mask"])
+def test_what_is_stale_is_not_exported(what, values, tmp_path):
+    _, found = values
+    store, value = helpers.store(tmp_path / "runs"), found[f"resnet8 {what}"]
+    lab.compute([value], store)
+    store.commit(value.key, len(store.parts(value.key)), {}, {"kind": "stale", "reason": "it came out otherwise"})
+    with pytest.raises(InputError, match=rf"\({value.key}\) cannot be exported: it is stale; `lthlab status` says why"):
+        portable.ticket(value.key, store)
+
+
 def test_weights_that_the_store_has_lost_are_named(values, tmp_path):
     store = helpers.store(tmp_path / "runs")
     _, found = values
