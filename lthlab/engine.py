@@ -200,6 +200,10 @@ class Training:
         """
         self.group.prune(number, mask)
 
+    def mask(self, number: int) -> Mask | None:
+        """Mask that a replica is under now; None if it is dense."""
+        return self._pruners[number].mask if number in self._pruners else self.jobs[number].mask
+
     @property
     def alive(self) -> bool:
         """Whether any replica has not diverged."""

@@ -25,13 +25,14 @@ def schedule(curve: Curve, sparsity: Sparsity, rules: Protocol) -> values.Gradua
     ValueError
         If the sparsity is below the initial one.
     """
+    floor = None if rules.floor is None else parts.decimal_text(rules.floor)
     if curve.points is not None:
         points = tuple((at, parts.decimal_text(share)) for at, share in curve.points)
-        return values.Explicit(points, rules.prunable, rules.scope)
+        return values.Explicit(points, rules.prunable, rules.scope, floor)
     assert curve.start is not None and curve.end is not None
     initial = parts.decimal_text(curve.initial)
     return values.Gradual(
-        curve.start, curve.end, curve.every, sparsity, initial, curve.shape, rules.prunable, rules.scope
+        curve.start, curve.end, curve.every, sparsity, initial, curve.shape, rules.prunable, rules.scope, floor
     )
 
 
@@ -65,6 +66,8 @@ def problems(
     yield from _steps(study, recipes)
     yield from _sparsities(study, asked)
     yield from _schedules(study, recipes)
+    if study.protocol.floor and study.protocol.scope == "layer":
+        yield ("protocol", "floor"), f"{study.protocol.floor:g} with scope 'layer'; allowed with: global"
     if study.protocol.granularity == "filter":
         yield from _filters(study, asked)
 

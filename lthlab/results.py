@@ -214,8 +214,9 @@ class _Reader:
             first = form["of"][0]
             return self._mask(first["run"] if isinstance(first, dict) else first)
         if form["kind"] == "Train":
+            pruned = [part.record["mask"] for part in parts if "mask" in part.record]
             under = form.get("mask")
-            return self._mask(under) if isinstance(under, str) else {}
+            return pruned[-1] if pruned else self._mask(under) if isinstance(under, str) else {}
         return parts[0].record if parts else {}
 
 

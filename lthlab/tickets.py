@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lthlab import pruning, sizes
-from lthlab.parts import Data, Level, Net, Recipe, Sparsity, sparsity_fraction
+from lthlab.parts import Data, Level, Net, Recipe, Sparsity, decimal_text, sparsity_fraction
 from lthlab.sections import STAGES
 from lthlab.spec import Config, Panel
 from lthlab.values import (
@@ -41,7 +41,7 @@ class Protocol:
         As in `lthlab.values.Magnitude` and `lthlab.values.Train`.
     masks_from : str
         Step whose weights are ranked.
-    granularity, norm : str
+    granularity, norm, floor : str
         As in `lthlab.values.Magnitude`.
     """
 
@@ -55,13 +55,14 @@ class Protocol:
     masks_from: str = "last"
     granularity: str = "weight"
     norm: str = "l1"
+    floor: str | None = None
 
     def magnitude(self, of: At, sparsity: Sparsity, counts: Mask | None = None) -> Magnitude:
         """Mask of the largest weights under this protocol; with `counts`, of as many per layer as that mask keeps."""
         if counts is not None:
             return Magnitude(of, prunable=self.prunable, layer_counts_of=counts)
         rules = (self.prunable, self.scope, self.denominator)
-        return Magnitude(of, sparsity, *rules, granularity=self.granularity, norm=self.norm)
+        return Magnitude(of, sparsity, *rules, None, self.granularity, self.norm, self.floor)
 
 
 def dense(protocol: Protocol, recipe: Recipe) -> Train:
@@ -309,6 +310,7 @@ class _Expansion:
             rules.batchnorm,
             granularity=rules.granularity,
             norm=rules.norm,
+            floor=None if rules.floor is None else decimal_text(rules.floor),
         )
         self.trunk = dense(self.protocol, find)
         self.at = dict.fromkeys(map(self.trunk.canonical_step, panel.at))

@@ -12,7 +12,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, devices, estimates, provenance, values
+from lthlab import data, devices, estimates, masks, provenance, values
 from lthlab.derive import as_tensors, initial, mask
 from lthlab.engine import Job, Training, digest
 from lthlab.errors import InputError
@@ -324,6 +324,9 @@ class _Group:
             "digest": digest(final) if progress.diverged is None else None,
             "inputs": origins(train, self.store),
         }
+        under = training.mask(number)
+        if train.pruning is not None and under is not None:
+            record["mask"] = {"kept": masks.kept(under), "collapsed": masks.collapsed(under)}
         kept = progress.snapshots | {f"{step}{MASK}": packed for step, packed in progress.masks.items()}
         states = {step: tensor_bytes(_arrays(s)) for step, s in kept.items()}
         files = {f"{step}.safetensors": content for step, content in states.items() if not before.has(step)}

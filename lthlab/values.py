@@ -382,13 +382,15 @@ def plain(net: Net | Narrow) -> Net:
 
 
 def _check_layers(pruning: "Gradual | Explicit", last: Sparsity) -> None:
-    """Check what a training that prunes to a sparsity does with layers; a floor without effect becomes None."""
+    """Check what a training that prunes to a sparsity does with layers."""
     choice(pruning.prunable, POLICIES, "prunable")
     choice(pruning.scope, ("global", "layer"), "scope")
     floor, kept = decimal_text(pruning.floor or 0, "floor"), 1 - sparsity_fraction(last)
     if Fraction(floor) > kept:
         raise ValueError(f"floor {pruning.floor!r} is more than is kept in all; allowed: 0 to {float(kept):.6g}")
-    pruning._set(floor=None if floor == "0" or pruning.scope == "layer" else floor)
+    if floor != "0" and pruning.scope == "layer":
+        raise ValueError(f"floor {pruning.floor!r} with scope 'layer'; allowed: scope 'global'")
+    pruning._set(floor=None if floor == "0" else floor)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -410,8 +412,7 @@ class Gradual(Value):
     prunable, scope : str, optional
         As in `Magnitude`.
     floor : float or str, optional
-        Share of each layer's weights, in [0, 1), that it keeps at the least. Within layers it has no effect and is
-        set to its default.
+        Share of each layer's weights, in [0, 1), that it keeps at the least; for the scope 'global'.
 
     Raises
     ------

@@ -247,6 +247,23 @@ def test_gradual_masks_are_those_of_trainings_that_prune():
     assert all(value.schedule == "resume" for value in pick(labelled, ticket="WR"))
 
 
+def test_a_floor_is_of_all_masks_but_even_ones():
+    prune = "{levels: [3], gradual: {start: 1ep, end: 3ep}, layer_counts: {lr: 0.3}}"
+    tickets = "LT: {methods: [IMP, OMP, GMP]}, RT: {methods: OMP, scope: even}"
+    labelled = asked(tickets, prune=prune, protocol="{floor: 0.020}")
+    found = {}
+    for item in labelled:
+        if item.role["what"] == "mask" and item.role["ticket"] == "search":
+            value = item.value.run.pruning if item.role["method"] == "GMP" else item.value
+            found.setdefault((item.role["method"], item.role["layer_counts"]), set()).add(value.floor)
+    assert found == {
+        ("IMP", None): {"0.02"}, ("OMP", None): {"0.02"}, ("GMP", None): {"0.02"},
+        ("IMP", "lr 0.3"): {None}, ("OMP", "lr 0.3"): {None},
+    }  # fmt: skip
+    (even,) = pick(labelled, "mask", scope="even")
+    assert even.mask.floor is None
+
+
 def test_a_schedule_has_the_rules_of_the_protocol():
     rules = Protocol(prunable="first_last_dense", scope="layer")
     made = pruning.schedule(Curve(start="1ep", end="3ep", initial=0.2, shape="linear"), "0.5", rules)
@@ -371,6 +388,10 @@ REFUSED = {
         "targets.0.eval.batch_size: 5000 is larger than the training set; allowed: 1 to ",
     ),
     "data of a target": ({"targets": "[{data: digit}]"}, "targets.0.data.name: data set 'digit' is not known"),
+    "floor of layers": (
+        {"protocol": "{floor: 0.1, scope: layer}"},
+        "protocol.floor: 0.1 with scope 'layer'; allowed with: global",
+    ),
     "floor": ({"protocol": "{floor: 1.0}"}, "protocol.floor: 1.0 is not allowed; allowed: below 1"),
 }
 

@@ -13,7 +13,7 @@ from lthlab.engine import Job, Training
 from lthlab.errors import InputError
 from lthlab.lanes import Lane
 from lthlab.parts import Data, Level, Net
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, Measure, Permuted, Train
+from lthlab.values import At, Fresh, Gradual, Magnitude, Measure, Permuted, Train
 
 DATA = Data(name="digits", train_size=64, size=16)
 SMALL = Data(name="digits", train_size=64)

@@ -229,10 +229,6 @@ SAME = {
     ),
     "no floor": (Gradual("1ep", "9ep", "1ep", "0.9", floor=0), Gradual("1ep", "9ep", "1ep", "0.9")),
     "floor 0.10": (Explicit((("1ep", 0.2),), floor="0.10"), Explicit((("1ep", 0.2),), floor=0.1)),
-    "floor within layers": (
-        Explicit((("1ep", 0.2),), scope="layer", floor=0.1),
-        Explicit((("1ep", 0.2),), scope="layer"),
-    ),
     "mask at the end": (MaskOf(PRUNING), MaskOf(PRUNING, "160ep")),
     "settings as mapping": (
         Measure("correlation_indicator", ENDS, {"p": 0.2, "prunable": "all"}),
@@ -581,6 +577,10 @@ REFUSED = {
     "explicit falls": (
         lambda: Explicit((("1ep", 0.5), ("2ep", 0.4))),
         "points: sparsity '0.4' at 2ep falls; allowed: '0.5' or more",
+    ),
+    "floor within layers": (
+        lambda: Explicit((("1ep", 0.2),), scope="layer", floor=0.1),
+        "floor 0.1 with scope 'layer'; allowed: scope 'global'",
     ),
     "explicit floor above": (
         lambda: Explicit((("1ep", 0.5), ("2ep", 0.75)), floor="0.251"),
