@@ -27,6 +27,12 @@ tickets:
 """
 
 
+REWINDS = {
+    "LT": ["0ep"], "RR": [None], "WR": ["1ep", "4it"], "LRR": ["ranked"], "FT": ["ranked"], "GMP": ["0ep"],
+    "SDT": [None], "RT": ["0ep", None, "1ep"],
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study of every kind of ticket, of which the states that trainings begin with are computed."""
@@ -78,6 +84,7 @@ def test_every_ticket_begins_with_the_weights_that_its_name_says(study):
             tensor = tensor * mask[name] if name in mask else tensor
             assert torch.equal(found[name], tensor), (role["ticket"], role["method"], role["rewind"], name)
         kinds.add((role["ticket"], role["method"], role["scope"], role["rewind"], role["source"] == role["target"]))
+        assert role["rewind"] in REWINDS.get(role["ticket"], (None, "0ep", "1ep", "4it", "ranked"))
     assert len(kinds) > 40
 
 
