@@ -91,6 +91,8 @@ class Pruner:
         if TOGETHER in goal:
             sizes = {name: weight.numel() for name, weight in current.items()}
             floor = masks.floors(self.train.pruning.floor if self.train.pruning else None, sizes)
+            if floor is not None:  # what the training's own mask has pruned already stays pruned
+                floor = {name: min(least, int(self.mask[name].count_nonzero())) for name, least in floor.items()}
             self.mask = masks.magnitude(current, goal[TOGETHER], self.mask, floor)
         else:
             self.mask = masks.per_layer(current, goal, self.mask)

@@ -576,7 +576,7 @@ class Train(Value):
         if self.pruning is not None:
             self._set(pruning=self.pruning.aligned(self))
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         """Number of steps of an epoch; the last may have a smaller batch."""
         return self.data.steps_per_epoch(self.recipe.batch_size)

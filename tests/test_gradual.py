@@ -201,6 +201,33 @@ def test_a_layer_that_collapses_is_recorded(store, monkeypatch):
     assert {name: part.record[name] for name in expected} == expected
 
 
+def test_a_layer_keeps_its_floor_and_the_total_stays_exact(store, monkeypatch):
+    """Of a layer of small weights the largest remain, half up of its share; the others' smallest go in their place."""
+
+    def small(*names, fresh=nets.fresh):
+        state = fresh(*names)
+        return state | {"fc1.weight": state["fc1.weight"] * 1e-6}
+
+    monkeypatch.setattr(nets, "fresh", small)
+    value = train(Gradual("1it", "7it", "2it", "0.95", floor="0.00125"), lr=1e-9)
+    lab.compute([MaskOf(value, step) for step in ("3it", "7it", "last")], store)
+    early, found = (derive.mask(MaskOf(value, step), store) for step in ("3it", "7it"))
+    assert {name: int(kept.sum()) for name, kept in found.items()} == {"fc1.weight": 24, "fc2.weight": 2460 - 24}
+    assert masks.nested(found, early) and masks.kept(early) == TOTAL - int(0.95 * (1 - (2 / 3) ** 3) * TOTAL + 0.5)
+    sizes = small(value.net, value.data, 0)["fc1.weight"].abs().flatten()
+    assert found["fc1.weight"].flatten().nonzero().flatten().tolist() == sorted(sizes.topk(24).indices.tolist())
+
+
+def test_a_floor_that_a_mask_has_passed_holds_what_is_left(dataset):
+    value = train(Explicit((("0ep", "0.5"), ("1it", "0.9")), floor="0.1"))
+    job = helpers.job(value, {}, {"0ep", "1it"})
+    first = {name: torch.ones_like(job.state[name], dtype=torch.bool) for name in SIZES}
+    first["fc1.weight"].view(-1)[7:] = False
+    progress = helpers.run([replace(job, mask=first)], dataset, until=1).progress[0]
+    later = unpacked(progress.masks["1it"])
+    assert int(later["fc1.weight"].sum()) == 7 and masks.kept(later) == 4920
+
+
 # --- optimizer and prefix -------------------------------------------------------------------------------------
 
 
