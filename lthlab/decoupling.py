@@ -22,7 +22,6 @@ _RANDOM = {"global": "global random", "layer": "random, LPR kept"}
 _KIND = ("ticket", "method", "pruning", "scope", "rewind", "schedule")
 _SIZE = ("level", "sparsity")
 _DONE = {"find": "found", "eval": "evaluated"}
-_SIDES = ("_decoupled", "_coupled")
 _TIE = 1e-9
 
 
@@ -191,20 +190,23 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row per place: n, mean, low and high of the paired difference (fractions; 95 % t interval), and of each
-        envelope, with the suffixes _coupled and _decoupled: its mean test accuracy, find, eval, cells, left_out, tied.
+        envelope, with the prefixes coupled_ and decoupled_: its mean test accuracy, find, eval, cells, left_out, tied.
         `same` where both chose one cell; then the difference is zero by that choice alone.
     """
     by = [*_present(rows, *results.PANEL, *_KIND, *_SIZE), "context"]
-    told = ["find", "eval", "cells", "left_out", "tied"]
-    coupled, decoupled = (rows[rows["series"] == f"best {side}"] for side in ("coupled", "decoupled"))
-    pairs = decoupled.merge(coupled[[*by, "replicate", "value", *told]], on=[*by, "replicate"], suffixes=_SIDES)
-    pairs = pairs.rename(columns={"value_decoupled": "mean_decoupled", "value_coupled": "mean_coupled"})
-    named = [name + side for name in told for side in _SIDES]
-    means = pairs.groupby([*by, *named], dropna=False, sort=False)[["mean_decoupled", "mean_coupled"]].mean()
-    pairs["value"] = pairs["mean_decoupled"] - pairs["mean_coupled"]
-    differences = results.summarise(pairs.dropna(subset=["value"]).assign(status="done"), by)
-    out = means.reset_index().merge(differences, how="left", on=by)
-    same = (out["find_coupled"] == out["find_decoupled"]) & (out["eval_coupled"] == out["eval_decoupled"])
+    told = ["find", "eval", "cells", "left_out", "tied", "value"]
+    sides = []
+    for side in ("decoupled", "coupled"):
+        own = rows.loc[rows["series"] == f"best {side}", [*by, "replicate", *told]]
+        sides.append(own.rename(columns={name: f"{side}_{name}" for name in told}))
+    pairs = sides[0].merge(sides[1], on=[*by, "replicate"])
+    pairs = pairs.assign(value=pairs["decoupled_value"] - pairs["coupled_value"], status="done")
+    named = [f"{side}_{name}" for side in ("decoupled", "coupled") for name in told]
+    places = pairs.groupby([*by, *(name for name in named if not name.endswith("_value"))], dropna=False, sort=False)
+    means = places[["decoupled_value", "coupled_value"]].mean().reset_index()
+    means = means.rename(columns={"decoupled_value": "decoupled_mean", "coupled_value": "coupled_mean"})
+    out = means.merge(results.summarise(pairs.dropna(subset=["value"]), by), how="left", on=by)
+    same = (out["coupled_find"] == out["decoupled_find"]) & (out["coupled_eval"] == out["decoupled_eval"])
     return out.assign(same=same, n=out["n"].fillna(0).astype(int))
 
 

@@ -35,22 +35,21 @@ def finding(frame: pd.DataFrame) -> Html:
 
 def _sentence(where: str, cells: list[dict[Any, Any]]) -> str:
     last = cells[-1]
+    place = f"{where}, {reports.level_of(last)}"
     if not last["n"]:
-        return f"{where}: no cell is whole at {reports.level_of(last)}."
-    text = (
-        f"{where}, {reports.level_of(last)}: the best of {last['cells_decoupled']} cells ({_cell(last, 'decoupled')}) "
-        f"minus the best of {last['cells_coupled']} coupled ones ({_cell(last, 'coupled')}), chosen on validation "
-        f"images, is {reports.points(last)} test points (paired, 95 % t interval, n = {last['n']} replicates)"
-    )
+        return f"{place}: no coupled cell has all replicates."
     seen = sum(row["low"] > 0 or row["high"] < 0 for row in cells)
-    same = sum(row["same"] for row in cells)
-    text += f"; we saw a difference at {seen} of {len(cells)} levels" if seen else "; we saw a difference at no level"
-    return text + (f", and at {same} both are one cell." if same else ".")
-
-
-def _cell(row: dict[Any, Any], side: str) -> str:
-    find, evaluate = row[f"find_{side}"], row[f"eval_{side}"]
-    return find if find == evaluate else f"found with {find}, evaluated with {evaluate}"
+    levels = f"we saw a difference at {seen or 'none'} of {len(cells)} levels"
+    if last["same"]:
+        return (
+            f"{place}: the best of {last['decoupled_cells']} cells is a coupled one ({last['coupled_find']}); {levels}."
+        )
+    return (
+        f"{place}: the best of {last['decoupled_cells']} cells (found with {last['decoupled_find']}, evaluated with "
+        f"{last['decoupled_eval']}) minus the best of {last['coupled_cells']} coupled ones ({last['coupled_find']}), "
+        f"chosen on validation images, is {reports.points(last)} test points (paired, 95 % t interval, n = {last['n']} "
+        f"replicates); {levels}."
+    )
 
 
 def envelopes(frame: pd.DataFrame) -> Html:
@@ -63,30 +62,32 @@ def envelopes(frame: pd.DataFrame) -> Html:
         return Html('<p class="nothing">No hyperparameter has coupled and other cells in one panel.</p>')
     about = "Best coupled and best of all cells, chosen by mean validation accuracy at each sparsity."
     drawn = reports.figure(plots.series_by_sparsity, rows, "facet", about, "envelopes")
-    return Html(drawn + _tables(decoupling.gains(rows), _gains, "What was chosen"))
+    return Html(
+        drawn
+        + _tables(
+            decoupling.gains(rows), _gains, "What was chosen (found → evaluated), test accuracy, of how many cells"
+        )
+    )
 
 
 def _gains(rows: pd.DataFrame) -> pd.DataFrame:
     shown = []
     for row in rows[rows["sparsity"] > 0].sort_values(["method", "context", "sparsity"]).to_dict("records"):
-        left_out = row["left_out_decoupled"]
-        notes = [
-            "the same cell" * row["same"],
-            *(f"{row[f'tied_{side}']} more as good as the best {side}" * bool(row[f"tied_{side}"]) for side in _SIDES),
-            f"{left_out} cells lack replicates and are left out" * bool(left_out),
-        ]
-        cells = {
-            f"best {side} (of)": f"{_cell(row, side)}: {100 * row[f'mean_{side}']:.1f} % ({row[f'cells_{side}']})"
-            if row[f"cells_{side}"]
-            else "no whole cell"
-            for side in _SIDES
-        }
-        difference = {"difference (points)": reports.points(row) if row["n"] else "", "n": row["n"]}
-        shown.append(_place(row) | cells | difference | {"notes": "; ".join(filter(None, notes))})
+        cells = {f"best {side}": _chosen(row, side) for side in ("decoupled", "coupled")}
+        difference = "the same cell" if row["same"] else reports.points(row) if row["n"] else ""
+        lacking = {"not whole": row["decoupled_left_out"] or ""}
+        shown.append(_place(row) | cells | {"difference (points)": difference, "n": row["n"] or ""} | lacking)
     return pd.DataFrame(shown)
 
 
-_SIDES = ("decoupled", "coupled")
+def _chosen(row: dict[Any, Any], side: str) -> str:
+    """Say which cell is the best, of how many, and how many are as good."""
+    if not row[f"{side}_cells"]:
+        return "none whole"
+    find, evaluate = row[f"{side}_find"], row[f"{side}_eval"]
+    cell = find if find == evaluate else f"{find} → {evaluate}"
+    tied = f", tied with {row[f'{side}_tied']}" if row[f"{side}_tied"] else ""
+    return f"{cell}: {100 * row[f'{side}_mean']:.1f} %, of {row[f'{side}_cells']}{tied}"
 
 
 def crossings(frame: pd.DataFrame, ticket: str = "LT") -> Html:
@@ -98,18 +99,20 @@ def crossings(frame: pd.DataFrame, ticket: str = "LT") -> Html:
         found = found[found.groupby("panel")["sparsity"].transform("max") == found["sparsity"]]
         crossed = found.groupby(["panel", "context"])[["find", "eval"]].transform("nunique").min(axis=1) > 1
         if crossed.any():
-            tables.append(_tables(found[crossed], _crossed, f"Test accuracy (%) by {name.replace('_', ' ')}"))
+            tables.append(
+                _tables(found[crossed], _crossed, f"Test accuracy (%) by {name.replace('_', ' ')}, ◆ coupled")
+            )
     return Html("".join(tables) or '<p class="nothing">Nothing varies both in finding and in evaluating.</p>')
 
 
 def _crossed(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for every finding value, a column for every evaluating one."""
-    texts = [_mean(row) + " (coupled)" * row["coupled"] for row in rows.to_dict("records")]
+    texts = ["◆ " * row["coupled"] + _mean(row) for row in rows.to_dict("records")]
     rows = rows.assign(text=texts)
     shown = []
     for _, own in rows.sort_values(["method", "context", "find", "eval"]).groupby(["method", "context", "find"]):
         first, *_ = lines = own.to_dict("records")
-        cells = {f"evaluated with {_value(line, 'eval')}": line["text"] for line in lines}
+        cells = {f"trained with {_value(line, 'eval')}": line["text"] for line in lines}
         shown.append(_place(first) | {"found with": _value(first, "find")} | cells)
     return pd.DataFrame(shown)
 
@@ -178,9 +181,9 @@ def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _place(row: dict[Any, Any]) -> dict[str, Any]:
-    level = "" if pd.isna(row["level"]) else f"{row['level']:g}"
-    place = {"masks": row["method"], "with": row["context"], "level": level}
-    return place | {"left (%)": f"{100 * (1 - row['sparsity']):.3g}"}
+    left = f"{100 * (1 - row['sparsity']):.3g} %"
+    level = left if pd.isna(row["level"]) else f"{row['level']:g} ({left})"
+    return {"masks": row["method"], "with": row["context"], "level (left)": level}
 
 
 def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], label: str) -> str:
