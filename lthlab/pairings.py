@@ -84,7 +84,8 @@ def _chosen(row: dict[Any, Any], side: str) -> str:
     """Say which cell is the best, of how many, and how many are as good."""
     if not row[f"{side}_cells"]:
         return "none whole"
-    find, evaluate = row[f"{side}_find"], row[f"{side}_eval"]
+    name = f"{row['hyperparameter'].replace('_', ' ')} "
+    find, evaluate = (row[f"{side}_{end}"].removeprefix(name) for end in ("find", "eval"))
     cell = find if find == evaluate else f"{find} → {evaluate}"
     tied = f", tied with {row[f'{side}_tied']}" if row[f"{side}_tied"] else ""
     return f"{cell}: {100 * row[f'{side}_mean']:.1f} %, of {row[f'{side}_cells']}{tied}"
@@ -183,15 +184,18 @@ def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
 def _place(row: dict[Any, Any]) -> dict[str, Any]:
     left = f"{100 * (1 - row['sparsity']):.3g} %"
     level = left if pd.isna(row["level"]) else f"{row['level']:g} ({left})"
-    return {"masks": row["method"], "with": row["context"], "level (left)": level}
+    found, evaluated, trained = row["context"].rpartition("evaluated with ")
+    context = {"found with": found.removeprefix("found with ").removesuffix(", "), "trained with": trained}
+    return {"masks": row["method"]} | (context if evaluated else {"with": row["context"]}) | {"level (left)": level}
 
 
 def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], label: str) -> str:
-    """Show what is known of each panel in a table under its name; a column in which nothing stands is left out."""
+    """Show what is known of each panel in a table under its name, and what is the same in all rows in words."""
     parts = []
     for name, own in results.panels(rows) if len(rows) else []:
         table = show(own)
-        table = table.loc[:, [column for column in table if not table[column].isin(["", None]).all()]]
-        words = f"{label}, {name}"
+        same = {column: table[column].iloc[0] for column in table if len(table) > 1 and table[column].nunique() == 1}
+        table = table.drop(columns=list(same))
+        words = ", ".join([label, name, *(f"{column} {value}" for column, value in same.items() if value)])
         parts.append(f"<p><strong>{html.escape(words)}.</strong></p>{reports.table(table, words)}")
     return "".join(parts)

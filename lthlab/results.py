@@ -365,7 +365,7 @@ def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
     """What tells a panel from others of the same name."""
     differ = [str(column) for column in keys if keys[column].nunique() > 1]
     others = [column for column in differ if column != "panel"]
-    differ = others if not keys.duplicated(others).any() else differ
+    differ = others if others and not keys.duplicated(others).any() else differ
     return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
 
 
