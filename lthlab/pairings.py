@@ -101,7 +101,11 @@ def crossings(frame: pd.DataFrame, ticket: str = "LT") -> Html:
         crossed = found.groupby(["panel", "context"])[["find", "eval"]].transform("nunique").min(axis=1) > 1
         if crossed.any():
             tables.append(
-                _tables(found[crossed], _crossed, f"Test accuracy (%) by {name.replace('_', ' ')}, ◆ coupled")
+                _tables(
+                    found[crossed],
+                    _crossed,
+                    f"Test accuracy (%) by {name.replace('_', ' ')} with 95 % t intervals, ◆ coupled",
+                )
             )
     return Html("".join(tables) or '<p class="nothing">Nothing varies both in finding and in evaluating.</p>')
 
@@ -137,13 +141,18 @@ def swaps(frame: pd.DataFrame) -> Html:
         return Html('<p class="nothing">The study imposes no layer counts (prune.layer_counts).</p>')
     about = "Which weights of each layer are kept follows the training that was ranked, how many follows the counts."
     drawn = reports.figure(plots.series_by_sparsity, rows, "facet", about, "layer_counts")
-    return Html(drawn + _tables(decoupling.effects(rows), _effects, "Effects in points, and the counts' share"))
+    return Html(
+        drawn
+        + _tables(
+            decoupling.effects(rows), _effects, "Effects in points and the share of the counts, with 95 % intervals"
+        )
+    )
 
 
 def _effects(rows: pd.DataFrame) -> pd.DataFrame:
     shown: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows.to_dict("records"):
-        place = _place(row) | {"first": row["first"], "second": row["second"]}
+        place = _place(row) | {"difference": f"{row['first']} minus {row['second']}"}
         cells = shown.setdefault(tuple(place.values()), place)
         if row["effect"] == "share":
             known = not pd.isna(row["mean"])
@@ -161,7 +170,12 @@ def early(frame: pd.DataFrame) -> Html:
         return Html('<p class="nothing">The study ranks at one step of each training only (prune.at).</p>')
     about = "Masks ranked at several steps of the finding training."
     drawn = reports.figure(plots.series_by_sparsity, rows, "facet", about, "early_pruning")
-    return Html(drawn + _tables(decoupling.against_end(rows), _against_end, "Minus masks ranked at the end"))
+    return Html(
+        drawn
+        + _tables(
+            decoupling.against_end(rows), _against_end, "Points above masks ranked at the end, with 95 % t intervals"
+        )
+    )
 
 
 def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
@@ -181,6 +195,9 @@ def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
+_WORDS = {"masks": "{} masks", "n": "n = {}", "level (left)": "level {}", "difference": "{}"}
+
+
 def _place(row: dict[Any, Any]) -> dict[str, Any]:
     left = f"{100 * (1 - row['sparsity']):.3g} %"
     level = left if pd.isna(row["level"]) else f"{row['level']:g} ({left})"
@@ -196,6 +213,7 @@ def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], la
         table = show(own)
         same = {column: table[column].iloc[0] for column in table if len(table) > 1 and table[column].nunique() == 1}
         table = table.drop(columns=list(same))
-        words = ", ".join([label, name, *(f"{column} {value}" for column, value in same.items() if value)])
+        told = [_WORDS.get(column, f"{column} {{}}").format(value) for column, value in same.items() if value]
+        words = ", ".join([label, name, *told])
         parts.append(f"<p><strong>{html.escape(words)}.</strong></p>{reports.table(table, words)}")
     return "".join(parts)
