@@ -211,7 +211,11 @@ def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], la
     parts = []
     for name, own in results.panels(rows) if len(rows) else []:
         table = show(own)
-        same = {column: table[column].iloc[0] for column in table if len(table) > 1 and table[column].nunique() == 1}
+        same = {
+            column: table[column].iloc[0]
+            for column in map(str, table)
+            if len(table) > 1 and table[column].nunique() == 1
+        }
         table = table.drop(columns=list(same))
         told = [_WORDS.get(column, f"{column} {{}}").format(value) for column, value in same.items() if value]
         words = ", ".join([label, name, *told])
