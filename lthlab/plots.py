@@ -12,7 +12,8 @@ from matplotlib.container import ErrorbarContainer
 from lthlab import results
 
 CELL = [
-    *results.PANEL, "what", "ticket", "method", *results.VARIANT, "level", "sparsity", "layer", "find_lr", "eval_lr",
+    *results.PANEL, "facet", "series", "what", "ticket", "method", *results.VARIANT, "level", "sparsity", "layer",
+    "find_lr", "eval_lr",
 ]  # fmt: skip
 """Columns that tell cells of a panel apart; within a cell only the replicate differs."""
 TICKETS = ("dense", "LT", "WR", "LRR", "FT", "GMP", "RR", "RT", "SDT")
@@ -96,6 +97,42 @@ def accuracy_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     done = _percent(_done(frame, ["eval_lr"]))
     _series(ax, done, "eval_lr", lambda lr: lr)
     _lr_axis(ax, done)
+    _accuracy_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def series_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw test accuracy against the weights that remain, one line per name in the column `series`.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings; the column `order` numbers the lines, for their colours. Those of random tickets (RT,
+        RR) are dashed.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracy in %; weights that remain in % on a logarithmic axis, denser to the left; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"], ["series"]))
+    lines = sorted(set(zip(done["order"], done["series"], strict=True)))
+    for place, (number, name) in enumerate(lines):
+        own = done[done["series"] == name]
+        random = own["ticket"].isin(["RT", "RR"]).any()
+        colour, marker = (_COLOURS["RT"], "v") if random else _SEVERAL[number % len(_SEVERAL)]
+        cells = results.summarise(own, ["sparsity"]).sort_values("sparsity")
+        shift = 1.02 ** (place - (len(lines) - 1) / 2)
+        _line(ax, _remaining(cells["sparsity"]) * shift, cells, name, colour, marker, _DASHED if random else "-")
+    _sparsity_axis(ax, done)
     _accuracy_axis(ax)
     return legend(ax) if alone else ax
 

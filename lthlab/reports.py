@@ -37,7 +37,9 @@ class Html(str):
         return f"<HTML of {len(self)} characters>"
 
 
-def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "") -> Html:
+def figure(
+    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "", name: str = ""
+) -> Html:
     """Draw a frame, one figure per panel, with legend, caption, alternative texts, and the numbers behind it.
 
     Parameters
@@ -47,9 +49,12 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = N
     frame : DataFrame
         Rows to draw, of one or several networks and data sets.
     facets : str, optional
-        Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing.
+        Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing. The texts of
+        'facet' are titles, in the order of the rows.
     about : str, optional
         First sentence of the caption.
+    name : str, optional
+        Of the CSV file, where other figures of a page are drawn by the same function.
 
     Returns
     -------
@@ -64,10 +69,13 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = N
     """
     if frame.empty:
         return Html('<p class="nothing">There is nothing to draw: the study asks for none of it.</p>')
-    return Html("".join(_figure(draw, rows, facets, name, about) for name, rows in results.panels(frame)))
+    name = name or draw.__name__
+    return Html("".join(_figure(draw, rows, facets, panel, about, name) for panel, rows in results.panels(frame)))
 
 
-def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str) -> str:
+def _figure(
+    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str, name: str
+) -> str:
     from matplotlib.figure import Figure
 
     drawn, undone = [], []
@@ -83,19 +91,19 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
     if not drawn:
         return f'<p class="nothing">{html.escape(f"{panel}: {lacking}")}</p>'
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
-    names: dict[str, Any] = {}
+    labelled: dict[str, Any] = {}
     for ax in drawn:
         ax.set_ylim(low, high)
-        names |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
     images = "".join(_image(_svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
-    entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in names.items())
+    entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
     # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
-    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
-    file = f"{draw.__name__}_{slug(panel)}.csv"
+    rows = frame[[column for column in (*plots.CELL, *_BEHIND) if column in frame]]
+    file = f"{name}_{slug(panel)}.csv"
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
         f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
@@ -107,7 +115,7 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
 
 def numbers(frame: pd.DataFrame, label: str) -> Html:
     """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
-    return Html(_table(_numbers(frame), label))
+    return Html(table(_numbers(frame), label))
 
 
 def drawing(ax: Any) -> Html:
@@ -129,10 +137,11 @@ def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataF
 def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     everywhere = (frame["level"] == 0) if by == "level" else pd.Series(False, frame.index)
     columns = ["sparsity", "level"] if by == "level" else [by]
-    for _, place in _tickets(frame[~everywhere])[columns].drop_duplicates().sort_values(columns[0]).iterrows():
+    places = _tickets(frame[~everywhere])[columns].drop_duplicates()
+    for _, place in (places if by == "facet" else places.sort_values(columns[0])).iterrows():
         same = (frame[columns].eq(place) | (frame[columns].isna() & place.isna())).all(axis=1)
         name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
-        title = f"{name} {place[by]:g}"
+        title = str(place[by]) if by == "facet" else f"{name} {place[by]:g}"
         if by == "level":
             left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
             title = left if pd.isna(place["level"]) else f"{title} ({left})"
@@ -187,7 +196,7 @@ def _seen(cells: Sequence[dict[Any, Any]]) -> str:
     crossed = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
     grid = f"{len(cells)} {'pairs of ' * crossed}learning rates"
     places = [
-        f"{_points(cell)} at learning rate {cell['eval_lr']:g}"
+        f"{points(cell)} at learning rate {cell['eval_lr']:g}"
         + (f" (mask found at {cell['find_lr']:g})" if crossed else "")
         for cell in cells
     ]
@@ -295,8 +304,8 @@ def small_dense(frame: pd.DataFrame) -> Html:
     wide = found[found["gap"] > sizes.TOLERANCE].to_dict("records")
     words = f"no network of this depth has that many parameters, or at most {100 * sizes.TOLERANCE:g} % fewer."
     notes = [f"{row['panel']}, {level_of(row)}: {words}" for row in wide]
-    table = _table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
-    return Html(table + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
+    sizes_ = table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
+    return Html(sizes_ + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
 
 
 def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
@@ -421,7 +430,7 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
     shown = [
         "network", "data", "what", "ticket", "method", "level", "find_lr", "eval_lr", "replicate", "status", "note",
     ]  # fmt: skip
-    rows = _table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
+    rows = table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>{rows}")
 
 
@@ -503,7 +512,8 @@ def download(frame: pd.DataFrame, name: str, words: str) -> Html:
     return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
 
 
-def _table(frame: pd.DataFrame, label: str) -> str:
+def table(frame: pd.DataFrame, label: str) -> str:
+    """Write a frame as an HTML table, named for readers who do not see it."""
     text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
     return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>'
 
@@ -513,7 +523,8 @@ def signed(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
-def _points(row: dict[Any, Any]) -> str:
+def points(row: dict[Any, Any]) -> str:
+    """Write a mean with its interval, if n is above 1, in percentage points."""
     mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
     return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
 

@@ -316,8 +316,10 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "view", "train_size", "source", "target")
-"""Columns that tell networks on data sets apart, and what tickets are transferred to."""
+PANEL = (
+    "study", "panel", "network", "width", "data", "view", "train_size", "source", "target", "hyperparameter",
+)  # fmt: skip
+"""Columns that tell networks on data sets apart, what tickets are transferred to, and what is varied (decoupling)."""
 VARIANT = ("prune_at", "pruning", "layer_counts", "scope", "rewind", "schedule")
 """Columns that tell tickets of one kind on masks of one method apart."""
 
@@ -371,6 +373,8 @@ def _panel_name(row: "pd.Series[Any]") -> str:
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
     """What tells a panel from others of the same name."""
     differ = [str(column) for column in keys if keys[column].nunique() > 1]
+    others = [column for column in differ if column != "panel"]
+    differ = others if others and not keys.duplicated(others).any() else differ
     return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
 
 

@@ -369,11 +369,13 @@ def _overridden(
     for fields in _product(axes):
         found = _recipe(own | fields, net, data, place, wrong)
         if found is not None:
-            yield ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in fields.items()), found
+            yield fields_text(fields), found
 
 
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def fields_text(fields: Mapping[str, Any]) -> str:
+    """Write fields of a recipe, as in 'lr 0.05, batch size 64'."""
+    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
