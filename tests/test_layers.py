@@ -35,9 +35,11 @@ ROWS = [
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
+    ["costs", "ratios"],
     ["plots"],
+    ["profiles"],
     ["reports"],
-    ["explore", "prizes"],
+    ["explore", "findings", "prizes"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -45,11 +47,11 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
-    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
-    "plan", "plots", "prizes", "progress", "provenance", "pruning", "readers", "reports", "results", "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
-    "watch", "wording",
+    "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "disk", "draws", "errors", "estimates",
+    "explore", "files", "forms", "formulas", "images", "install", "jobs", "kernels", "findings", "machine",
+    "packing", "pages", "parts", "plan", "plots", "prizes", "profiles", "progress", "provenance", "pruning",
+    "ratios", "readers", "reports", "results", "runs", "schema", "sections", "shelf", "sizes", "spec", "stages",
+    "store", "studies", "tickets", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
@@ -252,7 +254,7 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "plots", "prizes", "reports"}
+    drawing = {"explore", "findings", "plots", "prizes", "profiles", "reports"}
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))

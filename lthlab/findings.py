@@ -1,0 +1,159 @@
+"""What came out of layer-wise pruning, and what searches cost, as HTML."""
+
+import html
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from lthlab import costs, plots, ratios, results
+from lthlab.profiles import SETTINGS
+from lthlab.reports import Html, download, found_out, level_of, signed, table
+
+_SHOWN = {
+    "search_epochs": "search epochs", "train_epochs": "training epochs", "epochs": "in all", "mean": "accuracy (%)",
+}  # fmt: skip
+
+
+def settings(layers: pd.DataFrame, field: str = "find_lr") -> Html:
+    """Say how a setting of the search moves pruning in the first and the last layer at the sparsest level.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns, for masks of one method and step.
+    field : str, optional
+        Column of numbers that masks were found with.
+    """
+    pairs = ratios.by_setting(layers, field)
+    ends = ratios.by_setting(ratios.first_to_last(layers), field)
+    sentences = []
+    for name, rows in results.panels(pairs) if len(pairs) else []:
+        last = rows[rows["sparsity"] == rows["sparsity"].max()]
+        numbers = (last["number"].min(), last["number"].max())
+        own = ends.merge(last[["panel", "level", "sparsity"]].drop_duplicates())
+        places = [last[last["number"] == number] for number in numbers]
+        words = [_over(place, ["layer"], f"{place['layer'].iloc[0]} ") for place in places]
+        words.append(_over(own, ["sparsity"], "the first minus the last "))
+        where = level_of(last.iloc[0].to_dict())
+        values = rows["setting"].iloc[0].replace(field, SETTINGS.get(field, field)).replace("−", "minus")
+        sentences.append(
+            f"{name}, {last['method'].iloc[0]} masks, {where}: weights pruned when found with {values} (in points, "
+            f"paired, 95 % t interval, {plots.sample_size(last)}): {'; '.join(words)}."
+        )
+    return found_out(sentences or ["All masks were found with the same settings."])
+
+
+def cut_through(layers: pd.DataFrame) -> Html:
+    """Name the layers of which masks keep nothing, or say that there are none.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+    """
+    gone = ratios.collapsed(layers)
+    if gone.empty:
+        return Html(f"<p>None of {layers['key'].nunique()} masks cuts through a layer.</p>")
+    by = ["method", "level", "sparsity", "layer", "find_lr"]
+    items = [
+        f"{name}: {row['method']} masks at {level_of(row)}, found at {row['find_lr']:g}, keep nothing of "
+        f"{row['layer']} in {row['count']} of {row['of']} cases"
+        for name, rows in results.panels(gone)
+        for row in _counts(rows, layers, by)
+    ]
+    listed = "".join(f"<li>{html.escape(item)}.</li>" for item in items)
+    return Html(f'<div class="warning">Layers that masks cut through:<ul>{listed}</ul></div>')
+
+
+def _counts(gone: pd.DataFrame, layers: pd.DataFrame, by: Sequence[str]) -> list[dict[Any, Any]]:
+    """Count masks that cut through a layer, and those that could."""
+    alike = layers[layers["panel"].isin(gone["panel"])].groupby(list(by), dropna=False)["key"].nunique().rename("of")
+    found = gone.groupby(list(by), dropna=False)["key"].nunique().rename("count").reset_index()
+    return found.merge(alike.reset_index(), on=list(by)).to_dict("records")
+
+
+def carried(pairs: pd.DataFrame) -> Html:
+    """Say which share of tickets' advantage over globally random ones the counts per layer carry.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        What `lthlab.ratios.contrasts` returns, for masks of one method, setting and step.
+    """
+    sentences = []
+    for name, rows in results.panels(pairs) if len(pairs) else []:
+        shares = ratios.carried(rows, ["level", "sparsity"])
+        words = [
+            f"{_percent(row)} at {level_of(row)}"
+            for row in shares.dropna(subset="mean").sort_values("sparsity").to_dict("records")
+        ]
+        open_ = len(shares) - len(words)
+        words += [f"not known at {open_} of {len(shares)} levels, where the advantage itself is not seen"] * bool(open_)
+        sentences.append(
+            f"{name}: of the advantage over globally random tickets, the counts per layer alone carried (95 % interval "
+            f"of Fieller, {plots.sample_size(rows)}) {'; '.join(words)}."
+        )
+    return found_out(sentences or ["The study has no random tickets of all scopes to compare with."])
+
+
+def searches(frame: pd.DataFrame) -> Html:
+    """Say what iterative pruning costs more than one-shot pruning, and what accuracy that buys.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings, at one learning rate per panel.
+    """
+    found = costs.saved(frame)
+    sentences = []
+    for name, rows in found.groupby("panel", sort=False):
+        words = [
+            f"{row['dear']:g} against {row['cheap']:g} epochs at {level_of(row)}: {_interval(row)}"
+            for row in rows.sort_values("sparsity").to_dict("records")
+        ]
+        n = sorted(set(rows["n"]))
+        sentences.append(
+            f"{name}: LT on IMP minus LT on OMP masks (in points, paired{', 95 % t interval' * (n[-1] > 1)}, "
+            f"n = {' to '.join(map(str, dict.fromkeys((n[0], n[-1]))))}), with epochs of the searches: "
+            f"{'; '.join(words)}."
+        )
+    return found_out(sentences or ["There is no LT on masks of both IMP and OMP to compare."])
+
+
+def bill(frame: pd.DataFrame) -> Html:
+    """Show what each ticket costs in epochs and the accuracy it has, folded, with all numbers as CSV.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings.
+    """
+    found = costs.table(frame)
+    if found.empty:
+        return Html('<p class="nothing">Nothing was trained.</p>')
+    percent = {name: [f"{100 * value:.2f}" for value in found[name]] for name in ("mean", "low", "high")}
+    shown = found.assign(**percent, sparsity=[f"{100 * (1 - sparsity):.3g}" for sparsity in found["sparsity"]])
+    shown["low"] = shown["low"].where(found["n"] > 1)
+    shown["high"] = shown["high"].where(found["n"] > 1)
+    shown = shown.drop(columns=[name for name in results.VARIANT if shown[name].isna().all()]).astype(
+        {"level": "Int64"}
+    )
+    rows = table(shown.rename(columns=_SHOWN | {"sparsity": "left (%)"}), "Costs and accuracies of tickets")
+    csv = download(found, "costs.csv", f"All {len(found)} rows (CSV)")
+    return Html(f"<details><summary>What each ticket costs</summary>{rows}{csv}</details>")
+
+
+def _over(rows: pd.DataFrame, by: Sequence[str], words: str) -> str:
+    (cell,) = results.summarise(rows, by).to_dict("records")
+    return words + _interval(cell)
+
+
+def _interval(row: dict[Any, Any]) -> str:
+    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
+    unseen = row["n"] > 1 and row["low"] <= 0 <= row["high"]
+    return (mean if row["n"] < 2 else f"{mean} [{low}, {high}]") + ", no difference seen" * bool(unseen)
+
+
+def _percent(row: dict[Any, Any]) -> str:
+    return "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * row[name] for name in ("mean", "low", "high")))
