@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from lthlab import costs, plots, ratios, results
-from lthlab.profiles import SETTINGS
 from lthlab.reports import Html, download, found_out, level_of, signed, table
 
 _SHOWN = {
@@ -36,7 +35,7 @@ def settings(layers: pd.DataFrame, field: str = "find_lr") -> Html:
         words = [_over(place, ["layer"], f"{place['layer'].iloc[0]} ") for place in places]
         words.append(_over(own, ["sparsity"], "the first minus the last "))
         where = level_of(last.iloc[0].to_dict())
-        values = rows["setting"].iloc[0].replace(field, SETTINGS.get(field, field)).replace("−", "minus")
+        values = rows["setting"].iloc[0].replace("−", "minus")
         sentences.append(
             f"{name}, {last['method'].iloc[0]} masks, {where}: weights pruned when found with {values} (in points, "
             f"paired, 95 % t interval, {plots.sample_size(last)}): {'; '.join(words)}."

@@ -12,8 +12,6 @@ from lthlab import plots, results
 
 _MOST_LINES = 7
 _BEYOND = 1.6
-SETTINGS = {"find_lr": "learning rate", "find_weight_decay": "weight decay", "find_batch_size": "batch size"}
-"""Names of what masks were found with, by column."""
 
 
 def ratio_to_even(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -50,13 +48,12 @@ def ratio_to_even(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def layers_by_setting(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the pruned share of each layer, one line per value that masks were found with (Lan Figs. 6 and 8).
+    """Draw the pruned share of each layer, one line per setting that masks were found with (Lan Figs. 6 and 8).
 
     Parameters
     ----------
     frame : DataFrame
-        What `lthlab.results.layers` returns, for masks of one method, level and step, which differ in one field of
-        the recipe that they were found with.
+        What `lthlab.ratios.found_with` returns, for masks of one method, level and step.
     ax : Axes, optional
         Where to draw; a figure with a legend is made by default.
 
@@ -70,11 +67,8 @@ def layers_by_setting(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    fields = [name for name in map(str, frame) if name[:5] == "find_" and frame[name].map(str).nunique() > 1]
-    field = fields[0] if fields else "find_lr"
-    word = SETTINGS.get(field, field[5:].replace("_", " "))
-    names = {value: f"found with {word} {value:g}" for value in sorted(frame[field].unique())}
-    ax, alone = _by_layer(_percent(frame), field, names, None, ax)
+    names = {name: f"found with {name}" for name in frame["ticket"].unique()}
+    ax, alone = _by_layer(_percent(frame), "ticket", names, None, ax)
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)
     return plots.legend(ax) if alone else ax
@@ -105,8 +99,7 @@ def setting_by_layer(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     names = {level: f"{100 * (1 - level):.3g} % left" for level in chosen}
     ax, alone = _by_layer(_percent(frame[frame["sparsity"].isin(chosen)]), "sparsity", names, None, ax)
     ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
-    field, _, values = str(frame["setting"].iloc[0]).partition(" ")
-    ax.set_ylabel(f"weights pruned,\n{SETTINGS.get(field, field)} {values} (points)")
+    ax.set_ylabel(f"weights pruned,\n{frame['setting'].iloc[0]} (points)")
     return plots.legend(ax) if alone else ax
 
 
@@ -160,7 +153,8 @@ def contrasts_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        Differences in percentage points; weights that remain in % on a logarithmic axis, denser to the left.
+        Differences in percentage points; weights that remain in % on a logarithmic axis, denser to the left. The frame
+        is that of the means, so that a wide interval does not flatten the others.
 
     Raises
     ------
@@ -176,6 +170,9 @@ def contrasts_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         x = plots._remaining(cells["sparsity"]) * shift
         plots._line(ax, x, cells, name, *plots._SEVERAL[place], plots._DASHED if place % 2 else "-")
     plots._sparsity_axis(ax, done)
+    means = np.concatenate([plots._means(item) for item in plots._drawn(ax)])
+    around = max(0.6 * np.ptp([*means, 0.0]), 2.0)
+    ax.set_ylim(min(means.min(), 0.0) - around, max(means.max(), 0.0) + around)
     ax.set_ylabel("difference in test accuracy\n(percentage points)")
     return plots.legend(ax) if alone else ax
 
@@ -194,8 +191,8 @@ def accuracy_by_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     -------
     Axes
         Accuracy in %; epochs on a logarithmic axis, with a place of their own, left of a break, for tickets that need
-        no search. A line joins masks of one kind that were ranked at different steps; dense networks are a level. Of random
-        tickets that cost nothing whatever step their counts are from, those of the first step are drawn.
+        no search. A line joins masks of one kind that were ranked at different steps; dense networks are a level. Of
+        random tickets that cost nothing whatever step their counts are from, those of the first step are drawn.
 
     Raises
     ------
@@ -226,7 +223,7 @@ def accuracy_by_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 def _spread(count: int, most: int) -> list[int]:
     """Choose at most so many of a number of places, spread evenly, the last among them."""
-    return sorted({count - 1 - round(i * (count - 1) / max(most - 1, 1)) for i in range(min(count, most))} - {-1})
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 def _percent(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from lthlab import parts, results
 _SEARCH = ("method", "prune_at", "pruning", "layer_counts")
 _WEIGHTS = ("rewind", "schedule")
 _LADDER = ("rate", "level", "sparsity")
+_NAMES = {"find_lr": "learning rate"}
 CONTRASTS = {
     "ticket − global": ("ticket", "global"),
     "ticket − layer": ("ticket", "layer"),
@@ -31,6 +32,62 @@ def _plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return frame.assign(
         **{name: frame[name].map(str) for name in names if any(isinstance(v, list) for v in frame[name])}
     )
+
+
+def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.DataFrame:
+    """Choose what stands on masks of one method, with their own counts per layer, of one kind of chain.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows of masks, layers or trainings.
+    method : str, optional
+        Whose masks.
+    latest : bool, optional
+        Whether only those ranked at the latest step of their panel count, as far as steps are known beforehand.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the chain that rewinds to the earliest step, if `method` is IMP.
+    """
+    own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
+    chains = own["rewind"].fillna("").where(own["what"] == "mask", "")
+    own = own[chains == chains.groupby(own["panel"]).transform("min")] if len(own) else own
+    if latest and len(own):
+        epochs = pd.Series(_epochs(own), own.index)
+        own = own[epochs.isna() | (epochs == epochs.groupby(own["panel"]).transform("max"))]
+    return own
+
+
+def varied(rows: pd.DataFrame) -> str:
+    """Name the column of a setting that masks were found with several values of; the learning rate if there is none."""
+    numbers = [name for name in map(str, rows) if name[:5] == "find_" and pd.api.types.is_numeric_dtype(rows[name])]
+    return next((name for name in ["find_lr", *numbers] if rows[name].nunique() > 1), "find_lr")
+
+
+def found_with(layers: pd.DataFrame, field: str = "find_lr") -> pd.DataFrame:
+    """Tell masks of a panel apart by a setting that they were found with, in order of its values.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+    field : str, optional
+        Column of numbers, such as 'find_weight_decay'.
+
+    Returns
+    -------
+    DataFrame
+        Its rows, the setting in words in the column ticket, such as 'weight decay 0.001', and no longer in its own.
+    """
+    rows = layers.sort_values(field, kind="stable")
+    words = [f"{_word(field)} {value:g}" for value in rows[field]]
+    return rows.assign(ticket=words).drop(columns=[field, field.replace("find_", "eval_")], errors="ignore")
+
+
+def _word(field: str) -> str:
+    return _NAMES.get(field, field.removeprefix("find_").replace("_", " "))
 
 
 def to_even(layers: pd.DataFrame) -> pd.DataFrame:
@@ -88,8 +145,8 @@ def by_setting(rows: pd.DataFrame, field: str) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns of the cells, `setting` (such as 'find_lr 0.02 − 0.3'), replicate, value and status; pairs that differ
-        in `field` alone. No row where a panel has one value of the field.
+        Columns of the cells, `setting` (such as 'learning rate 0.02 − 0.3'), replicate, value and status; pairs that
+        differ in `field` alone. No row where a panel has one value of the field.
     """
     by = [*_cell(rows, field), *(name for name in ("layer", "number") if name in rows)]
     found = []
@@ -97,7 +154,7 @@ def by_setting(rows: pd.DataFrame, field: str) -> pd.DataFrame:
         low, high = own[field].min(), own[field].max()
         if low < high:
             pairs = results.paired(own, field, low, high, by)
-            found.append(pairs.assign(setting=f"{field} {low:g} − {high:g}"))
+            found.append(pairs.assign(setting=f"{_word(field)} {low:g} − {high:g}"))
     metric = "" if rows.empty else rows["metric"].iloc[0]
     columns = [*by, "replicate", "value", "status", "setting"]
     out = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
@@ -182,7 +239,7 @@ def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
     recipes = [name for name in map(str, done) if name[:5] == "eval_"]
     by = [*_cell(done, *_WEIGHTS), *recipes]
     pairs = [results.paired(done, "kind", *sides, by).assign(ticket=name) for name, sides in CONTRASTS.items()]
-    return pd.concat(pairs, ignore_index=True)
+    return pd.concat(pairs, ignore_index=True).assign(what="train", rewind="0ep")
 
 
 def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
