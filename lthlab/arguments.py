@@ -13,6 +13,7 @@ from lthlab.errors import nearest
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
 _MODULES = {"bash": "_shtab_compgen_files", "zsh": "_files -g '*.py'", "tcsh": "f:*.py"}
+_TICKETS = {"bash": "_shtab_compgen_files", "zsh": "_files -g '*.safetensors'", "tcsh": "f:*.safetensors"}
 _SETS = {"bash": "_lthlab_sets", "zsh": f"({' '.join(sorted(KNOWN))})", "tcsh": ""}
 _DEVICES = {"bash": "_lthlab_devices", "zsh": "(auto cpu cuda)", "tcsh": ""}
 _NAMES = {"bash": "_lthlab_stages", "zsh": f"({' '.join(sections.STAGES)})", "tcsh": ""}
@@ -73,7 +74,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        made.set_defaults(run=runs[name], parser=made)
+        made.set_defaults(run=runs[name], parser=made, command=name)
         return made
 
     ahead = command("plan", "say what a study takes: notebooks, trainings, epochs, hours, disk")
@@ -134,31 +135,62 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     text = "prunable set (default: all_but_head)"
     doctor.add_argument("--prunable", default="all_but_head", metavar="POLICY", help=text)
     _data(command("data", "list, fetch, import or verify data sets"))
+    _ticket(command("ticket", "write a ticket to a file of its own that plain torch loads, or check one"))
     completion = command("completion", "print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return whole
 
 
-def _data(parser: argparse.ArgumentParser) -> None:
+def _actions(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
+    """Add what a command can do, each with the option `--json`."""
     actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
-    made = {
-        name: actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        for name, text in (
-            ("list", "list all data sets, and which are installed"),
-            ("fetch", "download a known data set and install it"),
-            ("import", "install a data set from a folder: its official files, or class folders of images"),
-            ("verify", "check an installed data set"),
-        )
-    }
+    made = {}
+    for name, text in texts.items():
+        made[name] = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        made[name].set_defaults(parser=made[name])
+        made[name].add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _data(parser: argparse.ArgumentParser) -> None:
+    made = _actions(
+        parser,
+        {
+            "list": "list all data sets, and which are installed",
+            "fetch": "download a known data set and install it",
+            "import": "install a data set from a folder: its official files, or class folders of images",
+            "verify": "check an installed data set",
+        },
+    )
     for name, each in made.items():
-        each.set_defaults(parser=each)
-        each.add_argument("--json", action="store_true", help="print JSON")
         if name != "list":
             each.add_argument("name", help="name of the set").complete = _SETS  # type: ignore[attr-defined]
     text = "has train/<class>/ and test/<class>/ or val/<class>/, or what official archives hold"
     made["import"].add_argument("folder", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
     text = "height and width that images of a set of one's own are brought to"
     made["import"].add_argument("--size", type=_count, metavar="N", help=text)
+
+
+def _ticket(parser: argparse.ArgumentParser) -> None:
+    made = _actions(
+        parser,
+        {
+            "export": "write mask, weights and description of a ticket to one safetensors file",
+            "import": "check such a file, and copy it into the store",
+        },
+    )
+    text = "key, or its beginning, of a training under a mask, or of a mask; `lthlab.results.load` lists keys"
+    made["export"].add_argument("key", metavar="KEY", help=text)
+    for name, text in (("export", "file to write; one with other content is not replaced"), ("import", "file to read")):
+        file = made[name].add_argument("file", metavar="FILE", help=text)
+        file.complete = _TICKETS  # type: ignore[attr-defined]
+        text = "file or module that registers networks or data sets of one's own; may be repeated"
+        own = made[name].add_argument(
+            "--with", action="append", default=[], dest="modules", metavar="MODULE", help=text
+        )
+        own.complete = _MODULES  # type: ignore[attr-defined]
+        folder = made[name].add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
+        folder.complete = _FOLDERS  # type: ignore[attr-defined]
 
 
 def seconds(text: str) -> float:

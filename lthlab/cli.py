@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from lthlab import catalog, plan, spec, studies, tickets, trees
+from lthlab import catalog, spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser
 from lthlab.errors import InputError, nearest
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
 from lthlab.parts import Data, Net, Part
 from lthlab.store import Damaged, Store
-from lthlab.values import ancestors
 from lthlab.wording import explain
 
 _P = TypeVar("_P", bound=Part)
@@ -99,7 +98,6 @@ def _plan(options: argparse.Namespace) -> int:
 
     config = _read(options)
     labelled = tickets.expand(config)
-    plan.refuse_unsupported(ancestors(item.value for item in labelled))
     notebooks = Path(options.notebooks)
     if options.notebooks != "notebooks" and not notebooks.is_dir():
         raise InputError(f"--notebooks {notebooks}: no such folder")
@@ -400,10 +398,10 @@ def _doctor(options: argparse.Namespace) -> int:
     return 1 if any(finding.state == "problem" for finding in found) else 0
 
 
-def _data(options: argparse.Namespace) -> int:
+def _shelf(options: argparse.Namespace) -> int:
     from lthlab import shelf
 
-    facts, code = shelf.ACTIONS[options.action](options)
+    facts, code = shelf.ACTIONS[f"{options.command} {options.action}"](options)
     if options.json:
         _print_json(facts)
     return code
@@ -487,7 +485,8 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compute": _compute,
     "status": _status,
     "publish": _publish,
-    "data": _data,
+    "data": _shelf,
+    "ticket": _shelf,
     "doctor": _doctor,
     "completion": _completion,
 }

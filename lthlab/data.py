@@ -146,7 +146,7 @@ def load(described: Data | str, cache: Path | None) -> Dataset:
     if described.random_labels is not None:
         drawn = random_labels(len(y), facts.classes, described.random_labels)[train]
         train_y = torch.where(_mislabelled(len(y), described)[train], drawn, train_y)
-    mean, std = _scale_of(described, whole)
+    mean, std = scale_of(described, whole)
     return Dataset(
         name, str(whole.fingerprint), train_x, train_y, val_x, val_y, test_x, test_y, facts.classes, mean, std
     )
@@ -439,13 +439,13 @@ def _divided(labels: Tensor, pool: Tensor, described: Data) -> tuple[Tensor, Ten
     return others[_balanced(labels[others], described.images)], val
 
 
-def _scale_of(described: Data, whole: DataFacts) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation that pixels are normalised by, in pixel units."""
+def scale_of(described: Data, whole: DataFacts) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel that pixels are normalised by, in pixel units; empty if not known."""
     scale = (whole.mean, whole.std)
     if described.normalise != "own":
         numbers = IMAGENET if described.normalise == "imagenet" else REFERENCE[described.name]
         scale = tuple(255 * number for number in numbers[0]), tuple(255 * number for number in numbers[1])
-    repeated = described.facts.shape[0] // len(scale[0])
+    repeated = described.facts.shape[0] // max(len(scale[0]), 1)
     return scale[0] * repeated, scale[1] * repeated
 
 

@@ -1,22 +1,19 @@
 """Reading states and masks, and deriving masks and measures from them."""
 
-import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from lthlab import masks, nets, sizes
-from lthlab.errors import InputError
+from lthlab import counts, filters, masks, nets
 from lthlab.layers import Weights
 from lthlab.masks import Mask
-from lthlab.parts import Data, Net, pruned_count
-from lthlab.runs import Run
+from lthlab.runs import MASK, Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value, plain
+from lthlab.values import At, Fresh, Graft, Magnitude, MaskOf, Measure, Permuted, Train, Value
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -37,15 +34,44 @@ def state(at: At, store: Store) -> Weights:
     LookupError
         If the state is not kept; `compute([at], store)` obtains it.
     """
+    found = as_tensors(_run(at, store).read(at.step))
+    return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
+
+
+def _run(at: At, store: Store) -> Run:
     run = Run(at.run, store)
     if run.stale:
         raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
-    found = as_tensors(run.read(at.step))
-    return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
+    return run
+
+
+def initial(train: Train, store: Store) -> Weights:
+    """Make the state that a training begins with, before anything is pruned.
+
+    Returns
+    -------
+    dict of str to Tensor
+        As of `state`.
+
+    Raises
+    ------
+    LookupError
+        If the state that it begins from is not kept.
+    """
+    init, net, data = train.init, train.net, train.data
+    if isinstance(init, Fresh):
+        return nets.fresh(net, data, init.replicate, init.draw)
+    if isinstance(init, Graft):
+        found = nets.grafted(net, data, state(init.body, store), init.head.replicate, init.head.draw)
+    else:
+        found = state(init, store)
+    return nets.build(net, data).reset_batchnorm(found) if train.batchnorm == "reset" else found
 
 
 def mask(value: MaskValue, store: Store) -> Mask | None:
     """Read a mask; None for the dense mask.
+
+    One of filters covers, beside the prunable weights, biases, BatchNorm and the head's inputs.
 
     Raises
     ------
@@ -55,6 +81,20 @@ def mask(value: MaskValue, store: Store) -> Mask | None:
     if not value.stored:
         return None
     return masks.unpack(store.read_tensors(value.key, "mask.safetensors"))
+
+
+def mask_at(at: At, store: Store) -> Mask | None:
+    """Read the mask that a training has at a step, after any pruning there; None for the dense mask.
+
+    Raises
+    ------
+    LookupError
+        If the mask of the training has not been computed, or if it prunes on its way and its state at this step is
+        not kept; `compute([at], store)` obtains it.
+    """
+    if at.run.pruning is None:
+        return mask(at.run.mask, store)
+    return masks.unpack(_run(at, store).read(f"{at.step}{MASK}"))
 
 
 def as_tensors(arrays: Mapping[str, Any]) -> Weights:
@@ -73,89 +113,54 @@ def derive(value: Value, store: Store) -> Derived:
         return {}, {"kind": "measure" if isinstance(value, Measure) else "mask", "failed": str(error)}
 
 
-def refuse_impossible(wanted: Iterable[Value]) -> None:
-    """Raise InputError if a network cannot be as narrow, or a mask prunes too many weights or revives some.
-
-    Parameters
-    ----------
-    wanted : iterable of Value
-        Values, inputs first.
-    """
-    counts: dict[Value, int] = {}
-    wanted = list(wanted)
-    problems = list(_unfit(wanted))
-    for value in wanted if not problems else ():
-        if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
-            continue
-        run = value.of.run
-        counted, total = _sizes(run.net, run.data, value.prunable, value.denominator)
-        counts[value] = pruned_count(value.sparsity, counted)
-        least = counts.get(run.mask, 0)
-        if not least <= counts[value] <= total:
-            problems.append(
-                f"{value!r} prunes {counts[value]} of {total} prunable weights; allowed: {least} to {total}"
-            )
-    if problems:
-        raise InputError("\n".join(problems))
-
-
-def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
-    trained = [(value.net, value.data, value.recipe) for value in wanted if isinstance(value, Train)]
-    for net, data, recipe in dict.fromkeys(trained):
-        try:
-            sizes.check(plain(net), data)
-            sizes.check_batch(plain(net), data, recipe)
-            nets.widths(net, data)
-        except InputError as error:
-            yield f"{net!r}: {error}"
-
-
-@functools.cache
-def _sizes(net: Net | Narrow, data: Data, policy: str, denominator: str) -> tuple[int, int]:
-    """Count the weights that a sparsity is a share of, and those that can be pruned."""
-    total = sum(shape.numel() for shape in nets.prunable(net, data, policy).values())
-    whole = sum(parameter.numel() for parameter in nets.build(net, data).parameters())
-    return (whole if denominator == "all" else total), total
-
-
 def _mask(value: Value, store: Store) -> Derived:
-    found = _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
-    layers = {name: int(kept.count_nonzero()) for name, kept in found.items()}
+    assert isinstance(value, MaskValue)
+    found = mask_at(value.moments[0], store) if isinstance(value, MaskOf) else _made(value, store)
+    assert found is not None
+    prunable = {name: found[name] for name in counts.layers(value)}
+    layers = {name: int(kept.count_nonzero()) for name, kept in prunable.items()}
     record = {
         "kind": "mask",
         "kept": sum(layers.values()),
-        "total": sum(kept.numel() for kept in found.values()),
+        "total": sum(kept.numel() for kept in prunable.values()),
         "layers": layers,
-        "collapsed": masks.collapsed(found),
+        "collapsed": masks.collapsed(prunable),
     }
+    if value.of_filters:
+        left = filters.left(found, filters.of(*counts.made_for(value)))
+        record["filters"] = {n: {"kept": int(kept.count_nonzero()), "total": len(kept)} for n, kept in left.items()}
     return {"mask.safetensors": tensor_bytes(masks.pack(found))}, record
+
+
+def _made(value: Value, store: Store) -> Mask:
+    return _permuted(value, store) if isinstance(value, Permuted) else _magnitude(value, store)
 
 
 def _permuted(value: Permuted, store: Store) -> Mask:
     source = mask(value.mask, store)
     assert source is not None
-    return masks.permuted(source, value.scope, value.seed)
+    if not value.of_filters:
+        return masks.permuted(source, value.scope, value.seed)
+    left = filters.left(source, filters.of(*counts.made_for(value)))
+    return filters.cover(masks.permuted(left, value.scope, value.seed), *counts.made_for(value))
 
 
 def _magnitude(value: Value, store: Store) -> Mask:
     assert isinstance(value, Magnitude)
-    run = value.of.run
-    names = nets.prunable(run.net, run.data, value.prunable)
-    everything = state(value.of, store)
-    weights = {name: everything[name] for name in names}
-    previous = mask(run.mask, store)
-    if previous is not None:
-        previous = {name: previous[name] for name in names}
+    layers, everything = counts.layers(value), state(value.of, store)
+    if value.of_filters:
+        assert value.sparsity is not None
+        found = filters.norms(everything, filters.of(*counts.made_for(value)), value.norm)
+        return filters.cover(filters.largest(found, value.sparsity, value.scope), *counts.made_for(value))
+    weights = {name: everything[name] for name in layers}
+    previous = _only(layers, mask_at(value.of, store))
     if value.layer_counts_of is not None:
-        imposed = mask(value.layer_counts_of, store)
+        imposed = _only(layers, mask(value.layer_counts_of, store))
         assert imposed is not None
         return masks.per_layer(weights, masks.pruned_per_layer(imposed), previous)
-    assert value.sparsity is not None
     if value.scope == "layer":
-        counts = {name: pruned_count(value.sparsity, w.numel()) for name, w in weights.items()}
-        return masks.per_layer(weights, counts, previous)
-    counted, _ = _sizes(run.net, run.data, value.prunable, value.denominator)
-    return masks.magnitude(weights, pruned_count(value.sparsity, counted), previous)
+        return masks.per_layer(weights, counts.shares(value.sparsity, layers), previous)
+    return masks.magnitude(weights, counts.together(value), previous, masks.floors(value.floor, layers))
 
 
 def _measure(value: Measure, store: Store) -> Derived:
@@ -176,7 +181,13 @@ def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
     first, second = (at for at in value.of if isinstance(at, At))
     names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
     theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
-    left = [mask(value.mask or at.run.mask, store) for at in (first, second)]
+    read = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
+    left = [_only(names, found) for found in read]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
     pair = (left[0] or whole, left[1] or whole)
     return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
+
+
+def _only(names: Container[str], found: Mask | None) -> Mask | None:
+    """What a mask says of prunable weights; one of filters covers more."""
+    return None if found is None else {name: kept for name, kept in found.items() if name in names}

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lthlab import masks
 from lthlab.data import Dataset, mixup_draws, moves, order
+from lthlab.gradual import Pruner
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.plan import shape_of
@@ -17,6 +19,7 @@ from lthlab.replicas import APART, Course, Group, Team
 from lthlab.values import Train
 
 Metrics = list[dict[str, Any]]
+_MASK = "mask."  # begins the names of what is carried of a mask
 
 
 def digest(state: Weights) -> str:
@@ -39,11 +42,12 @@ class Job:
     state : dict of str to Tensor
         State to begin with, at `train.start` or where `carry` was taken; pruned weights are cleared.
     mask : Mask or None
-        What stays pruned.
+        What stays pruned from the beginning.
     keep : frozenset of str
         Canonical steps whose states are kept.
     carry : mapping, optional
-        What an earlier part of the same training left beside its state: optimizer buffers and sums.
+        What an earlier part of the same training left beside its state: optimizer buffers, sums, and the mask where
+        it prunes on its way.
     """
 
     train: Train
@@ -63,6 +67,8 @@ class Progress:
         One entry per epoch, the state before the first step included.
     snapshots : dict of str to dict of str to Tensor
         Kept states by step.
+    masks : dict of str to dict of str to Tensor
+        The masks of these states, as of `lthlab.masks.pack`, where the training prunes on its way.
     diverged : int or None
         Epoch in which the loss or a weight was no longer finite.
     best : dict of str to float
@@ -71,6 +77,7 @@ class Progress:
 
     metrics: Metrics = field(default_factory=list)
     snapshots: dict[str, Weights] = field(default_factory=dict)
+    masks: dict[str, Weights] = field(default_factory=dict)
     diverged: int | None = None
     best: dict[str, float] = field(default_factory=dict)
 
@@ -126,9 +133,16 @@ class Training:
         carries = [job.carry for job in jobs if job.carry is not None]
         if carries:
             self._resume(carries)
+        self._pruners: dict[int, Pruner] = {}
         for number, job in enumerate(jobs):
-            if job.mask:
-                self.prune(number, job.mask)
+            mask = job.mask
+            if job.train.pruning is not None:
+                self._pruners[number] = Pruner(job.train, mask if job.carry is None else _unpacked(job.carry))
+                mask = self._pruners[number].mask
+            if mask:
+                self.prune(number, mask)
+        if not carries:
+            self._prune()
 
     # --- one step -------------------------------------------------------------------------------------------
 
@@ -153,14 +167,17 @@ class Training:
         epoch = self.iteration // self.steps_per_epoch
         until = min(until, (epoch + 1) * self.steps_per_epoch)
         kept = {job.train.iteration(step) for job in self.jobs for step in job.keep if not step.startswith("best")}
+        stops = {at for pruner in self._pruners.values() for at in pruner.steps if self.iteration < at < until}
+        stops |= {at for at in kept if self.iteration < at < until}
         if epoch != self._drawn_epoch:
             self._draw(epoch)
         stopped = False
         while self.iteration < until and not stopped:
-            end = min([until, *(at for at in kept if at > self.iteration)])
+            end = min([until, *(at for at in stops if at > self.iteration)])
             with self.group.running():
                 while self.iteration < end and not stopped:
                     stopped = self._steps(end, stop)
+            self._prune()
             if self.iteration in kept and self.iteration < until:
                 self._check_finite(epoch + 1)
                 self._keep()
@@ -187,6 +204,17 @@ class Training:
     def alive(self) -> bool:
         """Whether any replica has not diverged."""
         return any(item.diverged is None for item in self.progress)
+
+    def _prune(self) -> None:
+        """Prune the replicas that do so at this step of theirs, unless they have diverged."""
+        due = [number for number, pruner in self._pruners.items() if self.iteration in pruner.steps]
+        if due:
+            self._check_finite(-(-self.iteration // self.steps_per_epoch))
+        for number in due:
+            if self.progress[number].diverged is None:
+                (lane, slot), pruner = self.group.at(number), self._pruners[number]
+                pruner.prune(self.iteration, {name: lane.view(lane.weights, name)[slot] for name in pruner.mask})
+                self.prune(number, pruner.mask)
 
     def _steps(self, end: int, stop: Callable[[], bool] | None) -> bool:
         """Take the next steps within an epoch, up to iteration `end`; says whether they were stopped."""
@@ -275,7 +303,7 @@ class Training:
                 if row[f"{name}_accuracy"] > progress.best.get(name, -1.0):
                     progress.best[name] = row[f"{name}_accuracy"]
                     if f"best_{name}" in job.keep:
-                        progress.snapshots[f"best_{name}"] = self._state(number)
+                        self._snapshot(number, f"best_{name}")
         for lane in self.group.lanes:
             lane.loss_sum.zero_()
             lane.correct_sum.zero_()
@@ -286,13 +314,15 @@ class Training:
         for number, (job, progress) in enumerate(zip(self.jobs, self.progress, strict=True)):
             step = job.train.step_text(self.iteration)
             if step in job.keep and step not in progress.snapshots and progress.diverged is None:
-                progress.snapshots[step] = self._state(number)
+                self._snapshot(number, step)
 
-    def _state(self, number: int) -> Weights:
-        revived = self.group.revived(number)
+    def _snapshot(self, number: int, step: str) -> None:
+        revived, progress = self.group.revived(number), self.progress[number]
         if revived:
             raise RuntimeError(f"pruned weights of {self.jobs[number].train!r} are not zero in {', '.join(revived)}")
-        return self.group.state(number)
+        progress.snapshots[step] = self.group.state(number)
+        if number in self._pruners:
+            progress.masks[step] = _packed(self._pruners[number].mask)
 
     # --- carrying on ----------------------------------------------------------------------------------------
 
@@ -303,9 +333,12 @@ class Training:
         sums = [lane.loss_sum[slot].item(), best.get("val", -1.0), best.get("test", -1.0)]
         counts = [self.updates, self.seen, int(lane.correct_sum[slot].item())]
         kept = {"memory_format": torch.contiguous_format}
-        return {name: moment.cpu().clone(**kept) for name, moment in lane.carried(slot)} | {
+        mask = _packed(self._pruners[number].mask) if number in self._pruners else {}
+        return {
+            **{name: moment.cpu().clone(**kept) for name, moment in lane.carried(slot)},
             "sums": torch.tensor(sums, dtype=torch.float64),
             "counts": torch.tensor(counts, dtype=torch.int64),
+            **{f"{_MASK}{name}": part for name, part in mask.items()},
         }
 
     def _resume(self, carries: Sequence[Mapping[str, Tensor]]) -> None:
@@ -325,7 +358,7 @@ class Training:
         Returns
         -------
         tensors : dict of str to Tensor
-            States, carried buffers and snapshots of all replicas.
+            States, carried buffers, and snapshots with their masks, of all replicas.
         plain : dict
             Iteration and what the replicas have yielded.
         """
@@ -333,6 +366,7 @@ class Training:
         for number, progress in enumerate(self.progress):
             parts = {"state": self.group.state(number), "carry": self.carry(number)}
             parts |= {f"snapshot:{step}": state for step, state in progress.snapshots.items()}
+            parts |= {f"mask:{step}": mask for step, mask in progress.masks.items()}
             for part, items in parts.items():
                 tensors |= {f"{number}/{part}/{name}": tensor for name, tensor in items.items()}
         rows = [{"metrics": p.metrics, "diverged": p.diverged} for p in self.progress]
@@ -361,7 +395,17 @@ class Training:
         training = cls(again, dataset, device, plain["iteration"], form, team)
         for progress, row, items in zip(training.progress, plain["progress"], parts, strict=True):
             progress.metrics, progress.diverged = list(row["metrics"]), row["diverged"]
-            progress.snapshots = {
-                name.partition(":")[2]: s for name, s in items.items() if name.startswith("snapshot:")
-            }
+            for name, item in items.items():
+                kind, _, step = name.partition(":")
+                if step:
+                    (progress.masks if kind == "mask" else progress.snapshots)[step] = item
         return training
+
+
+def _packed(mask: Mask) -> Weights:
+    return {name: torch.from_numpy(array) for name, array in masks.pack(mask).items()}
+
+
+def _unpacked(carry: Mapping[str, Tensor]) -> Mask:
+    packed = {name.removeprefix(_MASK): part.numpy() for name, part in carry.items() if name.startswith(_MASK)}
+    return masks.unpack(packed)

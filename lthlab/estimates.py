@@ -424,6 +424,8 @@ def _parameters(net: Net | Narrow, data: Data) -> int:
 
 def _train_bytes(train: Train, kept: int, span: tuple[int, int]) -> int:
     state = _parameters(train.net, train.data) * (8 if train.recipe.precision == "fp64" else 4) + _STATE_BYTES
+    if train.pruning is not None:
+        state += _parameters(train.net, train.data) // 8 + _STATE_BYTES
     rows = -(-(span[1] - span[0]) // train.steps_per_epoch) + 1
     return kept * state + rows * _EPOCH_BYTES + _VALUE_BYTES
 

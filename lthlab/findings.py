@@ -73,27 +73,33 @@ def _counts(gone: pd.DataFrame, layers: pd.DataFrame, by: Sequence[str]) -> list
 
 
 def carried(pairs: pd.DataFrame) -> Html:
-    """Say which share of tickets' advantage over globally random ones the counts per layer carry.
+    """Show which share of tickets' advantage over globally random ones the counts per layer carry, panel by panel.
 
     Parameters
     ----------
     pairs : DataFrame
-        What `lthlab.ratios.contrasts` returns, for masks of one method, setting and step.
+        What `lthlab.ratios.contrasts` returns, for masks of one method and step.
     """
-    sentences = []
-    for name, rows in results.panels(pairs) if len(pairs) else []:
-        shares = ratios.carried(rows, ["level", "sparsity"])
-        words = [
-            f"{_percent(row)} at {level_of(row)}"
-            for row in shares.dropna(subset="mean").sort_values("sparsity").to_dict("records")
-        ]
-        open_ = len(shares) - len(words)
-        words += [f"not known at {open_} of {len(shares)} levels, where the advantage itself is not seen"] * bool(open_)
-        sentences.append(
-            f"{name}: of the advantage over globally random tickets, the counts per layer alone carried (95 % interval "
-            f"of Fieller, {plots.sample_size(rows)}) {'; '.join(words)}."
-        )
-    return found_out(sentences or ["The study has no random tickets of all scopes to compare with."])
+    found = [
+        ratios.carried(rows, ["find_lr", "eval_lr", "level", "sparsity"]).assign(panel=name)
+        for name, rows in (results.panels(pairs) if len(pairs) else [])
+    ]
+    shares = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    if shares.empty:
+        return Html('<p class="nothing">The study has no random tickets of all scopes to compare with.</p>')
+    words = [_percent(row) if row["mean"] == row["mean"] else "advantage not seen" for row in shares.to_dict("records")]
+    shown = pd.DataFrame(
+        {
+            "panel": shares["panel"],
+            "level": shares["level"].astype("Int64"),
+            "left (%)": [f"{100 * (1 - sparsity):.3g}" for sparsity in shares["sparsity"]],
+            "mask found at": [f"{lr:g}" for lr in shares["find_lr"]],
+            "trained at": [f"{lr:g}" for lr in shares["eval_lr"]],
+            "n": shares["n"],
+            "carried by the counts per layer, with 95 % interval": words,
+        }
+    )
+    return table(shown, "Share of the advantage that the counts per layer carry")
 
 
 def searches(frame: pd.DataFrame) -> Html:

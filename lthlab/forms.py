@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lthlab.errors import nearest
+from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Part, Recipe
-from lthlab.values import KINDS, Value, canonical, key_of
+from lthlab.values import Value
 
 _KEY = re.compile(r"[0-9a-f]{32}")
 _PARTS: dict[str, type[Part]] = {"net": Net, "data": Data, "recipe": Recipe}

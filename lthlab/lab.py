@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lthlab import catalog, data, devices, parallel, plan, studies, tickets
-from lthlab.derive import derive, refuse_impossible
+from lthlab import catalog, data, devices, feasible, parallel, plan, studies, tickets
+from lthlab.derive import derive
 from lthlab.errors import InputError
+from lthlab.nodes import canonical
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
-from lthlab.values import Train, Value, ancestors, canonical
+from lthlab.values import Train, Value, ancestors
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +187,10 @@ def _compute(
 def _prepare(asked: Iterable[Value], store: Store, places: Sequence[torch.device]) -> None:
     """Refuse what cannot be computed or stored, then store the descriptions of everything."""
     everything = ancestors(asked)
-    plan.refuse_unsupported(everything)
     trains = [value for value in everything if isinstance(value, Train)]
     for name in sorted({train.data.name for train in trains if train.data.facts.fingerprint is None}):
         data.load(name, None)  # refuses: not installed, or not registered with its facts, which the error tells
-    refuse_impossible(everything)
+    feasible.refuse_impossible(everything)
     parallel.refuse(trains, places)
     store.check_writable()
     for value in everything:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from lthlab import packing
 from lthlab.draws import Stream
 from lthlab.errors import nearest
+from lthlab.parts import pruned_count
 
 Mask = dict[str, torch.Tensor]
 """A bool tensor for every prunable weight tensor, in network order; True = kept."""
@@ -19,7 +20,12 @@ _BITS = 11  # of a rank, counted a pass
 _INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
-def magnitude(weights: Mapping[str, torch.Tensor], pruned: int, previous: Mask | None = None) -> Mask:
+def magnitude(
+    weights: Mapping[str, torch.Tensor],
+    pruned: int,
+    previous: Mask | None = None,
+    floor: Mapping[str, int] | None = None,
+) -> Mask:
     """Prune the weights smallest in magnitude, ranked over all layers together.
 
     Weights of equal magnitude go by position, the first one first, so exactly `pruned` go.
@@ -32,6 +38,8 @@ def magnitude(weights: Mapping[str, torch.Tensor], pruned: int, previous: Mask |
         Number of weights to be pruned in all, those of `previous` included: 0 … number of weights.
     previous : Mask, optional
         What it had pruned stays pruned and counts first.
+    floor : mapping of str to int, optional
+        Number of weights that each layer keeps at least: its largest, whatever their rank among all.
 
     Returns
     -------
@@ -42,7 +50,8 @@ def magnitude(weights: Mapping[str, torch.Tensor], pruned: int, previous: Mask |
     ------
     ValueError
         If `pruned` is less than what `previous` had pruned or more than there are weights, a weight
-        is NaN, or names or shapes of `previous` differ from those of `weights`.
+        is NaN, names or shapes of `previous` differ from those of `weights`, or a layer, or the whole, cannot keep
+        what `floor` asks for.
     TypeError
         If weights are neither float32 nor float64: lower precision makes ties of what differed.
 
@@ -50,7 +59,35 @@ def magnitude(weights: Mapping[str, torch.Tensor], pruned: int, previous: Mask |
     -----
     Han et al. 2015; within iterative pruning Frankle and Carbin 2019.
     """
-    return _prune(weights, [("all layers together", tuple(weights), pruned)], previous)
+    everything, total = ("all layers together", tuple(weights)), _size(weights)
+    if floor is None:
+        return _prune(weights, [(*everything, pruned)], previous)
+    spared, left = _floored(weights, previous, floor), total - sum(floor.values())
+    least = 0 if previous is None else total - kept(previous)
+    if not least <= pruned <= left:
+        raise ValueError(f"to prune in all layers together: {pruned}; allowed with these floors is {least} … {left}")
+    others = {name: ~layer for name, layer in spared.items()}
+    if previous is not None:
+        others = {name: layer & previous[name].to(layer.device) for name, layer in others.items()}
+    mask = _prune(weights, [(*everything, pruned + total - left)], others)
+    return {name: layer | spared[name] for name, layer in mask.items()}
+
+
+def _floored(weights: Mapping[str, torch.Tensor], previous: Mask | None, floor: Mapping[str, int]) -> Mask:
+    """Mark the weights that `floor` spares."""
+    _same_names("floor", floor, weights)
+    if previous is not None:
+        same_layers("previous", previous, weights)
+    for name, layer in (weights if previous is None else previous).items():
+        has = layer.numel() if previous is None else int(layer.count_nonzero())
+        if not 0 <= floor[name] <= has:
+            raise ValueError(f"floor of layer {name!r} is {floor[name]}; allowed: 0 to {has}, the weights that it has")
+    return per_layer(weights, {name: layer.numel() - floor[name] for name, layer in weights.items()}, previous)
+
+
+def floors(share: str | None, sizes: Mapping[str, int]) -> dict[str, int] | None:
+    """Count the weights that each layer keeps at least: a share, half up, but not less than one; None without it."""
+    return {name: max(1, pruned_count(share, size)) for name, size in sizes.items()} if share else None
 
 
 def per_layer(weights: Mapping[str, torch.Tensor], pruned: Mapping[str, int], previous: Mask | None = None) -> Mask:

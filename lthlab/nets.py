@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lthlab import sizes
-from lthlab.datasets import facts_of
+from lthlab.datasets import DataFacts
 from lthlab.draws import Stream
 from lthlab.errors import InputError
 from lthlab.layers import BatchNorm2d, Conv2d, Layer, Linear, Normalise, Weights
@@ -365,7 +365,7 @@ def module_of(name: str) -> str | None:
     return _BUILDERS[name].__module__ if name in _BUILDERS else None
 
 
-def widths(net: Net | Narrow, data: Data | str) -> tuple[int, ...] | None:
+def widths(net: Net | Narrow, data: Data | DataFacts | str) -> tuple[int, ...] | None:
     """Widths of a network's stages, as `lthlab.sizes.own_widths`, or of a narrow one, as `lthlab.sizes.narrow`.
 
     Raises
@@ -378,15 +378,17 @@ def widths(net: Net | Narrow, data: Data | str) -> tuple[int, ...] | None:
     return sizes.own_widths(net)
 
 
-def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | torch.device = "cpu") -> Network:
+def build(
+    net: Net | Narrow, data: Data | DataFacts | str, replicas: int = 1, device: str | torch.device = "cpu"
+) -> Network:
     """Build a network with all parameters zero.
 
     Parameters
     ----------
     net : Net or Narrow
         The network; a narrow one has the widths that `lthlab.sizes.narrow` finds.
-    data : Data or str
-        Data set, whose images and classes it fits.
+    data : Data, DataFacts or str
+        Data set, or the facts of one, whose images and classes it fits.
     replicas : int, optional
         Number of independent copies.
     device : str or torch.device, optional
@@ -401,13 +403,19 @@ def build(net: Net | Narrow, data: Data | str, replicas: int = 1, device: str | 
     InputError
         For a narrow network of a size that there is not, or if the images are too small.
     """
-    facts = facts_of(data) if isinstance(data, str) else data.facts
+    shape, classes = sizes.seen(data)
     sizes.check(plain(net), data)
     found, net = widths(net, data), plain(net)
     if found is None:
-        return _BUILDERS[net.name](net, facts.shape, facts.classes, replicas).to(device)
+        return _BUILDERS[net.name](net, shape, classes, replicas).to(device)
     kind = next(kind for family, kind in _KINDS if net.name.startswith(family))
-    return kind(net, facts.shape, facts.classes, replicas, found).to(device)
+    return kind(net, shape, classes, replicas, found).to(device)
+
+
+def outline(net: Net | Narrow, data: Data | DataFacts | str) -> Network:
+    """Build a network without numbers, on torch's device 'meta': names, shapes and types; raises as `build`."""
+    with torch.device("meta"):
+        return build(net, data, device="meta")
 
 
 def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) -> Weights:
@@ -428,7 +436,26 @@ def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) ->
     return build(net, data).draw(Stream(replicate, "init", draw=draw))
 
 
-def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torch.Size]:
+def grafted(net: Net | Narrow, data: Data | str, body: Weights, replicate: int, draw: int = 0) -> Weights:
+    """Put a freshly drawn last layer on the rest of a state (Morcos et al. 2019, section 3.3).
+
+    Parameters
+    ----------
+    net, data, replicate, draw
+        As in `fresh`, whose last layer it is.
+    body : dict of str to Tensor
+        State dict of the same network, for any classes.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict; all but the last layer is that of `body`, BatchNorm's running statistics included.
+    """
+    whole = fresh(net, data, replicate, draw)
+    return body | {name: whole[name] for name in head_of(outline(net, data))}
+
+
+def prunable(net: Net | Narrow, data: Data | DataFacts | str, policy: str) -> dict[str, torch.Size]:
     """Name the prunable weights of a network, in its order.
 
     Policies: 'all' is every weight of a convolution or linear layer; 'all_but_head' leaves out the last linear
@@ -439,7 +466,7 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
 
     Parameters
     ----------
-    net, data : Net or Narrow, Data or str
+    net, data
         As in `build`.
     policy : str
         One of `lthlab.parts.POLICIES`.
@@ -464,6 +491,12 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
 def convolutional(network: Network) -> bool:
     """Tell whether a network has convolutions."""
     return any(isinstance(layer, Conv2d) for _, layer in network.layers())
+
+
+def head_of(network: Network) -> set[str]:
+    """Name the parameters of a network's last layer."""
+    heads = ((name, layer) for name, layer in network.layers() if layer.role == "head")
+    return {f"{name}.{key}" for name, layer in heads for key in layer.state_dict()}
 
 
 def decayed(network: Network) -> set[str]:

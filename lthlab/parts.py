@@ -168,12 +168,12 @@ def plain_decimal(number: Decimal) -> str:
 
 
 @functools.cache
-def sparsity_fraction(sparsity: Sparsity) -> Fraction:
+def sparsity_fraction(sparsity: Sparsity | Fraction) -> Fraction:
     """Exact value of a sparsity."""
     return sparsity.fraction if isinstance(sparsity, Level) else Fraction(sparsity)
 
 
-def pruned_count(sparsity: Sparsity, total: int) -> int:
+def pruned_count(sparsity: Sparsity | Fraction, total: int) -> int:
     """Count the weights to prune out of `total`: sparsity × total in exact arithmetic, rounded half up."""
     return int(sparsity_fraction(sparsity) * total + Fraction(1, 2))
 

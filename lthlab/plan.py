@@ -4,19 +4,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lthlab.errors import InputError
+from lthlab.nodes import canonical, key_of
 from lthlab.values import (
     At,
-    Explicit,
-    Gradual,
-    Graft,
-    Magnitude,
-    MaskOf,
     Train,
     Value,
     ancestors,
-    canonical,
-    key_of,
 )
 
 
@@ -61,27 +54,7 @@ def needs(asked: Iterable[Value]) -> dict[Train, Need]:
         keep[at.run].add(at.step)
         reached = at.run.end if at.step.startswith("best") else at.run.iteration(at.step)
         until[at.run] = max(until[at.run], reached)
-    for value in everything:
-        if isinstance(value, MaskOf):
-            until[value.run] = max(until[value.run], value.run.iteration(value.step))
     return {train: Need(until[train], frozenset(keep[train])) for train in until}
-
-
-def refuse_unsupported(wanted: Iterable[Value]) -> None:
-    """Raise InputError naming all that this version describes but does not compute."""
-    refused: dict[str, list[Value]] = {}
-    for value in wanted:
-        reasons = []
-        if isinstance(value, Train):
-            reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
-            reasons += ["grafted weights"] * isinstance(value.init, Graft)
-        reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
-        reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
-        for reason in reasons:
-            refused.setdefault(reason, []).append(value)
-    if refused:
-        found = (f"{reason} ({len(values)} values, such as {values[0]!r})" for reason, values in refused.items())
-        raise InputError("\n".join(f"this version does not compute {text}" for text in found))
 
 
 def depths(ordered: Iterable[Value]) -> dict[Value, int]:
@@ -113,7 +86,7 @@ def families(ordered: Iterable[Value]) -> dict[Value, str]:
 
 
 def shape_of(train: Train) -> tuple[object, ...]:
-    """What trainings must agree in to form a group."""
+    """What trainings must agree in to form a group; those that prune on their way stop no others for it."""
     recipe = train.recipe
     return (
         train.net,
@@ -130,6 +103,7 @@ def shape_of(train: Train) -> tuple[object, ...]:
         recipe.processes,
         train.start,
         train.end,
+        train.pruning is None,
     )
 
 

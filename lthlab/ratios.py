@@ -286,9 +286,16 @@ def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) ->
         `by`, n, mean (the share; 1 if nothing is lost within layers), low and high: Fieller's interval of a ratio of
         paired means (Fieller 1954). NaN where the interval of the advantage itself includes zero, or n = 1: there is
         then nothing to share out.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
     """
     from scipy.stats import t
 
+    if pairs.duplicated([*by, "ticket", "replicate"]).any():
+        raise ValueError("several values of one replicate in a cell; add what tells them apart to by, or select rows")
     sides = [
         pairs[pairs["ticket"] == name].set_index([*by, "replicate"])["value"].rename(side)
         for side, name in (("part", "layer − global"), ("whole", "ticket − global"))

@@ -387,7 +387,7 @@ def _commits(made: Sequence[dict[str, Any]]) -> str:
 
 
 def limits(config: Config, frame: pd.DataFrame) -> Html:
-    """Say what a study leaves open: size of the test set, replicates, recipes, and what is missing.
+    """Say what a study leaves open: size of the test set, replicates, recipes, collapse, and what is missing.
 
     Parameters
     ----------
@@ -417,6 +417,7 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
         f"What holds here, holds for {_count(networks, 'network')} on {_count(list(tests), 'data set')} and "
         f"{sum(len(set(panel.recipes)) for panel in config.panels)} recipes; learning rates are given, not tuned.",
         *(f"Reported epoch: {report}; {choice[report]}." for report in reports),
+        *_collapse(frame),
         "Rows by status: " + (", ".join(f"{n} {status}" for status, n in counts.items() if n) or "none") + ".",
     ]
     unfinished = frame[frame["status"] != "done"]
@@ -425,6 +426,23 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
     ]  # fmt: skip
     rows = table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>{rows}")
+
+
+def _collapse(frame: pd.DataFrame) -> list[str]:
+    """Say which masks keep nothing of some layer, in a sentence, if there are masks at all."""
+    masks = frame[frame["what"] == "mask"].drop_duplicates("key")
+    if masks.empty:
+        return []
+    if (cut := results.collapsed(frame)).empty:
+        return ["Every mask keeps something of each layer."]
+    same = ["panel", "ticket", "method", "level", "sparsity", "note"]
+    counts = cut.groupby(same, dropna=False, sort=False).size().rename("masks").reset_index()
+    words = [
+        f"{row['panel']}, {row['ticket']} {row['method']}, {level_of(row)}: {row['masks']} that {row['note']}"
+        for row in counts.to_dict("records")
+    ]
+    many = f"{len(cut)} of {len(masks)} masks cut through layers, so that images may not reach the output"
+    return [f"{many}: {'; '.join(words)}."]
 
 
 # --- parts ----------------------------------------------------------------------------------------------------

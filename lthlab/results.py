@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from lthlab import packing, tickets
 from lthlab.errors import nearest
 from lthlab.forms import input_keys
+from lthlab.nodes import KINDS
 from lthlab.parts import NETS
 from lthlab.runs import read_metrics, staleness
 from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
-from lthlab.values import KINDS
 
 STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 """What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
-_OUTCOMES = ("configuration", "kept", "epoch", "metric", "value", "validation", "chance", "status", "note", "key")
+_OUTCOMES = (
+    "configuration", "kept", "collapsed", "epoch", "metric", "value", "validation", "chance", "status", "note", "key",
+)  # fmt: skip
 """Columns that follow from the others."""
 
 
@@ -39,10 +41,11 @@ def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.Data
     Returns
     -------
     DataFrame
-        study and the columns of roles (`lthlab.tickets.Labelled`), then kept, epoch, metric, value, validation,
-        chance, status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the number of
-        weights a mask keeps, or what a measure measures; `validation` is the accuracy on validation images at that
-        epoch, if there are any; `chance` is what a measure would be by chance.
+        study and the columns of roles (`lthlab.tickets.Labelled`), then kept, collapsed, epoch, metric, value,
+        validation, chance, status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the
+        number of weights a mask keeps, or what a measure measures; `validation` is the accuracy on validation images at
+        that epoch, if there are any; `chance` is what a measure would be by chance. `collapsed` is the number of layers
+        that a mask, or that of a training, keeps nothing of; None without a mask. The note of such a mask names them.
 
     Raises
     ------
@@ -171,14 +174,17 @@ class _Reader:
             try:
                 self._outcomes[key, report] = self._read(key, report)
             except Damaged as damage:
-                nothing = dict.fromkeys(("kept", "epoch", "metric", "value", "validation", "chance"))
+                nothing = dict.fromkeys(("kept", "collapsed", "epoch", "metric", "value", "validation", "chance"))
                 self._outcomes[key, report] = nothing | {"status": "missing", "note": self._note(damage)}
         return self._outcomes[key, report]
 
     def _read(self, key: str, report: str) -> dict[str, Any]:
         status, note = self.status(key)
         form, parts = self.form(key), self.parts(key)
-        row: dict[str, Any] = {"kept": self._kept(key)}
+        under = self._mask(key)
+        row: dict[str, Any] = {"kept": under.get("kept"), "collapsed": None}
+        if "collapsed" in under:
+            row["collapsed"] = len(under["collapsed"])
         row |= dict.fromkeys(("epoch", "metric", "value", "validation", "chance"))
         if form["kind"] == "Train":
             row["metric"] = "test_accuracy"
@@ -194,21 +200,23 @@ class _Reader:
                 row |= {"value": parts[0].record["value"], "chance": parts[0].record["chance"]}
         else:
             row |= {"metric": "kept", "value": row["kept"] if status == "done" else None}
+            if status == "done" and row["collapsed"]:
+                note = f"keeps nothing of {', '.join(under['collapsed'])}"
         return row | {"status": status, "note": note}
 
-    def _kept(self, key: str) -> int | None:
-        """Weights that a mask keeps, or the mask that a training or the first training of a measure is under."""
+    def _mask(self, key: str) -> dict[str, Any]:
+        """Record of a mask, or of the mask that a training or the first training of a measure is under."""
         try:
             form, parts = self.form(key), self.parts(key)
         except Damaged:
-            return None
+            return {}
         if form["kind"] == "Measure":
             first = form["of"][0]
-            return self._kept(first["run"] if isinstance(first, dict) else first)
+            return self._mask(first["run"] if isinstance(first, dict) else first)
         if form["kind"] == "Train":
             under = form.get("mask")
-            return self._kept(under) if isinstance(under, str) else None
-        return parts[0].record.get("kept") if parts else None
+            return self._mask(under) if isinstance(under, str) else {}
+        return parts[0].record if parts else {}
 
 
 def _revisions(form: dict[str, Any]) -> list[tuple[str, int]]:
@@ -485,12 +493,31 @@ def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=masks.columns)
 
 
+def collapsed(frame: pd.DataFrame) -> pd.DataFrame:
+    """List the masks that cut a network through: of some layer they keep nothing, and what follows sees no image.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study.
+
+    Returns
+    -------
+    DataFrame
+        Its rows of such masks, each mask once; their notes name the layers. In a residual network, images may still get
+        through beside a layer.
+    """
+    return frame[(frame["what"] == "mask") & (frame["collapsed"].fillna(0) > 0)].drop_duplicates("key")
+
+
 def _masks(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["what"] == "mask") & (frame["ticket"] == "search") & (frame["status"] == "done")]
 
 
 def _layers(store: Store, key: str) -> dict[str, NDArray[np.bool_]]:
-    return packing.unpack(store.read_tensors(key, "mask.safetensors"))
+    """Read the prunable layers of a mask; one of filters covers other parameters too."""
+    found = packing.unpack(store.read_tensors(key, "mask.safetensors"))
+    return {name: found[name] for name in store.parts(key)[0].record["layers"]}
 
 
 def uneven(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,9 @@ from lthlab.plan import Need
 from lthlab.store import Damaged, Part, Store
 from lthlab.values import Mask, Train, Value, ancestors
 
+MASK = ".mask"
+"""Ends the name under which the mask of a state is kept, where a training prunes on its way."""
+
 
 class Run:
     """What the store holds of one training.
@@ -90,7 +93,8 @@ class Run:
         stops = [part.record["until"] for part in self.parts if "carry.safetensors" in part.files]
         first = 0 if any(step.startswith("best") for step in steps) else min(passed)
         start = max((stop for stop in stops if stop <= first), default=self.train.start)
-        known = {self.train.iteration(step) for step in self._kept() if not step.startswith("best")}
+        kept = (step for step in self._kept() if not step.endswith(MASK) and not step.startswith("best"))
+        known = {self.train.iteration(step) for step in kept}
         known |= {part.record["until"] for part in self.parts if part.record["kind"] == "train"}
         return start, min(at for at in known if at >= max(passed))
 
@@ -112,7 +116,7 @@ class Run:
         return None
 
     def read(self, step: str) -> Mapping[str, Any]:
-        """Read the state at a canonical step, as NumPy arrays.
+        """Read the state at a canonical step, or with `MASK` behind it the packed mask there, as NumPy arrays.
 
         Raises
         ------
@@ -141,7 +145,7 @@ class Run:
         final : str or None
             Digest of the state there; None if it diverged.
         states : mapping of str to bytes
-            States by canonical step, as they would be stored.
+            States by canonical step, and their masks, as they would be stored.
         """
         known = {row["epoch"]: row for row in self.metrics()}
         for row in metrics:
@@ -369,6 +373,7 @@ def read_metrics(store: Store, key: str, parts: Sequence[Part]) -> list[dict[str
 def origins(value: Value, store: Store) -> dict[str, str]:
     """List the stored files that a value is made from, as 'key/name', with their checksums."""
     names = [(at.run.key, f"{at.step}.safetensors") for at in value.moments]
+    names += [(at.run.key, f"{at.step}{MASK}.safetensors") for at in value.moments if at.run.pruning is not None]
     names += [(item.key, "mask.safetensors") for item in value.inputs if isinstance(item, Mask)]
     found = {f"{key}/{name}": _checksum(store, key, name) for key, name in names}
     return {path: checksum for path, checksum in found.items() if checksum is not None}

@@ -1,4 +1,4 @@
-"""What `lthlab data` does and says."""
+"""What `lthlab data` and `lthlab ticket` do and say."""
 
 import argparse
 import dataclasses
@@ -8,6 +8,7 @@ from typing import Any
 
 from lthlab import catalog, install
 from lthlab.datasets import DataFacts, data_home
+from lthlab.store import Store
 
 Result = tuple[dict[str, Any], int]
 """What is printed as JSON, and the exit code."""
@@ -58,14 +59,35 @@ def _verify(options: argparse.Namespace) -> Result:
     return {"name": options.name, "wrong": wrong}, 1 if wrong else 0
 
 
+def _export(options: argparse.Namespace) -> Result:
+    from lthlab import portable
+
+    path, ticket = Path(options.file), portable.ticket(options.key, Store(options.runs))
+    written = portable.write(path, ticket)
+    if not options.json:
+        print(f"{path}{'' if written else ' is there already'}: {ticket.facts}")
+    return {"file": str(path), "written": written, "facts": ticket.facts.model_dump(mode="json")}, 0
+
+
+def _take(options: argparse.Namespace) -> Result:
+    from lthlab import portable
+
+    ticket, copy = portable.take(Path(options.file), Store(options.runs))
+    if not options.json:
+        print(f"{options.file} is whole: {ticket.facts}\ncopied to {copy}, which `lthlab.portable.read` reads")
+    return {"file": options.file, "copy": str(copy), "facts": ticket.facts.model_dump(mode="json")}, 0
+
+
 def _quiet(text: str) -> None:
     pass
 
 
 ACTIONS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
-    "list": _list,
-    "fetch": _fetch,
-    "import": _import,
-    "verify": _verify,
+    "data list": _list,
+    "data fetch": _fetch,
+    "data import": _import,
+    "data verify": _verify,
+    "ticket export": _export,
+    "ticket import": _take,
 }
 """What each action does."""

@@ -77,7 +77,7 @@ def stages(net: Net) -> tuple[int, ...]:
     return _ARCHITECTURES[net.name].stages
 
 
-def check(net: Net, data: Data | str) -> None:
+def check(net: Net, data: Data | DataFacts | str) -> None:
     """Check that images are large enough for a network.
 
     Raises
@@ -87,7 +87,7 @@ def check(net: Net, data: Data | str) -> None:
     """
     if net.name not in _ARCHITECTURES:
         return
-    (_, height, width), _ = _facts(data)
+    (_, height, width), _ = seen(data)
     halvings = _halvings(net)
     least = 2**halvings if _ARCHITECTURES[net.name].pools else 2 ** (halvings - 1) + 1 if halvings else 1
     if min(height, width) < least:
@@ -108,7 +108,7 @@ def check_batch(net: Net, data: Data, recipe: Recipe) -> None:
     """
     smallest = data.smallest_batch(recipe.batch_size) // recipe.processes
     known = net.name in _ARCHITECTURES and net.name not in WITHOUT_BATCHNORM
-    if known and smallest == 1 and any(k.places == 1 for k in _layers(net, _known(net), *_facts(data))):
+    if known and smallest == 1 and any(k.places == 1 for k in _layers(net, _known(net), *seen(data))):
         raise InputError(
             f"the last batch of an epoch has one image, of which the last maps of '{net.name}' have one place, and "
             "BatchNorm needs more than one number; allowed: other numbers of images or batch sizes"
@@ -126,7 +126,7 @@ def products(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | Non
         Data set, or the facts of one.
     """
     own = _known(net)
-    layers = _layers(net, own if widths is None else widths, *_facts(data))
+    layers = _layers(net, own if widths is None else widths, *seen(data))
     return int(sum(times * weights * (places or 1) for _, times, weights, _, places in layers))
 
 
@@ -138,7 +138,7 @@ def stacked(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None
     net, data, widths
         As in `products`.
     """
-    shape, classes = _facts(data)
+    shape, classes = seen(data)
     layers = _layers(net, _known(net) if widths is None else widths, shape, classes)
     maps = [kind.places for kind in layers if kind.places is not None]
     return not maps or (stackable(shape, maps) and products(net, data, widths) <= _LARGE)
@@ -194,7 +194,7 @@ def count(net: Net, data: Data | str, widths: Sequence[int] | None = None, pruna
         For a registered network, or a policy that does not fit the network.
     """
     own = _known(net)
-    return _count(net, *_facts(data), own if widths is None else tuple(widths), prunable)
+    return _count(net, *seen(data), own if widths is None else tuple(widths), prunable)
 
 
 def ticket_parameters(
@@ -226,11 +226,15 @@ def ticket_parameters(
     InputError
         If it prunes more than is prunable, or the policy does not fit the network.
     """
-    return _kept(net, *_facts(data), sparsity, prunable, denominator, scope) if own_widths(net) else None
+    return _kept(net, *seen(data), sparsity, prunable, denominator, scope) if own_widths(net) else None
 
 
 def narrow(
-    net: Net, data: Data | str, level: Sparsity, prunable: str = "all_but_head", denominator: str = "prunable"
+    net: Net,
+    data: Data | DataFacts | str,
+    level: Sparsity,
+    prunable: str = "all_but_head",
+    denominator: str = "prunable",
 ) -> Size:
     """Narrow a network to the size of a ticket: same depth, smaller widths (SDT, Ma section 2.1).
 
@@ -261,10 +265,11 @@ def narrow(
         If not even one channel in every stage is narrow enough, or as of `ticket_parameters` and `count`.
     """
     _known(net)
-    return _narrow(net, *_facts(data), level, prunable, denominator)
+    return _narrow(net, *seen(data), level, prunable, denominator)
 
 
-def _facts(data: Data | DataFacts | str) -> tuple[tuple[int, int, int], int]:
+def seen(data: Data | DataFacts | str) -> tuple[tuple[int, int, int], int]:
+    """Shape (channels, height, width) of the images of a data set as a network sees them, and number of its classes."""
     facts = facts_of(data) if isinstance(data, str) else data.facts if isinstance(data, Data) else data
     return facts.shape, facts.classes
 

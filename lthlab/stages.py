@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lthlab import catalog, estimates, jobs, plan, studies, tickets, watch
+from lthlab import catalog, estimates, jobs, studies, tickets, watch
 from lthlab.datasets import HOME, data_home
 from lthlab.errors import InputError, nearest
 from lthlab.estimates import Forecast
@@ -108,7 +108,6 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     """
     labelled = tickets.expand(config)
     pieces = studies.configurations(labelled)
-    plan.refuse_unsupported(ancestors(item.value for item in labelled))
     planned = as_jobs(config, pieces, store, settings)
     texts = jobs.check(planned)
     from lthlab import batch, results

@@ -7,21 +7,20 @@ Nothing here computes: `lthlab.lab` turns values into results.
 
 import dataclasses
 import functools
-import hashlib
-import json
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any, ClassVar
 
-from lthlab.errors import nearest
+from lthlab.nodes import Value, choice, index
 from lthlab.parts import (
     POLICIES,
     Data,
     Level,
     Net,
-    Part,
     Recipe,
     Sparsity,
     decimal_text,
@@ -32,117 +31,6 @@ from lthlab.parts import (
     step,
     step_text,
 )
-
-KINDS: dict[str, type["Value"]] = {}
-
-_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def canonical(form: Mapping[str, Any]) -> str:
-    """Write a form as text: JSON with sorted names and no white space."""
-    return _JSON.encode(form)
-
-
-def key_of(text: str) -> str:
-    """Hash canonical text to a key of 32 hexadecimal digits."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Value:
-    """A node of the graph of experiments. Equality, hash and text go by key."""
-
-    revision: ClassVar[int] = 1
-    stored: ClassVar[bool] = False
-    key: str = dataclasses.field(init=False, default="")
-
-    def __init_subclass__(cls) -> None:
-        KINDS[cls.__name__] = cls
-
-    def __post_init__(self) -> None:
-        self._check()
-        object.__setattr__(self, "key", key_of(canonical(self.form())))
-
-    def _check(self) -> None:
-        """Refuse what makes no sense and bring equal things to one form."""
-
-    def _set(self, **fields: object) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def form(self) -> dict[str, Any]:
-        """Return the description: fields not at their defaults, with the keys of stored inputs."""
-        form: dict[str, Any] = {"kind": type(self).__name__}
-        if self.revision != 1:
-            form["revision"] = self.revision
-        for name, default in _fields(type(self)):
-            value = getattr(self, name)
-            if value is not default and value != default:
-                form[name] = _encode(value)
-        return form
-
-    @functools.cached_property
-    def inputs(self) -> tuple["Value", ...]:
-        """Stored values that this one is made from, nearest first."""
-        found: dict[Value, None] = {}
-        for name, _ in _fields(type(self)):
-            value = getattr(self, name)
-            for item in value if isinstance(value, tuple) else (value,):
-                if isinstance(item, Value):
-                    found.update(dict.fromkeys((item,) if item.stored else item.inputs))
-        return tuple(found)
-
-    @functools.cached_property
-    def moments(self) -> tuple["At", ...]:
-        """States of trainings that this value is directly made from."""
-        found: list[At] = []
-        for name, _ in _fields(type(self)):
-            value = getattr(self, name)
-            for item in value if isinstance(value, tuple) else (value,):
-                item = item.body if isinstance(item, Graft) else item
-                found += [item] if isinstance(item, At) else []
-        return tuple(found)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Value) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.key})"
-
-
-_FIELDS: dict[type, tuple[tuple[str, Any], ...]] = {}
-
-
-def _fields(kind: type[Value]) -> tuple[tuple[str, Any], ...]:
-    """Names and defaults of the fields that describe a value, found once."""
-    if kind not in _FIELDS:
-        _FIELDS[kind] = tuple((field.name, field.default) for field in dataclasses.fields(kind) if field.name != "key")
-    return _FIELDS[kind]
-
-
-def _encode(value: object) -> Any:
-    if isinstance(value, Value):
-        return value.key if value.stored else value.form()
-    if isinstance(value, Part):
-        return value.form()
-    if isinstance(value, Level):
-        return {"level": value.k} if value.rate == "0.2" else {"level": value.k, "rate": value.rate}
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    return value
-
-
-def _index(value: object, name: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"{name} {value!r} is not allowed; allowed: whole numbers from 0 to 2**63 - 1")
-
-
-def _choice(value: object, allowed: tuple[str, ...], name: str) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not allowed; {nearest(value, allowed)}")
 
 
 def _sparsity(value: object) -> Sparsity:
@@ -165,8 +53,8 @@ class Fresh(Value):
     draw: int = 0
 
     def _check(self) -> None:
-        _index(self.replicate, "replicate")
-        _index(self.draw, "draw")
+        index(self.replicate, "replicate")
+        index(self.draw, "draw")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,6 +81,10 @@ class At(Value):
     def _check(self) -> None:
         self._set(step=self.run.canonical_step(self.step))
 
+    @property
+    def moment(self) -> "At":
+        return self
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Graft(Value):
@@ -201,27 +93,52 @@ class Graft(Value):
     Parameters
     ----------
     body : At
-        Where all but the head comes from.
+        Where all but the head comes from, BatchNorm's running statistics included.
     head : Fresh
-        Draw of the head, for the classes of the target data.
+        Draw of the last layer's weights and biases, for the classes of the target data: those that the whole network
+        would have there.
     """
 
     body: At
     head: Fresh
+
+    @property
+    def moment(self) -> At:
+        return self.body
 
 
 class Mask(Value):
     """Which of a network's prunable weights survive."""
 
     @property
+    def source(self) -> "Train | None":
+        """Training whose network and data the mask is for; None where it fits any."""
+        raise NotImplementedError
+
+    @property
     def net(self) -> "Net | Narrow | None":
         """Network that the mask is for; None where it fits any."""
-        raise NotImplementedError
+        return self.source.net if self.source else None
 
     @property
     def policy(self) -> str | None:
         """Prunable set that the mask covers; None where it covers none."""
         raise NotImplementedError
+
+    @property
+    def on_head(self) -> bool:
+        """Whether it covers weights of the last layer."""
+        return self.policy == "all" or self.of_filters
+
+    @property
+    def of_filters(self) -> bool:
+        """Whether whole filters are pruned, with all that goes with them."""
+        return False
+
+    def fits(self, data: Data) -> bool:
+        """Whether the network has the same shapes for these images and classes."""
+        own = (self.source.data if self.source else data).facts
+        return (own.shape, own.classes) == (data.facts.shape, data.facts.classes)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,7 +146,7 @@ class Dense(Mask):
     """No weight is pruned."""
 
     @property
-    def net(self) -> None:
+    def source(self) -> None:
         return None
 
     @property
@@ -241,15 +158,16 @@ class Dense(Mask):
 class Magnitude(Mask):
     """Keep the weights of largest magnitude; what the ranked training's own mask had pruned stays pruned.
 
-    Fields that have no effect are set to their defaults: `scope` and `denominator` with `layer_counts_of`,
-    `denominator` within layers, `norm` of single weights.
+    Fields that have no effect are set to their defaults: `scope`, `denominator` and `floor` with `layer_counts_of`,
+    `denominator` within layers and of filters, `norm` of single weights.
 
     Parameters
     ----------
     of : At
         Weights that are ranked.
     sparsity : Level, float or str, optional
-        Share of weights pruned in all, counted from the original number. Absent with `layer_counts_of`.
+        Share of weights, or of filters, pruned in all, counted from the original number. Absent with
+        `layer_counts_of`.
     prunable : str, optional
         Named set of prunable weights, one of `POLICIES`.
     scope : {'global', 'layer'}, optional
@@ -257,16 +175,22 @@ class Magnitude(Mask):
     denominator : {'prunable', 'all'}, optional
         What the sparsity is a share of: the prunable weights or all parameters.
     layer_counts_of : Mask, optional
-        Prune as many weights of each layer as this mask does (Lan Fig. 7).
+        Prune as many weights of each layer as this mask does (Lan Fig. 7): one of the same network, for images of
+        the same shape and as many classes.
     granularity : {'weight', 'filter'}, optional
-        What is pruned; 'filter' removes whole filters by their `norm` (Lan Fig. 5).
+        What is pruned; 'filter' removes whole filters by their `norm`, in one shot (Lan Fig. 5), with all that
+        goes with them: see `lthlab.filters`.
     norm : {'l1', 'l2'}, optional
-        Norm of a filter.
+        Norm of a filter (Li et al. 2017).
+    floor : float or str, optional
+        Share of each layer's weights, in [0, 1), that it keeps at least, rounded half up, but one weight or more; as
+        many weights go in all as without it. Only of single weights that are ranked over all layers together.
 
     Raises
     ------
     ValueError
-        For a sparsity outside [0, 1), or one given together with `layer_counts_of`.
+        For a sparsity or floor outside [0, 1), fields that do not go together, filters under a mask or weights under
+        a mask of filters, or a `layer_counts_of` of other shapes.
     """
 
     stored: ClassVar[bool] = True
@@ -278,36 +202,69 @@ class Magnitude(Mask):
     layer_counts_of: Mask | None = None
     granularity: str = "weight"
     norm: str = "l1"
+    floor: str | None = None
 
     def _check(self) -> None:
         if (self.sparsity is None) == (self.layer_counts_of is None):
             raise ValueError("Magnitude takes either a sparsity or layer_counts_of")
         if self.sparsity is not None:
             self._set(sparsity=_sparsity(self.sparsity))
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.scope, ("global", "layer"), "scope")
-        _choice(self.denominator, ("prunable", "all"), "denominator")
-        _choice(self.granularity, ("weight", "filter"), "granularity")
-        _choice(self.norm, ("l1", "l2"), "norm")
-        for what, mask in (("ranked training's mask", self.of.run.mask), ("layer_counts_of", self.layer_counts_of)):
-            if mask is not None and mask.policy != self.prunable and (mask.stored or what == "layer_counts_of"):
-                raise ValueError(
-                    f"prunable '{self.prunable}' under a {what} that covers '{mask.policy}'; allowed: the same"
-                )
+        choice(self.prunable, POLICIES, "prunable")
+        choice(self.scope, ("global", "layer"), "scope")
+        choice(self.denominator, ("prunable", "all"), "denominator")
+        choice(self.granularity, ("weight", "filter"), "granularity")
+        choice(self.norm, ("l1", "l2"), "norm")
+        covered: dict[str, str | None] = {"ranked training's mask": self.of.run.policy or self.prunable}
         if self.layer_counts_of is not None:
-            self._set(scope="global", denominator="prunable")
+            covered["layer_counts_of"] = self.layer_counts_of.policy
+        for what, policy in covered.items():
+            if policy != self.prunable:
+                raise ValueError(f"prunable '{self.prunable}' under a {what} that covers '{policy}'; allowed: the same")
+        if self.granularity == "filter":
+            self._check_filters()
+        elif self.of.run.mask.of_filters:
+            raise ValueError(f"{self.of.run!r} is under a mask of filters, under which single weights are not pruned")
+        else:
+            self._set(norm="l1")
+        if self.layer_counts_of is not None:
+            self._set(scope="global", denominator="prunable", floor=None)
+            if self.layer_counts_of.net != self.net or not self.layer_counts_of.fits(self.source.data):
+                raise ValueError(
+                    f"layer_counts_of {self.layer_counts_of!r} has other layers than {self.of.run!r}; allowed: masks "
+                    "of the same network, for images of the same shape and as many classes"
+                )
         if self.scope == "layer":
             self._set(denominator="prunable")
-        if self.granularity == "weight":
-            self._set(norm="l1")
+        if self.floor is not None:
+            floor = decimal_text(self.floor, "floor")
+            self._set(floor=None if floor == "0" else floor)
+        if self.floor is not None and (self.scope, self.granularity) != ("global", "weight"):
+            raise ValueError(
+                f"floor {self.floor} with scope '{self.scope}' and granularity '{self.granularity}'; allowed: "
+                "scope 'global' and granularity 'weight'"
+            )
+
+    def _check_filters(self) -> None:
+        run = self.of.run
+        if self.layer_counts_of is not None:
+            raise ValueError("granularity 'filter' takes no layer_counts_of; allowed: a sparsity")
+        if run.mask.stored or run.pruning is not None:
+            raise ValueError(
+                f"filters are pruned in one shot, and {run!r} is pruned already; allowed: a dense training"
+            )
+        self._set(denominator="prunable")
 
     @property
-    def net(self) -> "Net | Narrow":
-        return self.of.run.net
+    def source(self) -> "Train":
+        return self.of.run
 
     @property
     def policy(self) -> str:
         return self.prunable
+
+    @property
+    def of_filters(self) -> bool:
+        return self.granularity == "filter"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -317,11 +274,16 @@ class Permuted(Mask):
     Parameters
     ----------
     mask : Mask
-        Mask to permute.
+        Mask to permute; of a mask of filters, whole filters are.
     scope : {'layer', 'global'}, optional
         Keep each layer's count, or only the total.
     seed : int, optional
         Which permutation.
+
+    Raises
+    ------
+    ValueError
+        For a dense mask, or filters over all layers together.
     """
 
     stored: ClassVar[bool] = True
@@ -330,18 +292,24 @@ class Permuted(Mask):
     seed: int = 0
 
     def _check(self) -> None:
-        _choice(self.scope, ("layer", "global"), "scope")
-        _index(self.seed, "seed")
+        choice(self.scope, ("layer", "global"), "scope")
+        index(self.seed, "seed")
         if not self.mask.stored:
             raise ValueError("a dense mask has nothing to permute")
+        if self.of_filters and self.scope == "global":
+            raise ValueError("scope 'global' of a mask of filters is not allowed; allowed: 'layer'")
 
     @property
-    def net(self) -> "Net | Narrow | None":
-        return self.mask.net
+    def source(self) -> "Train | None":
+        return self.mask.source
 
     @property
     def policy(self) -> str | None:
         return self.mask.policy
+
+    @property
+    def of_filters(self) -> bool:
+        return self.mask.of_filters
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -364,12 +332,17 @@ class MaskOf(Mask):
         self._set(step=self.run.canonical_step(self.step))
 
     @property
-    def net(self) -> "Net | Narrow":
-        return self.run.net
+    def source(self) -> "Train":
+        return self.run
 
     @property
     def policy(self) -> str | None:
-        return self.run.pruning.prunable if self.run.pruning else self.run.mask.policy
+        return self.run.policy
+
+    @functools.cached_property
+    def moments(self) -> tuple[At, ...]:
+        """The state that the mask belongs to: it is kept with it."""
+        return (At(self.run, self.step),)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -399,8 +372,8 @@ class Narrow(Value):
 
     def _check(self) -> None:
         self._set(level=_sparsity(self.level))
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.denominator, ("prunable", "all"), "denominator")
+        choice(self.prunable, POLICIES, "prunable")
+        choice(self.denominator, ("prunable", "all"), "denominator")
 
 
 def plain(net: Net | Narrow) -> Net:
@@ -408,25 +381,42 @@ def plain(net: Net | Narrow) -> Net:
     return net.net if isinstance(net, Narrow) else net
 
 
+def _check_layers(pruning: "Gradual | Explicit", last: Sparsity) -> None:
+    """Check what a training that prunes to a sparsity does with layers; a floor without effect becomes None."""
+    choice(pruning.prunable, POLICIES, "prunable")
+    choice(pruning.scope, ("global", "layer"), "scope")
+    floor, kept = decimal_text(pruning.floor or 0, "floor"), 1 - sparsity_fraction(last)
+    if Fraction(floor) > kept:
+        raise ValueError(f"floor {pruning.floor!r} is more than is kept in all; allowed: 0 to {float(kept):.6g}")
+    pruning._set(floor=None if floor == "0" or pruning.scope == "layer" else floor)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Gradual(Value):
-    """Prune on the way along a curve (Zhu and Gupta; Sooner eq. 6).
+    """Prune on the way along a curve (Zhu and Gupta 2017; Sooner eq. 6).
+
+    The smallest of the weights as they are then go. They are pruned at `start`, then after every interval, and at
+    `end`, where the sparsity is exact whether or not the intervals divide the window.
 
     Parameters
     ----------
     start, end, every : str
         First and last step at which weights are pruned, and the interval.
     sparsity, initial : Level, float or str
-        Sparsity at the end and before the start.
+        Sparsity at the end and at the start, shares of the original number of prunable weights. What the training's
+        own mask has pruned counts.
     shape : {'cubic', 'linear'}, optional
         Form of the curve.
     prunable, scope : str, optional
         As in `Magnitude`.
+    floor : float or str, optional
+        Share of each layer's weights, in [0, 1), that it keeps at the least. Within layers it has no effect and is
+        set to its default.
 
     Raises
     ------
     ValueError
-        If the sparsity falls, or a training is too short for the curve.
+        If the sparsity falls, a floor is more than is kept, or the curve lies outside a training.
     """
 
     start: str
@@ -437,6 +427,7 @@ class Gradual(Value):
     shape: str = "cubic"
     prunable: str = "all_but_head"
     scope: str = "global"
+    floor: str | None = None
 
     def _check(self) -> None:
         for name in ("start", "end", "every"):
@@ -446,17 +437,16 @@ class Gradual(Value):
         self._set(sparsity=_sparsity(self.sparsity), initial=_sparsity(self.initial))
         if sparsity_fraction(self.initial) > sparsity_fraction(self.sparsity):
             raise ValueError(f"sparsity {self.sparsity!r} is below the initial one, {self.initial!r}")
-        _choice(self.shape, ("cubic", "linear"), "shape")
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.scope, ("global", "layer"), "scope")
+        choice(self.shape, ("cubic", "linear"), "shape")
+        _check_layers(self, self.sparsity)
 
     def aligned(self, train: "Train") -> "Gradual":
         """Bring the steps to the one form that they have in keys of a training."""
-        start, end = train.canonical_step(self.start), train.canonical_step(self.end)
-        if train.iteration(start) >= train.iteration(end):
+        first, last = train.iteration(self.start, "pruning start"), train.iteration(self.end, "pruning end")
+        if first >= last:
             raise ValueError(f"pruning from {self.start} to {self.end}: the end is not behind the start")
         every = step_text(iterations(self.every, train.steps_per_epoch), train.steps_per_epoch)
-        return dataclasses.replace(self, start=start, end=end, every=every)
+        return dataclasses.replace(self, start=train.step_text(first), end=train.step_text(last), every=every)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -467,30 +457,32 @@ class Explicit(Value):
     ----------
     points : tuple of (str, Level, float or str)
         Steps, rising, each with the sparsity that holds from there on, not falling.
-    prunable, scope : str, optional
-        As in `Magnitude`.
+    prunable, scope, floor
+        As in `Gradual`.
 
     Raises
     ------
     ValueError
-        If the sparsities fall, or the steps do not rise or lie outside a training.
+        If the sparsities fall, a floor is more than is kept, or the steps do not rise or lie outside a training.
     """
 
     points: tuple[tuple[str, Sparsity], ...]
     prunable: str = "all_but_head"
     scope: str = "global"
+    floor: str | None = None
 
     def _check(self) -> None:
         self._set(points=tuple((duration(at), _sparsity(s)) for at, s in self.points))
-        shares = [sparsity_fraction(s) for _, s in self.points]
-        if not shares or shares != sorted(shares):
-            raise ValueError("points: a list of (step, sparsity) whose sparsities do not fall")
-        _choice(self.prunable, POLICIES, "prunable")
-        _choice(self.scope, ("global", "layer"), "scope")
+        if not self.points:
+            raise ValueError("points () are not allowed; allowed: one (step, sparsity) or more")
+        for (_, before), (at, sparsity) in itertools.pairwise(self.points):
+            if sparsity_fraction(sparsity) < sparsity_fraction(before):
+                raise ValueError(f"points: sparsity {sparsity!r} at {at} falls; allowed: {before!r} or more")
+        _check_layers(self, self.points[-1][1])
 
     def aligned(self, train: "Train") -> "Explicit":
         """Bring the steps to the one form that they have in keys of a training."""
-        counts = [train.iteration(at) for at, _ in self.points]
+        counts = [train.iteration(at, "pruning point") for at, _ in self.points]
         if counts != sorted(set(counts)):
             raise ValueError(f"points: the steps {', '.join(at for at, _ in self.points)} do not rise")
         points = tuple((train.step_text(n), s) for n, (_, s) in zip(counts, self.points, strict=True))
@@ -523,7 +515,7 @@ class Train(Value):
     batchnorm : {'rewound', 'reset'}, optional
         BatchNorm's running statistics start from those of `init`, or from zero mean and unit variance.
     pruning : Gradual or Explicit, optional
-        Pruning during the training.
+        Pruning during the training. At a step at which it prunes, a state is that after pruning.
 
     Raises
     ------
@@ -543,13 +535,23 @@ class Train(Value):
     pruning: Gradual | Explicit | None = None
 
     def _check(self) -> None:
-        _index(self.order, "order")
-        _choice(self.schedule, ("restart", "resume"), "schedule")
-        _choice(self.batchnorm, ("rewound", "reset"), "batchnorm")
+        index(self.order, "order")
+        choice(self.schedule, ("restart", "resume"), "schedule")
+        choice(self.batchnorm, ("rewound", "reset"), "batchnorm")
         if self.mask.net not in (None, self.net):
             raise ValueError(f"mask {self.mask!r} is for another network than {self.net!r}")
-        if isinstance(self.init, At) and self.init.run.net != self.net:
-            raise ValueError(f"weights of {self.init.run!r} are for another network than {self.net!r}")
+        source = self.init.body if isinstance(self.init, Graft) else self.init
+        if isinstance(source, At) and source.run.net != self.net:
+            raise ValueError(f"weights of {source.run!r} are for another network than {self.net!r}")
+        if isinstance(self.init, Graft) and self.mask.on_head:
+            allowed = "masks of weights, of a prunable set without the head, such as 'all_but_head'"
+            raise ValueError(f"mask {self.mask!r} covers the head, which a graft draws anew; allowed: {allowed}")
+        if self.mask.of_filters and not self.mask.fits(self.data):
+            raise ValueError(
+                f"mask {self.mask!r} of filters covers what they feed, for images of another shape or other classes"
+            )
+        if self.mask.of_filters and self.pruning is not None:
+            raise ValueError(f"pruning on the way under {self.mask!r}, a mask of filters; allowed: a mask of weights")
         if self.pruning is not None and self.mask.policy not in (None, self.pruning.prunable):
             raise ValueError(f"pruning of '{self.pruning.prunable}' under a mask that covers '{self.mask.policy}'")
         if self.recipe.batch_size > self.data.images:
@@ -558,7 +560,6 @@ class Train(Value):
             )
         start = 0
         if self.schedule == "resume":
-            source = self.init.body if isinstance(self.init, Graft) else self.init
             if not isinstance(source, At) or source.step.startswith("best"):
                 raise ValueError(f"schedule 'resume' needs weights of a fixed step of another training, not {source!r}")
             same_length = source.run.steps_per_epoch == self.steps_per_epoch
@@ -589,8 +590,13 @@ class Train(Value):
         """Number of iterations of the whole schedule."""
         return self.recipe.epochs * self.steps_per_epoch
 
-    def iteration(self, at: str) -> int:
-        """Convert a step other than 'best_…' to iterations on the schedule's clock.
+    @property
+    def policy(self) -> str | None:
+        """Prunable set that its mask covers, on its way too; None if it prunes nothing."""
+        return self.pruning.prunable if self.pruning else self.mask.policy
+
+    def iteration(self, at: str, name: str = "step") -> int:
+        """Convert a step other than 'best_…' to iterations on the schedule's clock; an error calls it `name`.
 
         Raises
         ------
@@ -600,7 +606,7 @@ class Train(Value):
         count = self.end if step(at) == "last" else iterations(duration(at), self.steps_per_epoch)
         if not self.start <= count <= self.end:
             allowed = f"{self.step_text(self.start)} to {self.step_text(self.end)}"
-            raise ValueError(f"step {at} is outside the training; allowed: {allowed}")
+            raise ValueError(f"{name} {at} is outside the training; allowed: {allowed}")
         return count
 
     def step_text(self, iteration: int) -> str:
@@ -642,12 +648,12 @@ class Measure(Value):
     mask: Mask | None = None
 
     def _check(self) -> None:
-        _choice(self.name, tuple(MEASURES), "measure")
+        choice(self.name, tuple(MEASURES), "measure")
         given, known = dict(self.settings), MEASURES[self.name]
         for name in given:
-            _choice(name, tuple(known), "setting")
+            choice(name, tuple(known), "setting")
         settings = {name: _setting(value, name) for name, value in (known | given).items()}
-        _choice(settings["prunable"], POLICIES, "prunable")
+        choice(settings["prunable"], POLICIES, "prunable")
         if not re.fullmatch(r"0\.[0-9]+|1", settings["p"]):
             raise ValueError(f"p {settings['p']!r} is not allowed; allowed: numbers above 0 up to 1")
         self._set(of=tuple(self.of), settings=tuple(sorted(settings.items())))

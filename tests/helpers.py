@@ -128,4 +128,5 @@ def frame_of(config, seed=0):
     frame["metric"] = frame["what"].replace({"train": "test_accuracy", "mask": "kept"})
     frame["epoch"], frame["chance"] = np.where(trained, 2, None), np.where(trained | masks, None, 0.1)
     frame = frame.astype({"epoch": float, "chance": float})
-    return frame.assign(kept=kept, value=np.where(masks, kept, random.uniform(0.5, 1, len(frame))[number]))
+    values = np.where(masks, kept, random.uniform(0.5, 1, len(frame))[number])
+    return frame.assign(kept=kept, collapsed=np.where(frame["level"] > 0, 0, None), value=values)

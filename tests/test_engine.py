@@ -8,6 +8,7 @@ import statistics
 from dataclasses import replace
 
 import helpers
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from lthlab.engine import Job, Training
 from lthlab.lanes import Lane
 from lthlab.parts import Data
 from lthlab.replicas import Group
-from lthlab.values import At, Fresh, Train
+from lthlab.values import At, Explicit, Fresh, Gradual, Train
 
 FORMS = ("stacked", "sequential")
 
@@ -113,12 +114,28 @@ def mixed_or_not(net, images, labels, recipe, place):
     return logits, loss, labels if share > 0.5 else others
 
 
-def torch_run(job, dataset, steps):
-    """Train one replica with plain torch."""
-    train, recipe = job.train, job.train.recipe
+def numpy_prune(named, layers, pruned, optimizer):
+    """Set all but the largest weights of some layers together to zero, and what the optimizer has for them."""
+    sizes = np.concatenate([np.abs(named[name].detach().numpy()).ravel() for name in layers])
+    kept = np.ones(len(sizes), bool)
+    kept[np.argsort(sizes, kind="stable")[:pruned]] = False
+    parts = np.split(kept, np.cumsum([named[name].numel() for name in layers])[:-1])
+    found = {}
+    for name, part in zip(layers, parts, strict=True):
+        found[name] = torch.from_numpy(part).view(named[name].shape)
+        with torch.no_grad():
+            for tensor in (named[name], *optimizer.state[named[name]].values()):
+                if tensor is not None and tensor.shape == found[name].shape:
+                    tensor[~found[name]] = 0
+    return found
+
+
+def torch_run(job, dataset, steps, schedule=None):
+    """Train one replica with plain torch, pruned after so many steps to so many weights of some layers."""
+    train, recipe, mask = job.train, job.train.recipe, dict(job.mask or {})
     dtype = torch.float64 if recipe.precision == "fp64" else torch.float32
     net = helpers.plain(train.net, train.data.facts).to(dtype)
-    net.load_state_dict({n: t.masked_fill(~job.mask[n], 0) if n in job.mask else t for n, t in job.state.items()})
+    net.load_state_dict({n: t.masked_fill(~mask[n], 0) if n in mask else t for n, t in job.state.items()})
     named = dict(net.named_parameters())
     decaying = {n for n in named if recipe.decay_on == "all" or named[n].dim() > 1}
     groups = [
@@ -132,7 +149,11 @@ def torch_run(job, dataset, steps):
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
         optimizer = kind(groups, recipe.lr, recipe.betas)
     losses, correct = [], []
-    for iteration in range(steps):
+    for iteration in range(steps + 1):
+        for layers, pruned in (schedule or {}).get(iteration, ()):
+            mask |= numpy_prune(named, layers, pruned, optimizer)
+        if iteration == steps:
+            break
         epoch, step = divmod(iteration, train.steps_per_epoch)
         order = data.order(len(dataset.train_y), train.order, epoch)
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
@@ -148,10 +169,10 @@ def torch_run(job, dataset, steps):
         optimizer.zero_grad()
         loss.backward()
         with torch.no_grad():
-            for name, kept in job.mask.items():
+            for name, kept in mask.items():
                 named[name].grad[~kept] = 0
             optimizer.step()
-            for name, kept in job.mask.items():
+            for name, kept in mask.items():
                 named[name][~kept] = 0
         losses.append(loss.item())
         correct.append((logits.argmax(1) == counted).sum().item())
@@ -232,6 +253,48 @@ def distance(one, other):
     """Root of the mean squared difference of all numbers of two states."""
     squares = [(one[name].double() - tensor.double()).square().sum() for name, tensor in other.items()]
     return math.sqrt(sum(squares) / sum(tensor.numel() for tensor in other.values()))
+
+
+@pytest.mark.usefixtures("update")
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "net, steps, fields",
+    [
+        (helpers.LENET, 24, {"lr": 0.05}),
+        (helpers.LENET, 24, {"lr": 0.01, "optimizer": "adam"}),
+        (helpers.narrow(4), 20, {"lr": 0.01}),
+        (helpers.narrow(3), 20, {"lr": 0.001, "optimizer": "adamw", "decay_on": "weights"}),
+    ],
+)
+def test_pruning_on_the_way_is_that_of_plain_torch(net, steps, fields, form):
+    """Unlike schedules in one group, whose curves are written here once more, against thresholds in NumPy."""
+    small = Data(name="digits", train_size=100, augment="crop_flip")
+    loaded, sizes = helpers.load(small), nets.prunable(net, small, "all_but_head")
+    names, total = list(sizes), sum(size.numel() for size in sizes.values())
+    cubic = {t: 0.9 - 0.4 * (1 - (t - 2) / 13) ** 3 for t in (2, 5, 8, 11, 14, 15)}
+    linear = {t: 0.1 + 0.6 * (t - 4) / 12 for t in (4, 8, 12, 16)}
+    listed = {0: 0.2, 5: 0.6, 12: 0.8}
+    explicit = Explicit(tuple((f"{t}it", s) for t, s in listed.items()))
+    layers = Gradual("1ep", "4ep", "1ep", "0.7", initial="0.1", shape="linear", scope="layer")
+    whole = Gradual("2it", "15it", "3it", "0.9", initial="0.5")
+    jobs = []
+    for number, pruning in enumerate((whole, layers, explicit)):
+        value = helpers.train(net, small, number, epochs=6, batch_size=28, precision="fp64", **fields)
+        jobs.append(helpers.job(replace(value, pruning=pruning), None if number else helpers.half_mask(net, small, 0)))
+    schedules = [
+        {t: [(names, math.floor(s * total + 0.5))] for t, s in cubic.items()},
+        {t: [([n], math.floor(s * m.numel() + 0.5)) for n, m in sizes.items()] for t, s in linear.items()},
+        {t: [(names, math.floor(s * total + 0.5))] for t, s in listed.items()},
+    ]
+    training = helpers.run(jobs, loaded, until=steps, form=form)
+    for number, (job, schedule) in enumerate(zip(jobs, schedules, strict=True)):
+        expected, *_ = torch_run(job, loaded, steps, schedule)
+        ours = training.group.state(number)
+        for name, tensor in expected.items():
+            difference = (ours[name].double() - tensor.double()).abs().max().item()
+            assert difference <= 1e-9 * max(tensor.abs().max().item(), 1e-3), (number, name)
+        zeros = sum(int((ours[name] == 0).sum()) for name in names)
+        assert zeros == sum(pruned for _, pruned in schedule[max(schedule)])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -21,7 +21,7 @@ from lthlab.parts import Data, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Permuted, Train
+from lthlab.values import At, Fresh, Magnitude, Measure, Permuted, Train
 from lthlab.weights import correlation_indicator
 
 
@@ -671,14 +671,12 @@ def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     run = dense(protocol(), helpers.recipe())
     recipe, net, dataset = run.recipe, run.net, run.data
     values = {
-        Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
-        Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
-        Magnitude(At(run, "last"), "0.5", granularity="filter"): "filters",
+        Magnitude(At(run, "last"), "0.99999", denominator="all"): "prunable weights; allowed: 0 to",
+        Magnitude(At(run, "last"), "0.999", granularity="filter", scope="global"): "filters; allowed: 0 to",
     }
-    pruning = next(iter(values))
-    values[MaskOf(pruning, "1ep")] = "a training that prunes"
+    ticket = Train(net, dataset, recipe, Fresh(0), 0, next(iter(values)))
     with pytest.raises(ValueError) as error:
-        lab.compute([run, *values, Train(net, dataset, recipe, Fresh(0), 0, MaskOf(pruning))], Store(tmp_path / "runs"))
+        lab.compute([run, *list(values)[1:], ticket], Store(tmp_path / "runs"))
     lines = str(error.value).splitlines()
     for value, reason in values.items():
         assert any(value.key in line and reason in line for line in lines), reason
@@ -801,7 +799,7 @@ def test_a_mask_that_prunes_more_than_there_is_is_refused_before_any_training(st
 def test_a_derived_result_that_its_inputs_do_not_allow_is_recorded_and_blocks_what_needs_it(store):
     protocol = Protocol(helpers.LENET, helpers.DIGITS, 0)
     (_, first), (run, _) = imp(protocol, helpers.recipe(), 2)
-    denser = Magnitude(At(run, "last"), "0.01", scope="layer")
+    denser = Magnitude(At(run, "last"), "0.2", scope="layer")  # as many in all, but more in one layer
     ticket = rewound(protocol, helpers.recipe(), dense(protocol, helpers.recipe()), denser, "0ep", "restart")
     summary = lab.compute([ticket], store, "cpu")
     assert summary.failed == [denser]

@@ -104,6 +104,50 @@ def test_layers_are_pruned_each_by_its_own_count(way, weights, data):
         assert np.array_equal(mask[name].numpy().ravel(), reference(one, count[name], {name: previous[name]}))
 
 
+@given(networks(), st.data())
+def test_every_layer_keeps_its_floor_and_as_many_go_in_all(weights, data):
+    """One after the other, smallest first, each goes unless its layer has only its floor left."""
+    scrambled = {n: w.flip(0) for n, w in weights.items()}
+    size = sum(w.numel() for w in weights.values())
+    previous = data.draw(st.sampled_from([None, masks.magnitude(scrambled, size // 3)]))
+    has = {n: int(previous[n].sum()) if previous else w.numel() for n, w in weights.items()}
+    floor = {n: data.draw(st.integers(0, has[n])) for n in weights}
+    count = counts(data.draw, size - sum(has.values()), size - sum(floor.values()))
+    mask = masks.magnitude(weights, count, previous, floor)
+    names = np.repeat(list(weights), [w.numel() for w in weights.values()])
+    keep = np.ones(size, bool) if previous is None else flatten(previous).copy()
+    ranks = np.concatenate([np.abs(w.numpy()).ravel() for w in weights.values()]).astype(np.float64)
+    left = count - (size - keep.sum())
+    for at in np.argsort(ranks, kind="stable"):
+        if keep[at] and left and (keep & (names == names[at])).sum() > floor[names[at]]:
+            keep[at] = False
+            left -= 1
+    assert np.array_equal(flatten(mask), keep)
+    assert size - masks.kept(mask) == count and (previous is None or masks.nested(mask, previous))
+    assert (
+        masks.hamming(
+            masks.magnitude(weights, count, previous, dict.fromkeys(weights, 0)),
+            masks.magnitude(weights, count, previous),
+        )
+        == 0
+    )
+
+
+def test_floors_that_cannot_be_kept_are_refused():
+    weights = {"a": torch.arange(4.0), "b": torch.arange(6.0)}
+    previous = masks.per_layer(weights, {"a": 3, "b": 1})
+    with pytest.raises(ValueError, match=r"to prune in all layers together: 8; allowed with these floors is 0 … 7"):
+        masks.magnitude(weights, 8, None, {"a": 1, "b": 2})
+    with pytest.raises(ValueError, match=r"to prune in all layers together: 3; allowed with these floors is 4 … 7"):
+        masks.magnitude(weights, 3, previous, {"a": 1, "b": 2})
+    with pytest.raises(ValueError, match=r"floor of layer 'a' is 2; allowed: 0 to 1, the weights that it has"):
+        masks.magnitude(weights, 5, previous, {"a": 2, "b": 2})
+    with pytest.raises(ValueError, match=r"floor of layer 'b' is 7; allowed: 0 to 6"):
+        masks.magnitude(weights, 5, None, {"a": 2, "b": 7})
+    with pytest.raises(ValueError, match=r"floor names a layer 'c'; allowed: a, b"):
+        masks.magnitude(weights, 5, None, {"a": 2, "b": 2, "c": 1})
+
+
 @given(networks(dtypes=(np.float32,)), st.data())
 def test_type_and_signs_do_not_matter(weights, data):
     count = counts(data.draw, 0, sum(w.numel() for w in weights.values()))

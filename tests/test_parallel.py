@@ -22,12 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nbclient import NotebookClient
 
-from lthlab import data, datasets, kernels, lab, nets, parallel, parts, spec
+from lthlab import data, datasets, kernels, lab, masks, nets, parallel, parts, spec
 from lthlab.engine import Training
 from lthlab.errors import InputError
 from lthlab.jobs import Job
 from lthlab.parallel import Member, ProcessEnded, Team
 from lthlab.parts import Data, Net
+from lthlab.values import Gradual
 
 CPU = torch.device("cpu")
 AUGMENTED = Data(name="digits", train_size=201, val_size=50, augment="crop_flip")
@@ -454,15 +455,26 @@ def test_what_was_stopped_goes_on_in_two_processes_and_in_one(team):
     assert close(training.group.state(0), undisturbed.group.state(0))
 
 
-def test_pruning_on_the_way_reaches_all(team):
-    loaded, value = helpers.load(AUGMENTED), helpers.train(dataset=AUGMENTED, **UNEVEN)
-    found = []
-    for member in (team, None):
-        training = Training([helpers.job(value)], loaded, form="sequential", team=member)
-        training.advance(3)
-        training.prune(0, helpers.half_mask(value.net, AUGMENTED, 0))
-        found.append(train_to(training, value.end))
-    assert close(found[0].group.state(0), found[1].group.state(0))
+@pytest.mark.parametrize("fields", [{}, {"optimizer": "adam", "lr": 0.001}], ids=str)
+def test_pruning_on_the_way_reaches_all(fields, team):
+    """The same masks at every step of the curve, stopped in between, and nothing that was pruned comes back."""
+    loaded, keep = helpers.load(AUGMENTED), {"0ep", "3it", "1ep", "7it", "2ep"}
+    pruning = Gradual("1it", "7it", "2it", "0.8", initial="0.2")
+    value = replace(helpers.train(dataset=AUGMENTED, **UNEVEN | fields), pruning=pruning)
+    job = helpers.job(value, None, keep)
+    alone = helpers.run([job], loaded, form="sequential")
+    training = Training([job], loaded, team=team)
+    for stop in (3, 4, 6):
+        train_to(training, stop)
+        training = Training.restore([job], loaded, *training.checkpoint(), team=team)
+    train_to(training, value.end)
+    assert close(training.group.state(0), alone.group.state(0))
+    ours, theirs = training.progress[0], alone.progress[0]
+    assert same_rows(ours.metrics, theirs.metrics) and ours.masks.keys() == theirs.masks.keys() == keep
+    for step, mask in theirs.masks.items():
+        assert close(ours.masks[step], mask)
+        found = masks.unpack({name: part.numpy() for name, part in ours.masks[step].items()})
+        assert not any(ours.snapshots[step][name][~kept].any() for name, kept in found.items())
 
 
 def test_a_data_set_of_ones_own_reaches_all(team, monkeypatch):

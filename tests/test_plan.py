@@ -2,12 +2,21 @@
 
 from pathlib import Path
 
-import pytest
-
 from lthlab import spec, tickets
-from lthlab.parts import Data, Level, Net, Recipe
-from lthlab.plan import Need, depths, families, needs, refuse_unsupported
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Narrow, Permuted, Train, ancestors
+from lthlab.parts import Data, Net, Recipe
+from lthlab.plan import Need, depths, families, groups, needs, shape_of
+from lthlab.values import (
+    At,
+    Explicit,
+    Fresh,
+    Gradual,
+    Magnitude,
+    MaskOf,
+    Measure,
+    Permuted,
+    Train,
+    ancestors,
+)
 
 DEMO = Path(__file__).parent / "lenet.yaml"
 RULES = tickets.Protocol(Net(name="lenet_300_100"), Data(name="digits"), 0)
@@ -47,7 +56,27 @@ def test_an_early_ticket_asks_for_the_later_of_its_steps():
 
 def test_the_mask_of_a_pruning_training_asks_for_its_step():
     run = train(pruning=Gradual("1ep", "10ep", "1ep", "0.9"))
-    assert needs([MaskOf(run, "5ep")])[run].until == 5 * STEPS
+    assert needs([MaskOf(run, "5ep")]) == {run: need(5, "5ep")}
+    assert needs([MaskOf(run, "5ep"), MaskOf(run, "best_test"), At(run, "30it")]) == {
+        run: need(20, "5ep", "30it", "best_test")
+    }
+    ticket = train(init=At(TRUNK, "2ep"), mask=Permuted(MaskOf(run, "9ep")))
+    assert needs([ticket]) == {run: need(9, "9ep"), TRUNK: need(2, "2ep"), ticket: need(20)}
+    assert depths(ancestors([ticket])) == {TRUNK: 0, run: 0, MaskOf(run, "9ep"): 1, ticket.mask: 1, ticket: 1}
+
+
+def test_trainings_that_prune_differently_form_a_group_without_those_that_do_not():
+    kinds = [
+        train(pruning=pruning)
+        for pruning in (
+            Gradual("1ep", "10ep", "1ep", "0.9"),
+            Gradual("2ep", "9ep", "30it", "0.5", "0.1", "linear", scope="layer"),
+            Explicit((("4ep", "0.4"), ("8ep", "0.8"))),
+        )
+    ]
+    assert len({shape_of(value) for value in kinds}) == 1 and shape_of(TRUNK) != shape_of(kinds[0])
+    found = list(groups([TRUNK, *kinds], shape_of, families(ancestors([TRUNK, *kinds])), lambda value: 8))
+    assert found == [[TRUNK], kinds]
 
 
 def test_a_resuming_training_counts_on_the_schedules_clock():
@@ -99,39 +128,3 @@ def test_families_join_replicates_and_rates_of_one_level_and_ticket():
     assert len(kinds) == 1 + 5 * 4
     assert {len(members) for members in kinds.values()} == {1}
     assert {sum(found[item.value] == family for item in labelled) for family in kinds} == {18}
-
-
-# --- what this version does not compute -----------------------------------------------------------------------
-
-RESNET = Net(name="resnet20")
-PRUNING = train(pruning=Gradual("1ep", "10ep", "1ep", "0.9"))
-UNSUPPORTED = {
-    "pruning during a training": PRUNING,
-    "the mask of a training that prunes": MaskOf(PRUNING),
-    "grafted weights": train(init=Graft(At(TRUNK, "last"), Fresh(0))),
-    "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
-}
-
-
-@pytest.mark.parametrize("reason", UNSUPPORTED)
-def test_what_cannot_be_computed_is_named(reason):
-    value = UNSUPPORTED[reason]
-    with pytest.raises(ValueError, match=f"this version does not compute {reason}") as caught:
-        refuse_unsupported([TRUNK, value])
-    assert repr(value) in str(caught.value)
-
-
-def test_all_reasons_are_named_once():
-    many = [Magnitude(At(TRUNK, "last"), Level(k), granularity="filter") for k in range(1, 9)]
-    with pytest.raises(ValueError, match="this version") as caught:
-        refuse_unsupported([*many, *UNSUPPORTED.values()])
-    lines = str(caught.value).splitlines()
-    assert len(lines) == len(UNSUPPORTED)
-    assert f"pruning of filters (9 values, such as {many[0]!r})" in str(caught.value)
-
-
-def test_what_can_be_computed_is_not_refused():
-    refuse_unsupported([train(net=Narrow(RESNET, Level(2)))])
-    mask = Magnitude(At(TRUNK, "last"), layer_counts_of=Magnitude(At(TRUNK, "8ep"), "0.5"))
-    refuse_unsupported(ancestors([train(init=At(TRUNK, "8ep"), mask=Permuted(mask), schedule="resume")]))
-    refuse_unsupported(item.value for item in tickets.expand(spec.read(DEMO)))

@@ -18,10 +18,11 @@ from lthlab import lab, packing, results, sizes, spec
 from lthlab.data import load as load_data
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
+from lthlab.nodes import KINDS, canonical
 from lthlab.parts import Data, Level, Net
 from lthlab.store import Store
 from lthlab.tickets import expand
-from lthlab.values import KINDS, At, Fresh, Magnitude, Measure, Train, ancestors, canonical
+from lthlab.values import At, Fresh, Magnitude, Measure, Train, ancestors
 
 torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from lthlab import datasets, parts, tickets
 from lthlab.forms import parse
+from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
 from lthlab.store import Store
 from lthlab.values import (
-    KINDS,
     At,
     Dense,
     Explicit,
@@ -32,8 +32,6 @@ from lthlab.values import (
     Permuted,
     Train,
     ancestors,
-    canonical,
-    key_of,
 )
 
 RESNET, LENET, DIGITS = Net(name="resnet20"), Net(name="lenet_300_100"), Data(name="digits")
@@ -89,6 +87,7 @@ PINNED = {
         "f03152e4080d1bdd3f193ae8694db59a",
     ),
     "Magnitude, filter": (Magnitude(END, "0.3", granularity="filter", norm="l2"), "355808ab6d2937f2176a4692ea05b843"),
+    "Magnitude, floor": (Magnitude(END, "0.9", floor="0.01"), "58560fad33e2cd07cb542b0fd27fc947"),
     "Permuted": (Permuted(MASK), "aaa066bc393ce48aa5fe27e038023cb6"),
     "Permuted, global": (Permuted(MASK, "global", 7), "7356d376cf1e6f2055180e4de57914f2"),
     "Train, restart": (train(init=At(TRUNK, "8ep"), mask=MASK), "057354543c5fc3d08e2a6c24278e637a"),
@@ -228,6 +227,12 @@ SAME = {
         train(pruning=Explicit((("1ep", "0.2"), ("2ep", 0.5)))),
         train(pruning=Explicit([(f"{STEPS}it", 0.2), (f"{2 * STEPS}it", "0.50")])),
     ),
+    "no floor": (Gradual("1ep", "9ep", "1ep", "0.9", floor=0), Gradual("1ep", "9ep", "1ep", "0.9")),
+    "floor 0.10": (Explicit((("1ep", 0.2),), floor="0.10"), Explicit((("1ep", 0.2),), floor=0.1)),
+    "floor within layers": (
+        Explicit((("1ep", 0.2),), scope="layer", floor=0.1),
+        Explicit((("1ep", 0.2),), scope="layer"),
+    ),
     "mask at the end": (MaskOf(PRUNING), MaskOf(PRUNING, "160ep")),
     "settings as mapping": (
         Measure("correlation_indicator", ENDS, {"p": 0.2, "prunable": "all"}),
@@ -256,6 +261,7 @@ DIFFERENT = {
     "number of processes": (train(recipe=divided(2)), train(recipe=divided(3))),
     "milestones": (TRUNK, train(recipe=stepped("80ep", "121ep"))),
     "order of points": (Measure("correlation_indicator", ENDS), Measure("correlation_indicator", ENDS[::-1])),
+    "floor": (Gradual("1ep", "9ep", "1ep", "0.9"), Gradual("1ep", "9ep", "1ep", "0.9", floor="0.01")),
     "denominator of a narrow network": (Narrow(RESNET, "0.5"), Narrow(RESNET, "0.5", denominator="all")),
     "norm of filters": (
         Magnitude(END, Level(3), granularity="filter"),
@@ -558,9 +564,28 @@ REFUSED = {
         lambda: train(pruning=Gradual("9ep", "9ep", "1ep", "0.9")),
         "pruning from 9ep to 9ep: the end is not behind the start",
     ),
-    "gradual behind": (lambda: train(pruning=Gradual("1ep", "161ep", "1ep", "0.9")), "step 161ep is outside"),
-    "explicit, empty": (lambda: Explicit(()), "points: a list of"),
-    "explicit falls": (lambda: Explicit((("1ep", 0.5), ("2ep", 0.4))), "whose sparsities do not fall"),
+    "gradual behind": (
+        lambda: train(pruning=Gradual("1ep", "161ep", "1ep", "0.9")),
+        "pruning end 161ep is outside the tr",
+    ),
+    "gradual before": (
+        lambda: train(**AT8, schedule="resume", pruning=Gradual("7ep", "9ep", "1ep", "0.9")),
+        "pruning start 7ep is outside the training; allowed: 8ep to 160ep",
+    ),
+    "gradual floor": (lambda: Gradual("1ep", "9ep", "1ep", "0.9", floor=1), "floor 1 is not allowed; allowed: numbers"),
+    "gradual floor above": (
+        lambda: Gradual("1ep", "9ep", "1ep", "0.9", floor=0.2),
+        "floor 0.2 is more than is kept in all; allowed: 0 to 0.1",
+    ),
+    "explicit, empty": (lambda: Explicit(()), r"points \(\) are not allowed; allowed: one \(step, "),
+    "explicit falls": (
+        lambda: Explicit((("1ep", 0.5), ("2ep", 0.4))),
+        "points: sparsity '0.4' at 2ep falls; allowed: '0.5' or more",
+    ),
+    "explicit floor above": (
+        lambda: Explicit((("1ep", 0.5), ("2ep", 0.75)), floor="0.251"),
+        "floor '0.251' is more than is kept in all; allowed: 0 to 0.25",
+    ),
     "explicit step": (lambda: Explicit((("first", 0.5),)), "'first' is not a number of epochs"),
     "explicit prunable": (lambda: Explicit((("1ep", 0.5),), "x"), "prunable 'x' is not allowed"),
     "explicit scope": (lambda: Explicit((("1ep", 0.5),), scope="x"), "scope 'x' is not allowed"),
@@ -568,7 +593,7 @@ REFUSED = {
         lambda: train(pruning=Explicit((("1ep", 0.4), ("21it", 0.5)))),
         "points: the steps 1ep, 21it do not rise",
     ),
-    "explicit behind": (lambda: train(pruning=Explicit((("161ep", 0.4),))), "step 161ep is outside the training"),
+    "explicit behind": (lambda: train(pruning=Explicit((("161ep", 0.4),))), "pruning point 161ep is outside the"),
     "schedule": (lambda: train(schedule="resumed"), "schedule 'resumed' .*did you mean 'resume'"),
     "batchnorm": (lambda: train(batchnorm="rest"), "batchnorm 'rest' .*did you mean 'reset'"),
     "batch": (

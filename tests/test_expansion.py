@@ -328,7 +328,7 @@ REFUSED = {
     ),
     "gradual outside the run": (
         {"prune": "{levels: [1], gradual: {start: 2ep, end: 12ep}}", "asked": "GMP: "},
-        "prune.gradual: step 12ep is outside the training; allowed: 0ep to 10ep",
+        "prune.gradual: pruning end 12ep is outside the training; allowed: 0ep to 10ep",
     ),
     "gradual backwards": (
         {"prune": "{levels: [1], gradual: {start: 5ep, end: 2ep}}", "asked": "GMP: "},
@@ -340,7 +340,7 @@ REFUSED = {
     ),
     "list that grows": (
         {"prune": "{gradual: {points: [[1ep, 0.5], [2ep, 0.4]]}}", "asked": "GMP: "},
-        "prune.gradual: points: a list of (step, sparsity) whose sparsities do not fall",
+        "prune.gradual: points: sparsity '0.4' at 2ep falls; allowed: '0.5' or more",
     ),
     "list and curve": (
         {"prune": "{gradual: {end: 3ep, points: [[1ep, 0.5]]}}", "asked": "GMP: "},
