@@ -58,7 +58,7 @@ NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 
