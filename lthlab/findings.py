@@ -72,34 +72,59 @@ def _counts(gone: pd.DataFrame, layers: pd.DataFrame, by: Sequence[str]) -> list
     return found.merge(alike.reset_index(), on=list(by)).to_dict("records")
 
 
+def still_moving(steps: pd.DataFrame) -> Html:
+    """Show by how much pruned shares still move after each step at which weights are ranked, panel by panel.
+
+    Parameters
+    ----------
+    steps : DataFrame
+        What `lthlab.ratios.by_step` returns, for masks of one method and level.
+    """
+    moving = ratios.left_to_move(steps)
+    texts, about = {}, "points that a layer's share still moves, mean over layers"
+    for name, rows in results.panels(moving) if len(moving) else []:
+        cells = results.summarise(rows, ["find_lr", "prune_epoch"]).to_dict("records")
+        texts[name, plots.sample_size(rows)] = [
+            (f"{cell['find_lr']:g}", f"after epoch {cell['prune_epoch']:g}", _plain(cell)) for cell in cells
+        ]
+    return _tables(texts, about)
+
+
 def carried(pairs: pd.DataFrame) -> Html:
     """Show which share of tickets' advantage over globally random ones the counts per layer carry, panel by panel.
 
     Parameters
     ----------
     pairs : DataFrame
-        What `lthlab.ratios.contrasts` returns, for masks of one method and step.
+        What `lthlab.ratios.contrasts` returns, for masks of one method and step and one recipe of tickets.
     """
-    found = [
-        ratios.carried(rows, ["find_lr", "eval_lr", "level", "sparsity"]).assign(panel=name)
-        for name, rows in (results.panels(pairs) if len(pairs) else [])
-    ]
-    shares = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
-    if shares.empty:
-        return Html('<p class="nothing">The study has no random tickets of all scopes to compare with.</p>')
-    words = [_percent(row) if row["mean"] == row["mean"] else "advantage not seen" for row in shares.to_dict("records")]
-    shown = pd.DataFrame(
-        {
-            "panel": shares["panel"],
-            "level": shares["level"].astype("Int64"),
-            "left (%)": [f"{100 * (1 - sparsity):.3g}" for sparsity in shares["sparsity"]],
-            "mask found at": [f"{lr:g}" for lr in shares["find_lr"]],
-            "trained at": [f"{lr:g}" for lr in shares["eval_lr"]],
-            "n": shares["n"],
-            "carried by the counts per layer, with 95 % interval": words,
-        }
-    )
-    return table(shown, "Share of the advantage that the counts per layer carry")
+    texts, about = {}, "share of the advantage that the counts per layer carry"
+    for name, rows in results.panels(pairs) if len(pairs) else []:
+        cells = ratios.carried(rows, ["find_lr", "eval_lr", "sparsity"]).to_dict("records")
+        texts[name, plots.sample_size(rows)] = [
+            (
+                f"{cell['find_lr']:g}" + f", trained at {cell['eval_lr']:g}" * (cell["find_lr"] != cell["eval_lr"]),
+                f"{100 * (1 - cell['sparsity']):.3g} % left",
+                _percent(cell) if pd.notna(cell["mean"]) else "advantage not seen",
+            )
+            for cell in cells
+        ]
+    return _tables(texts, about)
+
+
+def _tables(texts: dict[tuple[str, str], list[tuple[str, str, str]]], about: str) -> Html:
+    """Show for each panel its cells, of which each is a row's name, a column's name and a text."""
+    shown = []
+    for (panel, n), cells in texts.items():
+        if cells:
+            words = f"{panel}, {n}: {about}, with 95 % interval"
+            grid = pd.DataFrame(cells, columns=["row", "column", "text"]).pivot(
+                index="row", columns="column", values="text"
+            )
+            grid = grid[list(dict.fromkeys(column for _, column, _ in cells))]
+            rows = table(grid.rename_axis(index="mask found at", columns=None).reset_index(), words)
+            shown.append(f"<p>{html.escape(words)}</p>{rows}")
+    return Html("".join(shown) or '<p class="nothing">The study has no masks or random tickets to say that of.</p>')
 
 
 def searches(frame: pd.DataFrame) -> Html:
@@ -158,6 +183,11 @@ def _interval(row: dict[Any, Any]) -> str:
     mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
     unseen = row["n"] > 1 and row["low"] <= 0 <= row["high"]
     return (mean if row["n"] < 2 else f"{mean} [{low}, {high}]") + ", no difference seen" * bool(unseen)
+
+
+def _plain(row: dict[Any, Any]) -> str:
+    mean, low, high = (f"{100 * row[name]:.1f}" for name in ("mean", "low", "high"))
+    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
 
 
 def _percent(row: dict[Any, Any]) -> str:

@@ -133,6 +133,8 @@ def layers_by_step(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         style = "-" if place % 2 == 0 else plots._DASHED
         marker = plots._VARIED[place % len(plots._VARIED)]
         plots._line(ax, cells["prune_epoch"], cells, label, to_hex(colours[place]), marker, style)
+    epochs = sorted(done["prune_epoch"].unique())
+    ax.set_xticks(epochs, [f"{epoch:g}" for epoch in epochs])
     ax.set_xlabel("epoch at which weights are ranked")
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)

@@ -52,7 +52,7 @@ def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.Da
         Rows of the chain that rewinds to the earliest step, if `method` is IMP.
     """
     own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
-    chains = own["rewind"].fillna("").where(own["what"] == "mask", "")
+    chains = own["rewind"].astype(object).where(own["rewind"].notna() & (own["what"] == "mask"), "")
     own = own[chains == chains.groupby(own["panel"]).transform("min")] if len(own) else own
     if latest and len(own):
         epochs = pd.Series(_epochs(own), own.index)
