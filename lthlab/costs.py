@@ -87,6 +87,8 @@ def saved(frame: pd.DataFrame, ticket: str = "LT", dear: str = "IMP", cheap: str
     by = ["level", "sparsity", "find_lr", "eval_lr"]
     found = []
     for name, own in results.panels(rows) if len(rows) else []:
+        if own["method"].nunique() < 2:
+            continue
         longest = own.groupby([*by, "method"], dropna=False)["search_epochs"].transform("max")
         own = own[own["search_epochs"] == longest]
         spent = own.pivot_table(index=by, columns="method", values="search_epochs", dropna=False)

@@ -166,7 +166,7 @@ def bill(frame: pd.DataFrame) -> Html:
     shown = found.assign(**percent, sparsity=[f"{100 * (1 - sparsity):.3g}" for sparsity in found["sparsity"]])
     shown["low"] = shown["low"].where(found["n"] > 1)
     shown["high"] = shown["high"].where(found["n"] > 1)
-    shown = shown.drop(columns=[name for name in results.VARIANT if shown[name].isna().all()]).astype(
+    shown = shown.drop(columns=[name for name in results.VARIANT if name in shown and shown[name].isna().all()]).astype(
         {"level": "Int64"}
     )
     rows = table(shown.rename(columns=_SHOWN | {"sparsity": "left (%)"}), "Costs and accuracies of tickets")

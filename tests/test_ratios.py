@@ -195,7 +195,7 @@ def test_global_and_layer_wise_rankings_are_paired_across_panels():
 
 STUDY = """
 name: shares
-net: {name: resnet8, width: 4}
+net: lenet_300_100
 data: {name: digits, train_size: 96}
 replicates: 2
 find: {epochs: 2, batch_size: 32, lr: [0.05, 0.2]}
