@@ -9,6 +9,7 @@ import pandas as pd
 from lthlab import costs, plots, ratios, results
 from lthlab.reports import Html, download, found_out, level_of, signed, table
 
+_WIDEST = 5  # times the advantage itself: beyond, where an interval ends says nothing
 _SHOWN = {
     "search_epochs": "search epochs", "train_epochs": "training epochs", "epochs": "in all", "mean": "accuracy (%)",
 }  # fmt: skip
@@ -191,4 +192,7 @@ def _plain(row: dict[Any, Any]) -> str:
 
 
 def _percent(row: dict[Any, Any]) -> str:
-    return "{:.0f} % [{:.0f}, {:.0f}]".format(*(100 * row[name] for name in ("mean", "low", "high")))
+    mean, low, high = (100 * row[name] for name in ("mean", "low", "high"))
+    if high - low > 100 * _WIDEST:
+        return f"{mean:.0f} %, interval wider than {100 * _WIDEST} points"
+    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]".replace("-", "−")
