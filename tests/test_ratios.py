@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from lthlab import lab, ratios, results, spec
+from lthlab.derive import mask as read_mask
 from lthlab.derive import state
 from lthlab.store import Store
 from lthlab.tickets import expand
@@ -244,4 +245,51 @@ def test_a_study_has_all_contrasts_and_comparisons(computed):
     last = steps[steps["prune_epoch"] == 2]
     assert len(steps) == len(glob) and last["variation"].eq(0).all() and steps["variation"].max() > 0
     layered = ratios.to_even(found[found["ranking"] == "layer"])
-    assert layered["value"].sub(1).abs().max() < 0.05 < ratios.to_even(glob)["value"].sub(1).abs().max()
+    assert layered["value"].sub(1).abs().max() < 1e-3 < 1e-2 < ratios.to_even(glob)["value"].sub(1).abs().max()
+
+
+SWAP = """
+name: swap
+net: lenet_300_100
+data: {name: digits, train_size: 64}
+find: {epochs: 1, batch_size: 32, lr: 0.05}
+prune: {levels: [1, 2, 3], rate: 0.5, layer_counts: {lr: 1.0}}
+tickets: {LT: {methods: [IMP, OMP]}}
+protocol: {scope: %s}
+"""
+
+
+def largest(weights, alive, count):
+    """Keep so many of the weights that are alive, the largest, of equal ones the later, in plain NumPy."""
+    flat = np.where(alive.ravel(), np.abs(weights).ravel(), -1)
+    kept = np.zeros(flat.size, bool)
+    kept[np.argsort(flat, kind="stable")[flat.size - count :]] = True
+    return kept.reshape(weights.shape)
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_counts_are_imposed_and_layers_ranked_apart_as_in_plain_numpy(scope, tmp_path):
+    """At every level a mask keeps of each layer as many as its pattern does (Lan Fig. 7), its own largest ones."""
+    config = spec.parse(SWAP % scope)
+    store = Store(tmp_path)
+    lab.compute_study(config, store, "cpu")
+    values = {item.value.key: item.value for item in expand(config)}
+    masks = [item for item in expand(config) if item.role["what"] == "mask"]
+    seen = 0
+    for value, role in ((item.value, item.role) for item in masks):
+        imposed = role["layer_counts"] is not None
+        if not imposed and scope == "global":
+            continue
+        weights, found = state(value.of, store), read_mask(value, store)
+        before = value.of.run.mask
+        alive = read_mask(before, store) if before.key in values else {name: m | True for name, m in found.items()}
+        pattern = read_mask(value.layer_counts_of, store) if imposed else None
+        for name, layer in found.items():
+            share = 1 - 0.5 ** role["level"]
+            count = int(pattern[name].sum()) if imposed else layer.numel() - int(share * layer.numel() + 0.5)
+            expected = largest(weights[name].numpy(), alive[name].numpy(), count)
+            np.testing.assert_array_equal(layer.numpy(), expected)
+            seen += 1
+        if imposed:
+            assert value.layer_counts_of.of.run.recipe.lr == 1.0 and value.of.run.recipe.lr == 0.05
+    assert seen == 2 * 3 * 2 * (1 if scope == "global" else 2)  # methods, levels, layers, own and imposed
