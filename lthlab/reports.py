@@ -115,7 +115,7 @@ def _figure(
 
 def numbers(frame: pd.DataFrame, label: str) -> Html:
     """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
-    return Html(table(_numbers(frame), label))
+    return table(_numbers(frame), label)
 
 
 def drawing(ax: Any) -> Html:
@@ -304,8 +304,11 @@ def small_dense(frame: pd.DataFrame) -> Html:
     wide = found[found["gap"] > sizes.TOLERANCE].to_dict("records")
     words = f"no network of this depth has that many parameters, or at most {100 * sizes.TOLERANCE:g} % fewer."
     notes = [f"{row['panel']}, {level_of(row)}: {words}" for row in wide]
-    sizes_ = table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
-    return Html(sizes_ + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
+    shown = shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"})
+    return Html(
+        table(shown, "Sizes of small networks")
+        + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
+    )
 
 
 def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
@@ -512,10 +515,10 @@ def download(frame: pd.DataFrame, name: str, words: str) -> Html:
     return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
 
 
-def table(frame: pd.DataFrame, label: str) -> str:
-    """Write a frame as an HTML table, named for readers who do not see it."""
+def table(frame: pd.DataFrame, label: str) -> Html:
+    """Show a frame as it is, named for readers who do not see it."""
     text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>'
+    return Html(f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>')
 
 
 def signed(value: float, decimals: int) -> str:

@@ -523,8 +523,8 @@ def test_dense_networks_of_another_recipe_than_the_tickets_are_no_panel():
 def test_panels_of_one_network_and_data_set_are_told_apart():
     text = PANELS.replace("{name: resnet8, width: 8}", "{name: resnet8, width: 4, shortcut: A}")
     names = [name for name, _ in results.panels(helpers.frame_of(spec.parse(text.replace("[2, 3]", "2"))))]
-    small = "resnet8 (width 4) on digits, panel resnet8.digits"
-    assert names == ["lenet_300_100 on digits", small, f"{small}.2"]
+    small = "resnet8 (width 4) on digits, shortcut"
+    assert names == ["lenet_300_100 on digits", f"{small} B", f"{small} A"]
 
 
 def test_panels_of_one_data_set_seen_differently_are_told_apart():
