@@ -307,7 +307,7 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "view", "train_size", "source", "target")
+PANEL = ("study", "panel", "network", "width", "shortcut", "data", "view", "train_size", "source", "target")
 """Columns that tell networks on data sets apart, and what tickets are transferred to."""
 VARIANT = ("prune_at", "pruning", "layer_counts", "scope", "rewind", "schedule")
 """Columns that tell tickets of one kind on masks of one method apart."""
@@ -352,7 +352,9 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
 
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
-    name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
+    about = [f"width {row['width']}"] if "width" in NETS.get(name, ()) and "width" in row else []
+    about += ["no shortcuts"] if row.get("shortcut") == "none" else []
+    name += f" ({', '.join(about)})" if about else ""
     view = row.get("view")
     view = f" ({view})" if view and isinstance(view, str) else ""  # earlier versions noted none
     target = f", transferred to {row['target']}" if row.get("target") != row.get("source") else ""
@@ -360,8 +362,11 @@ def _panel_name(row: "pd.Series[Any]") -> str:
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
-    """What tells a panel from others of the same name."""
+    """What tells a panel from others of the same name; numbers and long texts only where nothing else does."""
     differ = [str(column) for column in keys if keys[column].nunique() > 1]
+    for column in ("panel", "source", "target"):
+        rest = [name for name in differ if name != column]
+        differ = rest if rest and not keys.duplicated(rest).any() else differ
     return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
 
 

@@ -38,6 +38,7 @@ ROWS = [
     ["plots"],
     ["reports"],
     ["explore", "prizes"],
+    ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -46,7 +47,8 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
-    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
+    "files", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels", "machine", "packing", "pages",
+    "parts",
     "plan", "plots", "prizes", "progress", "provenance", "pruning", "readers", "reports", "results", "runs", "schema",
     "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
     "watch", "wording",
@@ -252,7 +254,7 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "plots", "prizes", "reports"}
+    drawing = {"explore", "guidelines", "plots", "prizes", "reports"}
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))

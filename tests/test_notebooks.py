@@ -64,7 +64,7 @@ def problems(path: Path) -> list[str]:
         found.append("kernel is not python3")
     if left := set(content["metadata"]) - {"kernelspec", "language_info"}:
         found.append(f"metadata {', '.join(left)}")
-    if not 8 <= len(code) + len(text) <= 16:
+    if not 8 <= len(code) + len(text) <= 20:
         found.append(f"{len(code) + len(text)} cells")
     if len(text) < len(code + text) / 3:
         found.append(f"{len(text)} cells of text")

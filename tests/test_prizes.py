@@ -27,8 +27,8 @@ verdicts: {rules}
 """
 
 
-def config(rules="{}"):
-    return spec.parse(STUDY.format(rules=rules))
+def rules_of(rules="{}"):
+    return spec.parse(STUDY.format(rules=rules)).verdicts
 
 
 def frame(network="a", data="cifar10", **columns):
@@ -47,38 +47,38 @@ def cells(shown: str) -> list[list[tuple[str, str]]]:
 
 
 def test_the_finding_says_what_is_won_and_how_far():
-    text = prizes.finding(prizes.judge(config(), frame()))
+    text = prizes.finding(prizes.judge(rules_of(), frame()))
     assert text.startswith(
         '<p class="finding"><strong>What came out.</strong> a on cifar10, LT: jackpot on IMP masks at '
     )
     assert "at 2 of 3 levels, the sparsest level 11 (8.59 % of the prunable weights left)" in text
     assert re.search(r"minus the best RR is \+1\.0 \[\+0\.\d, \+1\.\d\] points \(n = 3 replicates\)", text)
     assert "none at 1 of 3 levels" in text and "tolerance 0.5 points (Ma 2.2, E.1)" in text
-    lost = prizes.finding(prizes.judge(config(), frame().query("level != 8 and level != 11")))
+    lost = prizes.finding(prizes.judge(rules_of(), frame().query("level != 8 and level != 11")))
     assert "no prize on IMP masks: ③ fails at every level (beats RR: −2.0 points, needed more than +0.5) (tol" in lost
-    unknown = prizes.finding(prizes.judge(config(), frame().query("ticket != 'SDT'")))
+    unknown = prizes.finding(prizes.judge(rules_of(), frame().query("ticket != 'SDT'")))
     assert "no certain prize on IMP masks (insufficient evidence at 2, none at 1 of 3 levels)" in unknown
 
 
 def test_why_there_is_no_prize_is_said():
     short = pd.concat([frame("b", "digits", eval_epochs=2)])
-    text = prizes.finding(prizes.judge(config(), short))
+    text = prizes.finding(prizes.judge(rules_of(), short))
     assert "no prize on IMP masks: ① fails at every level (83.2 to 95.6 % pruned, 2 of 20 epochs) (tolerance" in text
-    rows = cells(prizes.table(prizes.judge(config(), short)))
+    rows = cells(prizes.table(prizes.judge(rules_of(), short)))
     assert all("83.2 % pruned 2 of 20 epochs" in " ".join(row[3][1].split()) for row in rows[:1])
-    assert "2 of 20 epochs" in prizes.reasons(prizes.judge(config(), short))
-    enough = prizes.finding(prizes.judge(config("{min_sparsity: 0.99}"), frame("b", "digits", eval_epochs=20)))
+    assert "2 of 20 epochs" in prizes.reasons(prizes.judge(rules_of(), short))
+    enough = prizes.finding(prizes.judge(rules_of("{min_sparsity: 0.99}"), frame("b", "digits", eval_epochs=20)))
     assert "① fails at every level (83.2 to 95.6 % pruned) (tolerance" in enough
     both = frame("b", "digits", eval_epochs=20)
-    either = prizes.finding(prizes.judge(config("{min_sparsity: 0.93}"), both[both["level"] != 8]))
+    either = prizes.finding(prizes.judge(rules_of("{min_sparsity: 0.93}"), both[both["level"] != 8]))
     assert "no prize on IMP masks: ① at 1, ③ at 1 of 2 levels fail (tolerance" in either
 
 
 def test_what_a_condition_lacks_is_named_or_where_it_is_listed():
-    rows = cells(prizes.table(prizes.judge(config(), frame().query("ticket != 'RR'"))))
+    rows = cells(prizes.table(prizes.judge(rules_of(), frame().query("ticket != 'RR'"))))
     assert all("not known no runs of RR" in " ".join(row[5][1].split()) for row in rows)
     some = frame().query("ticket != 'RR' or eval_lr > 0.01 or replicate > 0")
-    judged = prizes.judge(config(), some)
+    judged = prizes.judge(rules_of(), some)
     texts = [" ".join(row[5][1].split()) for row in cells(prizes.table(judged))]
     assert all(text.endswith("what is lacking is listed under “What decided”") for text in texts)
     assert "What decided for LT on IMP masks" in prizes.reasons(judged) and "(not in the frame)" in prizes.reasons(
@@ -87,7 +87,7 @@ def test_what_a_condition_lacks_is_named_or_where_it_is_listed():
 
 
 def test_the_table_shows_what_judge_finds():
-    judged = prizes.judge(config(), frame())
+    judged = prizes.judge(rules_of(), frame())
     found = verdicts.judge(frame())
     rows = cells(prizes.table(judged))
     assert len(rows) == len(found) == 3
@@ -111,7 +111,7 @@ def test_readings_that_differ_are_both_shown():
     dense = {lr: mean for lr, mean in zip(lrs, (88, 92, 91), strict=True)}
     rows = test_verdicts.frame(lt, rr, dense, test_verdicts.flat(85.0, lrs), network="a", study="s")
     for reading, other in (("literal", "same_lr"), ("same_lr", "literal")):
-        judged = prizes.judge(config(f"{{reading: {reading}}}"), rows)
+        judged = prizes.judge(rules_of(f"{{reading: {reading}}}"), rows)
         assert [verdict.rules.reading for verdict in judged[0].verdicts] == [reading, other]
         first, second = cells(prizes.table(judged))
         won = {"literal": "secondary prize", "same_lr": "none"}
@@ -119,12 +119,12 @@ def test_readings_that_differ_are_both_shown():
         assert " ".join(second[2][1].split()).startswith(won[other])
         assert f"The reading &#x27;{other}&#x27; differs in 1 row," in prizes.table(judged)
         assert [row[1][1] for row in cells(prizes.largest(judged))] == [reading, other]
-    same = prizes.judge(config(), frame())
+    same = prizes.judge(rules_of(), frame())
     assert "gives the same" in prizes.table(same) and cells(prizes.largest(same))[0][1][1] == "both"
 
 
 def test_reasons_name_cells_thresholds_and_what_would_change():
-    judged = prizes.judge(config("{gap: 0.7}"), frame())
+    judged = prizes.judge(rules_of("{gap: 0.7}"), frame())
     text = prizes.reasons(judged)
     rows = cells(text)
     assert len(rows) == 15
@@ -138,26 +138,32 @@ def test_reasons_name_cells_thresholds_and_what_would_change():
     assert needed == ["at least 60 % pruned", "more than +0.7", "more than +0.7", "at least −0.5", "at least −0.5"]
     assert 'class="warning"' not in text
     edge = frame().query("eval_lr >= 0.1")
-    shown = html.unescape(prizes.reasons(prizes.judge(config(), edge)))
+    shown = html.unescape(prizes.reasons(prizes.judge(rules_of(), edge)))
     assert "②③④⑤ decided by LT at learning rate 0.1, the smallest of its grid (IMP, level 8, 11, 14)" in shown
     assert shown.count("decided by LT") == 1
 
 
 def test_largest_levels_and_questions():
-    judged = prizes.judge(config(), frame())
+    judged = prizes.judge(rules_of(), frame())
     (row,) = cells(prizes.largest(judged))
     last, won = "14 4.4 % left", "11 8.59 % left"
     assert [" ".join(text.split()) for _, text in row[2:]] == [last, last, won, last, last, won, "at none"]
     rows = cells(prizes.overview(judged))
     table = verdicts.overview(frame(), verdicts.judge(frame()))
-    assert [row[1][1].split()[0] for row in rows] == [state.split()[0] for state in table["state"]]
-    assert rows[0][0][1] == "Is there a jackpot?" and rows[0][2][1] == "8.59 % left, IMP masks"
-    assert rows[3][3][1].startswith("not known: no runs of OMP") and "nan" not in prizes.overview(judged)
+    ((place, *answers),) = rows
+    assert " ".join(place[1].split()) == "a on cifar10 LT, preferences at 4.4 % left"
+    assert [kind for kind, _ in answers] == [state.split()[0] for state in table["state"]]
+    texts = [" ".join(text.split()) for _, text in answers]
+    assert texts[:2] == ["✓ yes IMP masks 8.59 % left", "× no IMP masks"]
+    small = table.set_index("question").loc["prefers small lr"]
+    ends = [f"{small[name]:+.1f}".replace("-", "−") for name in ("estimate", "low", "high")]
+    assert texts[2] == f"× no IMP masks {ends[0]} [{ends[1]}, {ends[2]}] n = 3"
+    assert texts[3] == "? insufficient evidence not known: no runs of OMP" and "nan" not in prizes.overview(judged)
 
 
 def test_panels_are_judged_apart_and_with_their_tolerance():
     both = pd.concat([frame(), frame("b", "digits", eval_epochs=20).assign(value=lambda rows: rows["value"] - 0.1)])
-    judged = prizes.judge(config(), both)
+    judged = prizes.judge(rules_of(), both)
     assert [(panel.panel, panel.problem) for panel in judged] == [("a on cifar10", ""), ("b on digits", "")]
     text = prizes.rules(judged)
     assert "a on cifar10: similar accuracy is within 0.5 points (Ma 2.2, E.1)" in text
@@ -168,18 +174,18 @@ def test_panels_are_judged_apart_and_with_their_tolerance():
 
 def test_settings_of_the_study_are_those_of_the_verdicts():
     rules = "{tolerance: 1.5, gap: 0.1, sdt_gap: 0.2, min_sparsity: 0.9, epochs: 7}"
-    own = prizes.judge(config(rules), frame())[0].verdicts[0].rules
+    own = prizes.judge(rules_of(rules), frame())[0].verdicts[0].rules
     assert (own.tolerance, own.gap, own.sdt_gap, own.min_sparsity, own.epochs) == (1.5, 0.1, 0.2, 0.9, 7)
-    text = prizes.rules(prizes.judge(config(rules), frame()))
+    text = prizes.rules(prizes.judge(rules_of(rules), frame()))
     assert "within 1.5 points (set)" in text and "7 epochs (set) suffice" in text
-    text = prizes.rules(prizes.judge(config("{epochs: 7}"), frame()))
+    text = prizes.rules(prizes.judge(rules_of("{epochs: 7}"), frame()))
     assert "within 0.5 points (Ma 2.2, E.1)" in text and "7 epochs (set) suffice" in text
 
 
 def test_rewinding_tickets_are_judged_as_well():
     rows = frame()
     late = rows[rows["ticket"] == "LT"].assign(ticket="WR", rewind="1ep")
-    judged = prizes.judge(config(), pd.concat([rows.assign(rewind=None), late]))
+    judged = prizes.judge(rules_of(), pd.concat([rows.assign(rewind=None), late]))
     assert [v.rules.ticket for v in judged[0].verdicts[::3]] == ["LT", "LT", "WR", "WR"]
     assert len(cells(prizes.table(judged))) == 6 and "Verdicts on WR" in prizes.table(judged)
 
@@ -192,13 +198,13 @@ def test_rewinding_tickets_are_judged_as_well():
     ],
 )
 def test_why_a_panel_cannot_be_judged_is_said_on_the_page(change, said):
-    judged = prizes.judge(config(), change(frame()))
+    judged = prizes.judge(rules_of(), change(frame()))
     for show in (prizes.finding, prizes.rules, prizes.table, prizes.reasons, prizes.largest, prizes.overview):
         assert html.escape(said) in show(judged), show
 
 
 def test_an_unfinished_study_is_shown_as_such():
     rows = frame().assign(status="missing", value=np.nan)
-    judged = prizes.judge(config(), rows)
+    judged = prizes.judge(rules_of(), rows)
     assert {kind for row in cells(prizes.table(judged)) for kind, _ in row[3:]} == {"yes", "insufficient"}
     assert "not known" in prizes.table(judged) and "nan" not in prizes.overview(judged) + prizes.reasons(judged)
