@@ -329,17 +329,21 @@ def table(found: pd.DataFrame) -> Html:
 
 def _table(found: pd.DataFrame, number: int) -> str:
     third = number == 3
-    heads = ["Network and data", "", "Parameters per image" if third else "Difference (points)", "Where"]
+    heads = ["Network and data", "Largest sparsity", "Parameters per image", ""]
+    heads = heads if third else ["Network and data", "Shows", "Difference (points)", "Where"]
     rows = []
     for row in found[found["statement"] == number].to_dict("records"):
         name = "\n".join(filter(None, (row["panel"], row["connections"], f"study {row['study']}")))
         left = "" if pd.isna(row["sparsity"]) else f"{100 * (1 - row['sparsity']):.3g} % left"
-        place = ["" if pd.isna(row["method"]) else f"{row['method']} masks", "" if row["sparsity"] == 0 else left]
+        place = [] if third else ["" if pd.isna(row["method"]) else f"{row['method']} masks", left]
+        state = (row["shows"], row["shows"])
+        if row["shows"] == "bears":
+            state = ("", f"{100 * row['sparsity']:.3g} %" if row["sparsity"] else "none")
         note = "" if pd.isna(row["note"]) else row["note"]
         size = "" if pd.isna(row["redundancy"]) else f"{row['redundancy']:.3g}"
         words = size if third else _difference(row)
         where = "\n".join(filter(None, (*place, note)))
-        rows.append([("", name), (row["shows"], row["shows"]), ("", words), ("", where)])
+        rows.append([("", name), state, ("", words), ("", where)])
     text = " ".join(filter(None, (f"{number}. {STATEMENTS[number]}", _NOTES.get(number, ""))))
     return grid(heads, rows, text, f"What panels show about statement {number} of Ma's guideline")
 

@@ -25,7 +25,7 @@ WORDS = {
 _SHORT = 30
 _CLASSES = {
     "insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no",
-    "supports": "yes", "contradicts": "no", "undecided": "boundary", "no evidence": "insufficient", "bears": "",
+    "supports": "yes", "contradicts": "no", "undecided": "boundary", "no evidence": "insufficient",
 }  # fmt: skip
 """Classes of the style sheet by state."""
 _QUESTIONS = {

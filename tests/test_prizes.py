@@ -6,6 +6,7 @@ import io
 import re
 from base64 import b64decode
 
+import helpers
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ import test_verdicts
 from test_pages import Elements
 
 from lthlab import prizes, spec, verdicts
+from lthlab.parts import Data
 from lthlab.verdicts import MARKS
 
 STUDY = """
@@ -25,6 +27,9 @@ prune: {{levels: [11]}}
 tickets: {{LT: {{}}, RR: {{}}}}
 verdicts: {rules}
 """
+
+
+TARGET = Data(name="digits", classes=(5, 6, 7, 8, 9)).text
 
 
 def rules_of(rules="{}"):
@@ -188,6 +193,60 @@ def test_rewinding_tickets_are_judged_as_well():
     judged = prizes.judge(rules_of(), pd.concat([rows.assign(rewind=None), late]))
     assert [v.rules.ticket for v in judged[0].verdicts[::3]] == ["LT", "LT", "WR", "WR"]
     assert len(cells(prizes.table(judged))) == 6 and "Verdicts on WR" in prizes.table(judged)
+
+
+def test_tickets_on_masks_that_differ_are_judged_apart():
+    """Masks ranked at two epochs: the early ones of OMP win nothing. SDT and dense networks are for both."""
+    rows = frame().query("level == 11 or level == 0")
+    masked = rows["ticket"].isin(["LT", "RR"])
+    omp = rows[masked].assign(method="OMP")
+    early = omp.assign(value=omp["value"] - 0.02 * (omp["ticket"] == "LT"), prune_at="20ep")
+    both = pd.concat([rows[masked].assign(prune_at="160ep"), omp.assign(prune_at="160ep"), early, rows[~masked]])
+    judged = prizes.judge(rules_of(), both.assign(what="train"))
+    assert [(panel.panel, panel.tickets, panel.problem) for panel in judged] == [
+        ("a on cifar10, LT on IMP and OMP masks (ranked at 160ep)", ["LT"], ""),
+        ("a on cifar10, LT on OMP masks (ranked at 20ep)", ["LT"], ""),
+    ]
+    assert [[(v.method, v.verdict) for v in panel.verdicts[:2]] for panel in judged] == [
+        [("IMP", "jackpot"), ("OMP", "jackpot")], [("OMP", "none"), ("OMP", "none")],
+    ]  # fmt: skip
+    alone = prizes.judge(rules_of(), both[both["prune_at"] != "160ep"])[0]
+    assert alone.panel == "a on cifar10" and alone.verdicts == judged[1].verdicts
+    answers = cells(prizes.overview(judged))
+    assert ["LT on OMP masks (ranked at 20ep)" in row[0][1] for row in answers] == [False, True]
+
+
+def test_rewinding_to_several_steps_is_judged_step_by_step():
+    rows = frame()
+    late = rows[rows["ticket"] == "LT"].assign(ticket="WR", rewind="1ep", schedule="resume")
+    worse = late.assign(rewind="5ep", value=late["value"] - 0.05)
+    judged = prizes.judge(rules_of(), pd.concat([rows.assign(rewind=None, schedule="restart"), late, worse]))
+    assert [(panel.panel, panel.tickets) for panel in judged] == [
+        ("a on cifar10", ["LT"]),
+        ("a on cifar10, WR on IMP masks (weights of 1ep)", ["WR"]),
+        ("a on cifar10, WR on IMP masks (weights of 5ep)", ["WR"]),
+    ]
+    assert [[v.verdict for v in panel.verdicts[:3]] for panel in judged] == [["jackpot", "jackpot", "none"]] * 2 + [
+        ["none"] * 3
+    ]
+
+
+def test_studies_with_variants_are_judged_whole():
+    """Every kind of mask and ticket of the language, on random outcomes: nothing is refused, nothing judged twice."""
+    text = STUDY.format(rules="{epochs: 20}").replace("levels: [11]", "levels: [2, 4], at: [5ep, last]")
+    text = text.replace("{LT: {}, RR: {}}", "{LT: {}, RR: {}, WR: {methods: IMP, rewind: [1ep, 2ep]}, SDT: }")
+    text += "targets: [{data: {name: digits, classes: [5, 6, 7, 8, 9]}}]\n"
+    judged = prizes.judge(spec.parse(text).verdicts, helpers.frame_of(spec.parse(text)))
+    moved = [panel for panel in judged if f"transferred to {TARGET}" in panel.panel]
+    assert {panel.problem.partition(";")[0] for panel in moved} == {"tickets of digits are trained on " + TARGET}
+    own = [panel for panel in judged if panel not in moved]
+    assert [panel.panel.partition(", ")[2] for panel in own] == [
+        "LT on IMP and OMP masks (ranked at 5ep)",
+        "LT on IMP and OMP masks (ranked at 20ep)",
+        *(f"WR on IMP masks (ranked at {at}, weights of {step})" for at in ("5ep", "20ep") for step in ("1ep", "2ep")),
+    ]
+    assert [len(panel.verdicts) for panel in own] == [8, 8, 4, 4, 4, 4]
+    assert not any(condition.missing for panel in own for found in panel.verdicts for condition in found.conditions)
 
 
 @pytest.mark.parametrize(
