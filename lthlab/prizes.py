@@ -124,7 +124,8 @@ def _forms(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
             alike = (texts[masks] == first[masks]).all(axis=1) & rows["method"].isin(methods)
             chosen = rows.index.isin(same.index) | (alike & (rows["ticket"] == "RR"))
             name = f"{ticket} on {' and '.join(methods)} masks"
-            name += f" ({words[same.index[0]]})" if words[same.index[0]] else ""
+            about = next(filter(None, words[same.index]), "")
+            name += f" ({about})" if about else ""
             yield f", {name}", rows[chosen | rows["ticket"].isin(["SDT", "dense"])], [ticket]
 
 

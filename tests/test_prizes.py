@@ -202,6 +202,7 @@ def test_tickets_on_masks_that_differ_are_judged_apart():
     omp = rows[masked].assign(method="OMP")
     early = omp.assign(value=omp["value"] - 0.02 * (omp["ticket"] == "LT"), prune_at="20ep")
     both = pd.concat([rows[masked].assign(prune_at="160ep"), omp.assign(prune_at="160ep"), early, rows[~masked]])
+    both["method"] = both["method"].where(both["ticket"] != "SDT", None)
     judged = prizes.judge(rules_of(), both.assign(what="train"))
     assert [(panel.panel, panel.tickets, panel.problem) for panel in judged] == [
         ("a on cifar10, LT on IMP and OMP masks (ranked at 160ep)", ["LT"], ""),
