@@ -16,7 +16,7 @@ import pandas as pd
 
 from lthlab import plots, results, verdicts
 from lthlab.parts import NETS
-from lthlab.prizes import Judged, grid, judge
+from lthlab.prizes import Judged, broken, grid, judge
 from lthlab.reports import Html, download, drawing, found_out, signed
 from lthlab.sections import Verdicts
 from lthlab.store import Store
@@ -333,13 +333,13 @@ def _table(found: pd.DataFrame, number: int) -> str:
     heads = heads if third else ["Network and data", "Shows", "Difference (points)", "Where"]
     rows = []
     for row in found[found["statement"] == number].to_dict("records"):
-        name = "\n".join(filter(None, (row["panel"], row["connections"], f"study {row['study']}")))
+        name = "\n".join(filter(None, (broken(row["panel"]), row["connections"], f"study {row['study']}")))
         left = "" if pd.isna(row["sparsity"]) else f"{100 * (1 - row['sparsity']):.3g} % left"
         place = [] if third else ["" if pd.isna(row["method"]) else f"{row['method']} masks", left]
         state = (row["shows"], row["shows"])
         if row["shows"] == "bears":
             state = ("", f"{100 * row['sparsity']:.3g} %" if row["sparsity"] else "none")
-        note = "" if pd.isna(row["note"]) else row["note"]
+        note = "" if pd.isna(row["note"]) else broken(row["note"])
         size = "" if pd.isna(row["redundancy"]) else f"{row['redundancy']:.3g}"
         words = size if third else _difference(row)
         where = "\n".join(filter(None, (*place, note)))

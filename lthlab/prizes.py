@@ -2,6 +2,7 @@
 
 import html
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ WORDS = {
 }
 """Ma's conditions in few words; the last two are about accuracy similar to that of dense networks."""
 _SHORT = 30
+_WIDE = 36
 _CLASSES = {
     "insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no",
     "supports": "yes", "contradicts": "no", "undecided": "boundary", "no evidence": "insufficient",
@@ -322,7 +324,7 @@ def overview(judged: Sequence[Judged]) -> Html:
             found = verdicts.overview(panel.frame, panel.of(ticket, panel.verdicts[0].rules.reading))
             lines.append(found.assign(panel=panel.panel, ticket=ticket))
             answers = {name: own.to_dict("records") for name, own in found.groupby("question", sort=False)}
-            place = f"{panel.panel}\n{ticket}, preferences at {_share(found['sparsity'].iloc[-1])} left"
+            place = f"{broken(panel.panel)}\n{ticket}, preferences at {_share(found['sparsity'].iloc[-1])} left"
             rows.append([("", place), *(_answer(answers[name]) for name in _QUESTIONS)])
     heads = ["Network and data", *_QUESTIONS.values()]
     text = "In the form of Ma's Table 3: ✓ yes, × no, △ boundary, ? insufficient evidence; differences in points."
@@ -340,7 +342,9 @@ def _answer(rows: Sequence[dict[Any, Any]]) -> tuple[str, str]:
         parts = ["" if pd.isna(row["method"]) else f"{row['method']} masks"]
         parts.append(f"{_share(row['sparsity'])} left" if prize and row["state"] != "no" else "")
         parts.append(_interval(row["estimate"], row["low"], row["high"], 1) if known else "")
-        parts.append(f"n = {row['n']}" if known else "" if pd.isna(row["missing"]) else f"not known: {row['missing']}")
+        parts.append(
+            f"n = {row['n']}" if known else "" if pd.isna(row["missing"]) else broken(f"not known: {row['missing']}")
+        )
         words = f"{_SYMBOLS[row['state']]} {row['state']}"
         lines += [f"{parts[0]}: {words}", *parts[1:]] if lines else [words, *parts]
     return rows[0]["state"], "\n".join(filter(None, lines))
@@ -382,6 +386,12 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], captio
         f'<table class="verdict">'
         f"{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def broken(text: str) -> str:
+    """Break a long text into lines that keep a table narrow, and the name of a panel after its network."""
+    parts = text.replace(" on ", "\non ", 1).split("\n")
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, _WIDE, break_long_words=False))
 
 
 def _cell(state: str, text: str) -> str:
