@@ -333,7 +333,8 @@ def _table(found: pd.DataFrame, number: int) -> str:
     heads = heads if third else ["Network and data", "Shows", "Difference (points)", "Where"]
     rows = []
     for row in found[found["statement"] == number].to_dict("records"):
-        name = "\n".join(filter(None, (broken(row["panel"]), row["connections"], f"study {row['study']}")))
+        known = "residual connections not known" if pd.isna(row["connections"]) else row["connections"]
+        name = "\n".join((broken(row["panel"]), known, f"study {row['study']}"))
         left = "" if pd.isna(row["sparsity"]) else f"{100 * (1 - row['sparsity']):.3g} % left"
         place = [] if third else ["" if pd.isna(row["method"]) else f"{row['method']} masks", left]
         state = (row["shows"], row["shows"])

@@ -252,7 +252,7 @@ def test_the_page_says_what_panels_show_and_what_is_absent():
     panels = [
         panel(imp=2.0, small=2.0, rr=2.0, **RESIDUAL), panel(small=-3.0, rr=0.0), panel(omp=False, network="conv2"),
     ]  # fmt: skip
-    found = guidelines.evidence(panels)
+    found = guidelines.evidence([*panels, panel(network="own")])
     said = text(guidelines.finding(found))
     assert (
         f"1. {guidelines.STATEMENTS[1]} Supported: with residual connections 1 panel (1 for, 0 against, 0 open)" in said
@@ -260,7 +260,7 @@ def test_the_page_says_what_panels_show_and_what_is_absent():
     assert f"4. {guidelines.STATEMENTS[4]} Supported: 1 panel (1 for, 0 against, 0 open)." in said
     tables = guidelines.table(found)
     rows = test_prizes.cells(tables)
-    assert len(rows) == len(found) == 12
+    assert len(rows) == len(found) == 16
     kinds = {
         "supports": "yes",
         "contradicts": "no",
@@ -270,9 +270,10 @@ def test_the_page_says_what_panels_show_and_what_is_absent():
     }
     shows = found.sort_values("statement", kind="stable")["shows"]
     assert [row[1][0] for row in rows] == [kinds[name] for name in shows]
-    assert [row[1][1].split()[0] for row in rows[6:9]] == ["91.4", "none", "none"]
+    assert [row[1][1].split()[0] for row in rows[8:12]] == ["91.4", "none", "none", "none"]
     assert "+2.0 [+1" in text(tables) and "n = 4" in text(tables) and "not known: no runs of OMP" in text(tables)
     assert "ResNet-18 on CIFAR-10 does not prefer IMP" in text(tables) and "VGG-16" in text(tables)
+    assert text(tables).count("residual connections not known") == 4
     assert "nan" not in text(tables) + said and "None" not in text(tables)
     (link,) = Elements(tables).of("a")
     numbers = list(csv.DictReader(io.StringIO(b64decode(link["href"].partition(",")[2]).decode())))
