@@ -138,6 +138,7 @@ def test_where_large_learning_rates_are_preferred_initial_weights_are_compared(r
     monkeypatch.setattr("test_guidelines.SPREAD", 0.05)
     made = panel(small=-3.0, rr=rr)
     noise = np.random.default_rng(0).normal(0, spread / 100, len(made.frame)) * (made.frame["ticket"] == "RR")
+    noise += 0.1 * ((made.frame["ticket"] == "RR") & (made.frame["eval_lr"] == 0.01))  # small ones are not asked
     (made,) = prizes.judge(test_prizes.rules_of(), made.frame.assign(value=made.frame["value"] + noise))
     (row,) = shown(made, statement=4).to_dict("records")
     chosen = made.frame[(made.frame["method"] == "IMP") & (made.frame["eval_lr"] == 0.1)].sort_values("replicate")
@@ -229,6 +230,7 @@ def test_rank_correlation_by_hand():
         ([0.1, 0.2, 0.3, 0.4, 0.5], "supported", 2 / 120),  # 2 of 120 orders are as extreme
         ([0.5, 0.4, 0.3, 0.2, 0.1], "contradicted", 2 / 120),
         ([0.3, 0.1, 0.5, 0.2, 0.4], "undecided", 0.683),
+        ([0.1, 0.2, 0.3, 0.5, 0.4], "undecided", 10 / 120),  # 10 of 120 orders are as extreme
         ([0.3] * 5, "undecided", None),
     ],
 )

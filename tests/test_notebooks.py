@@ -222,7 +222,9 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     elements = test_pages.Elements(page)
     frame = results.load(tiny / "runs", "demo")
     config = spec.read(tiny / "params" / "demo.yaml")
-    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) in (6, 7)
+    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 6 + (
+        "Largest sparsity at which LT" in page
+    )
     for panel, rows in results.panels(frame):
         pairs = results.differences(rows, "LT", "RR", ["method", "level", "eval_lr"])
         cells_ = results.summarise(pairs[(pairs["method"] == "IMP") & (pairs["level"] == 2)], ["eval_lr"])

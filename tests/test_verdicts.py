@@ -522,6 +522,9 @@ def test_overview_looks_for_prizes_at_all_levels():
     rows = verdicts.overview(data, verdicts.judge(data)).set_index("question")
     assert rows.loc["jackpot", ["state", "sparsity"]].tolist() == ["yes", pytest.approx(float(Level(5).fraction))]
     assert rows.loc["prefers small lr", "sparsity"] == pytest.approx(float(Level(9).fraction))
+    both = pd.concat([data, simple(level=5, method="OMP").query("ticket in ['LT', 'RR']")])
+    rows = verdicts.overview(both, verdicts.judge(both)).set_index("question")
+    assert set(rows.loc[["prefers small lr", "prefers IMP"], "sparsity"]) == {float(Level(5).fraction)}
 
 
 def test_overview_says_what_is_missing():
