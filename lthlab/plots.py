@@ -275,6 +275,34 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return legend(ax) if alone else ax
 
 
+def sparsity_by_redundancy(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the largest sparsity with a ticket against parameters per training image (Ma 3.2, statement 3).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of panels with redundancy, sparsity in [0, 1) and connections, as `lthlab.guidelines.evidence` makes them.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Sparsity in %; parameters per training image on a logarithmic axis.
+    """
+    ax, alone = _axes(ax)
+    kinds = frame["connections"].fillna("residual connections not known")
+    for (colour, marker), kind in zip(_SEVERAL, sorted(kinds.unique()), strict=False):
+        own = frame[kinds == kind].sort_values("redundancy")
+        ax.errorbar(own["redundancy"], 100 * own["sparsity"], fmt=marker, color=colour, markersize=6, label=kind)
+    ax.set_xscale("log")
+    ax.set_ylim(-4, 104)
+    ax.set_xlabel("parameters per training image")
+    ax.set_ylabel("largest sparsity with a ticket (%)")
+    _plain(ax)
+    return legend(ax) if alone else ax
+
+
 def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes:
     """Draw means of `value` against any column, one line per value of another.
 

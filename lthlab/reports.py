@@ -118,9 +118,9 @@ def numbers(frame: pd.DataFrame, label: str) -> Html:
     return table(_numbers(frame), label)
 
 
-def drawing(ax: Any) -> Html:
-    """Show an Axes of its own figure as an image, with an alternative text made from what it shows."""
-    return Html(_image(_svg(ax.figure), plots.describe(ax)))
+def drawing(ax: Any, alternative: str = "") -> Html:
+    """Show an Axes of its own figure as an image; its alternative text is made from what it shows, if not given."""
+    return Html(_image(_svg(ax.figure), alternative or plots.describe(ax)))
 
 
 def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -40,6 +40,7 @@ ROWS = [
     ["profiles"],
     ["reports"],
     ["explore", "findings", "pairings", "prizes"],
+    ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -48,10 +49,11 @@ ROWS = [
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
-    "estimates", "explore", "files", "findings", "forms", "formulas", "images", "install", "jobs", "kernels", "machine",
-    "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles", "progress", "provenance",
-    "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections", "shelf", "sizes", "spec",
-    "stages", "store", "studies", "tickets", "trees", "values", "verdicts", "watch", "wording",
+    "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
+    "kernels", "machine", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
+    "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections",
+    "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts", "watch",
+    "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
@@ -254,7 +256,7 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "findings", "pairings", "plots", "prizes", "profiles", "reports"}
+    drawing = {"explore", "findings", "guidelines", "pairings", "plots", "prizes", "profiles", "reports"}
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))

@@ -238,7 +238,8 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     elements = test_pages.Elements(page)
     frame = results.load(tiny / "runs", "demo")
     config = spec.read(tiny / "params" / "demo.yaml")
-    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 8
+    redundancy = "Largest sparsity at which LT" in page
+    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 8 + redundancy
     for panel, rows in results.panels(frame):
         pairs = results.differences(rows, "LT", "RR", ["method", "level", "eval_lr"])
         cells_ = results.summarise(pairs[(pairs["method"] == "IMP") & (pairs["level"] == 2)], ["eval_lr"])
@@ -251,7 +252,8 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     names = ("accuracy_by_sparsity", "accuracy_by_lr", "difference_by_sparsity", "verdicts_LT", "verdicts_WR")
     names += ("accuracy_by_cost",)
     panels = ("lenet_300_100_on_digits", "resnet8_width_4_on_digits")
-    assert downloads == {f"{name}_{panel}.csv" for name in names for panel in panels} | {"costs.csv"}
+    files = {"costs.csv", "table_3.csv", "guideline.csv"}
+    assert downloads == files | {f"{name}_{panel}.csv" for name in names for panel in panels}
     trainings = frame[frame["what"] == "train"]["key"]
     assert f"{trainings.nunique()}, and {len(trainings) - trainings.nunique()} more roles" in elements.text
     assert "lthlab run params/demo.yaml" in elements.text
