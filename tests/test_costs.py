@@ -64,6 +64,8 @@ def spent(asked, epochs=160, prune="levels: [11]", schedule="resume", **columns)
         ("RT: {methods: IMP, scope: layer}", {}, (1760, 160)),
         ("RT: {methods: IMP, scope: global}", {}, (0, 160)),
         ("RT: {methods: IMP, scope: even}", {}, (0, 160)),
+        ("RT: {methods: IMP, scope: global, weights: fresh}", {}, (0, 160)),
+        ("RT: {methods: IMP, scope: layer, weights: fresh}", {}, (1760, 160)),
         ("RT: {methods: IMP, scope: even, weights: 8ep}", {}, (8, 160)),
         ("SDT: {}", {}, (0, 160)),
     ],
@@ -111,6 +113,8 @@ def test_the_learning_rate_is_the_one_at_which_the_dense_network_is_best():
     assert set(costs.at_dense_best(only)["eval_lr"]) == {0.1}
     crossed = pd.concat([frame, frame[~dense].assign(find_lr=0.2, key="x")])
     assert set(costs.at_dense_best(crossed)["find_lr"]) == {0.4}
+    both = pd.concat([tidy(), tidy().query("ticket == 'LT' and eval_lr == 0.4").assign(find_lr=0.1, key="y")])
+    assert set(costs.at_dense_best(both)["eval_lr"]) == {0.1}
     undone = frame[~dense]
     assert len(costs.at_dense_best(undone)) == 6 * 2 * 3
     assert costs.at_dense_best(frame[:0]).empty

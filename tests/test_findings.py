@@ -71,6 +71,8 @@ def test_what_searches_cost_is_said_with_what_they_buy():
     assert "n on d: LT on IMP minus LT on OMP masks (in points, paired, 95 % t interval, n = 3)" in said
     assert "40 against 20 epochs at level 2 (64 % of the prunable weights left): +2.0 [+2.0, +2.0]" in said
     assert "100 against 20 epochs at level 5 (32.8 % of the prunable weights left): +10.0" in said
+    worse = frame.assign(value=frame["value"].where(frame["method"] != "IMP", frame["value"] - 0.3))
+    assert "+2.0 [+2.0, +2.0];" in said and "−28.0 [−28.0, −28.0];" in words(findings.searches(worse))
     assert "no LT on masks of both" in findings.searches(frame[frame["method"] != "IMP"])
 
 

@@ -147,8 +147,11 @@ def trained():
 def test_tickets_and_random_ones_are_compared_pair_by_pair():
     found = ratios.contrasts(trained())
     late = found[found["prune_at"] == "4ep"]
-    for name, (first, second) in ratios.CONTRASTS.items():
-        sides = (PARTS["LT" if first == "ticket" else first], PARTS[second])
+    names = {"ticket − global", "ticket − layer", "layer − global", "layer − even"}
+    assert set(ratios.CONTRASTS) == names == set(late["ticket"])
+    for name in names:
+        first, second = name.replace("ticket", "LT").split(" − ")
+        sides = (PARTS[first], PARTS[second])
         own = late[late["ticket"] == name].sort_values("replicate")["value"]
         np.testing.assert_allclose(own, np.subtract(*sides))
     early = found[(found["prune_at"] == "1ep") & (found["ticket"] == "ticket − layer")].sort_values("replicate")
