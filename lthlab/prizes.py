@@ -33,8 +33,8 @@ _CLASSES = {
 _QUESTIONS = {
     "jackpot": "Jackpot\nat any level",
     "secondary prize": "Secondary prize\nat any level",
-    "prefers small lr": "Prefers small lr\nbest below dense's best − best from there",
-    "prefers IMP": "Prefers IMP\nbest on IMP − best on OMP masks",
+    "prefers small lr": "Prefers small lr\nbelow η* − from η*",
+    "prefers IMP": "Prefers IMP\nIMP − OMP masks",
 }
 _SYMBOLS = {"yes": "✓", "no": "×", "boundary": "△", "insufficient evidence": "?"}
 
