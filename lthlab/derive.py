@@ -4,6 +4,7 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from lthlab.masks import Mask
 from lthlab.parts import Data, Net, pruned_count
 from lthlab.runs import Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Magnitude, Measure, Narrow, Permuted, Train, Value, plain
+from lthlab.values import At, Fresh, Graft, Magnitude, Measure, Narrow, Permuted, Train, Value, plain
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import CorrelationIndicator, correlation_indicator
 
@@ -42,6 +43,29 @@ def state(at: At, store: Store) -> Weights:
         raise LookupError(f"{at.run!r} is stale: {run.stale}; remove {store.root / at.run.key} to train it anew")
     found = as_tensors(run.read(at.step))
     return {name: found[name] for name in nets.build(at.run.net, at.run.data).state_dict()}
+
+
+def initial(train: Train, store: Store) -> Weights:
+    """Make the state that a training begins with, before anything is pruned.
+
+    Returns
+    -------
+    dict of str to Tensor
+        As of `state`.
+
+    Raises
+    ------
+    LookupError
+        If the state that it begins from is not kept.
+    """
+    init, net, data = train.init, train.net, train.data
+    if isinstance(init, Fresh):
+        return nets.fresh(net, data, init.replicate, init.draw)
+    if isinstance(init, Graft):
+        found = nets.grafted(net, data, state(init.body, store), init.head.replicate, init.head.draw)
+    else:
+        found = state(init, store)
+    return nets.build(net, data).reset_batchnorm(found) if train.batchnorm == "reset" else found
 
 
 def mask(value: MaskValue, store: Store) -> Mask | None:
@@ -76,6 +100,8 @@ def derive(value: Value, store: Store) -> Derived:
 def refuse_impossible(wanted: Iterable[Value]) -> None:
     """Raise InputError if a network cannot be as narrow, or a mask prunes too many weights or revives some.
 
+    So it does if weights or a mask of another data set do not fit a training's network there.
+
     Parameters
     ----------
     wanted : iterable of Value
@@ -83,7 +109,7 @@ def refuse_impossible(wanted: Iterable[Value]) -> None:
     """
     counts: dict[Value, int] = {}
     wanted = list(wanted)
-    problems = list(_unfit(wanted))
+    problems = list(_unfit(wanted)) or list(_foreign(wanted))
     for value in wanted if not problems else ():
         if not isinstance(value, Magnitude) or value.sparsity is None or value.scope == "layer":
             continue
@@ -108,6 +134,49 @@ def _unfit(wanted: Iterable[Value]) -> Iterator[str]:
             nets.widths(net, data)
         except InputError as error:
             yield f"{net!r}: {error}"
+
+
+def _foreign(wanted: Iterable[Value]) -> Iterator[str]:
+    """Say what trainings take from other data sets that does not fit the network on their own."""
+    taken: dict[tuple[str, Net | Narrow, Data, Data, bool], Train] = {}
+    for train in wanted:
+        if isinstance(train, Train):
+            graft, source = isinstance(train.init, Graft), train.mask.source
+            body = train.init.body if isinstance(train.init, Graft) else train.init
+            if isinstance(body, At):
+                taken.setdefault(("weights", train.net, body.run.data, train.data, not graft), train)
+            if source is not None:
+                taken.setdefault(("mask", train.net, source.data, train.data, train.mask.on_head), train)
+    for (what, net, source_data, target, head), train in taken.items():
+        if misfit := _misfit(net, source_data, target, head):
+            yield f"{train!r}: {what} of {plain(net).name} on '{source_data.name}' on '{target.name}': {misfit}"
+
+
+def _misfit(net: Net | Narrow, source: Data, target: Data, head: bool) -> str:
+    """Say what of a network differs between two data sets, and what would bring it together; empty if nothing does."""
+    if (source.facts.shape, source.facts.classes) == (target.facts.shape, target.facts.classes):
+        return ""
+    there, here = (nets.shapes(net, data, head) for data in (source, target))
+    name = next((name for name in there if there[name] != here[name]), None)
+    if name is None:
+        return ""
+    found = f"'{name}' has the shape {tuple(there[name])} and would need {tuple(here[name])}"
+    if nets.shapes(net, source, False) == nets.shapes(net, target, False):
+        return f"{found}; allowed: a graft, which draws the head anew, under a mask that does not cover it"
+    channels = max(data.facts.shape[0] for data in (source, target))
+    size = max(side for data in (source, target) for side in data.facts.shape[1:])
+    for fields in ({"channels": channels}, {"size": size}, {"channels": channels, "size": size}):
+        with suppress(ValueError):  # a set whose images cannot be brought to it
+            both = [Data(**data.model_dump() | fields) for data in (source, target)]
+            if nets.shapes(net, both[0], False) == nets.shapes(net, both[1], False):
+                needed = [
+                    f"data '{old.name}' with {field}: {value}"
+                    for old, new in zip((source, target), both, strict=True)
+                    for field, value in fields.items()
+                    if getattr(old, field) != getattr(new, field)
+                ]
+                return f"{found}; allowed: {', '.join(needed)}"
+    return f"{found}; no field of data brings them together"
 
 
 @functools.cache

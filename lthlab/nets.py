@@ -428,6 +428,33 @@ def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) ->
     return build(net, data).draw(Stream(replicate, "init", draw=draw))
 
 
+def grafted(net: Net | Narrow, data: Data | str, body: Weights, replicate: int, draw: int = 0) -> Weights:
+    """Put a freshly drawn last layer on the rest of a state (Morcos et al. 2019, section 3.3).
+
+    Parameters
+    ----------
+    net, data, replicate, draw
+        As in `fresh`, whose last layer it is.
+    body : dict of str to Tensor
+        State dict of the same network, for any classes.
+
+    Returns
+    -------
+    dict of str to Tensor
+        State dict; all but the last layer is that of `body`, BatchNorm's running statistics included.
+    """
+    whole = fresh(net, data, replicate, draw)
+    return body | {name: whole[name] for name in head_of(build(net, data))}
+
+
+def shapes(net: Net | Narrow, data: Data | str, head: bool = True) -> dict[str, torch.Size]:
+    """Shapes of the ordinary network's state by name, without those of the last layer where `head` is False."""
+    with torch.device("meta"):
+        network = build(net, data, device="meta")
+    without = set() if head else head_of(network)
+    return {name: tensor.shape for name, tensor in network.state_dict().items() if name not in without}
+
+
 def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torch.Size]:
     """Name the prunable weights of a network, in its order.
 
@@ -464,6 +491,12 @@ def prunable(net: Net | Narrow, data: Data | str, policy: str) -> dict[str, torc
 def convolutional(network: Network) -> bool:
     """Tell whether a network has convolutions."""
     return any(isinstance(layer, Conv2d) for _, layer in network.layers())
+
+
+def head_of(network: Network) -> set[str]:
+    """Name the parameters of a network's last layer."""
+    heads = ((name, layer) for name, layer in network.layers() if layer.role == "head")
+    return {f"{name}.{key}" for name, layer in heads for key in layer.state_dict()}
 
 
 def decayed(network: Network) -> set[str]:

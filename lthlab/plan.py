@@ -9,7 +9,6 @@ from lthlab.values import (
     At,
     Explicit,
     Gradual,
-    Graft,
     Magnitude,
     MaskOf,
     Train,
@@ -74,7 +73,6 @@ def refuse_unsupported(wanted: Iterable[Value]) -> None:
         reasons = []
         if isinstance(value, Train):
             reasons += ["pruning during a training"] * isinstance(value.pruning, Gradual | Explicit)
-            reasons += ["grafted weights"] * isinstance(value.init, Graft)
         reasons += ["the mask of a training that prunes"] * isinstance(value, MaskOf)
         reasons += ["pruning of filters"] * (isinstance(value, Magnitude) and value.granularity == "filter")
         for reason in reasons:

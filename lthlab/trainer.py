@@ -12,8 +12,8 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from lthlab import data, devices, estimates, nets, provenance, values
-from lthlab.derive import as_tensors, mask, state
+from lthlab import data, devices, estimates, provenance, values
+from lthlab.derive import as_tensors, initial, mask
 from lthlab.engine import Job, Training, digest
 from lthlab.errors import InputError
 from lthlab.layers import Weights
@@ -22,8 +22,8 @@ from lthlab.parallel import Team
 from lthlab.parts import Data
 from lthlab.runs import Outlook, Run, origins
 from lthlab.store import Claim, Damaged, Store, tensor_bytes
-from lthlab.values import At, Fresh, Train
 from lthlab.values import Mask as MaskValue
+from lthlab.values import Train
 
 log = logging.getLogger(__name__)
 
@@ -142,16 +142,6 @@ class Trainer:
             self._masks[value.key] = mask(value, self.store)
         return self._masks[value.key]
 
-    def initial(self, train: Train) -> Weights:
-        """Make the state that a training begins with."""
-        if isinstance(train.init, Fresh):
-            return nets.fresh(train.net, train.data, train.init.replicate, train.init.draw)
-        assert isinstance(train.init, At)
-        found = state(train.init, self.store)
-        if train.batchnorm == "reset":
-            found = nets.build(train.net, train.data).reset_batchnorm(found)
-        return found
-
 
 class _Group:
     """A group on its way: from the store or its checkpoint to the commits of its members, or to its halves."""
@@ -183,7 +173,7 @@ class _Group:
         jobs = []
         for train in self.members:
             carried = self.before[train].carried(self.span[0])
-            states = as_tensors(carried[0]) if carried else self.trainer.initial(train)
+            states = as_tensors(carried[0]) if carried else initial(train, self.store)
             carry = as_tensors(carried[1]) if carried else None
             jobs.append(Job(train, states, self.trainer.mask(train.mask), self._keep(train), carry))
         dataset = self.trainer.dataset(jobs[0].train.data)

@@ -201,9 +201,10 @@ class Graft(Value):
     Parameters
     ----------
     body : At
-        Where all but the head comes from.
+        Where all but the head comes from, BatchNorm's running statistics included.
     head : Fresh
-        Draw of the head, for the classes of the target data.
+        Draw of the last layer's weights and biases, for the classes of the target data: those that the whole network
+        would have there.
     """
 
     body: At
@@ -214,14 +215,24 @@ class Mask(Value):
     """Which of a network's prunable weights survive."""
 
     @property
+    def source(self) -> "Train | None":
+        """Training whose network and data the mask is for; None where it fits any."""
+        raise NotImplementedError
+
+    @property
     def net(self) -> "Net | Narrow | None":
         """Network that the mask is for; None where it fits any."""
-        raise NotImplementedError
+        return self.source.net if self.source else None
 
     @property
     def policy(self) -> str | None:
         """Prunable set that the mask covers; None where it covers none."""
         raise NotImplementedError
+
+    @property
+    def on_head(self) -> bool:
+        """Whether it covers weights of the last layer."""
+        return self.policy == "all"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -229,7 +240,7 @@ class Dense(Mask):
     """No weight is pruned."""
 
     @property
-    def net(self) -> None:
+    def source(self) -> None:
         return None
 
     @property
@@ -302,12 +313,16 @@ class Magnitude(Mask):
             self._set(norm="l1")
 
     @property
-    def net(self) -> "Net | Narrow":
-        return self.of.run.net
+    def source(self) -> "Train":
+        return self.of.run
 
     @property
     def policy(self) -> str:
         return self.prunable
+
+    @property
+    def on_head(self) -> bool:
+        return super().on_head or self.granularity == "filter"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -336,12 +351,16 @@ class Permuted(Mask):
             raise ValueError("a dense mask has nothing to permute")
 
     @property
-    def net(self) -> "Net | Narrow | None":
-        return self.mask.net
+    def source(self) -> "Train | None":
+        return self.mask.source
 
     @property
     def policy(self) -> str | None:
         return self.mask.policy
+
+    @property
+    def on_head(self) -> bool:
+        return self.mask.on_head
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -364,8 +383,8 @@ class MaskOf(Mask):
         self._set(step=self.run.canonical_step(self.step))
 
     @property
-    def net(self) -> "Net | Narrow":
-        return self.run.net
+    def source(self) -> "Train":
+        return self.run
 
     @property
     def policy(self) -> str | None:
@@ -548,8 +567,12 @@ class Train(Value):
         _choice(self.batchnorm, ("rewound", "reset"), "batchnorm")
         if self.mask.net not in (None, self.net):
             raise ValueError(f"mask {self.mask!r} is for another network than {self.net!r}")
-        if isinstance(self.init, At) and self.init.run.net != self.net:
-            raise ValueError(f"weights of {self.init.run!r} are for another network than {self.net!r}")
+        source = self.init.body if isinstance(self.init, Graft) else self.init
+        if isinstance(source, At) and source.run.net != self.net:
+            raise ValueError(f"weights of {source.run!r} are for another network than {self.net!r}")
+        if isinstance(self.init, Graft) and self.mask.on_head:
+            allowed = "masks of weights, of a prunable set without the head, such as 'all_but_head'"
+            raise ValueError(f"mask {self.mask!r} covers the head, which a graft draws anew; allowed: {allowed}")
         if self.pruning is not None and self.mask.policy not in (None, self.pruning.prunable):
             raise ValueError(f"pruning of '{self.pruning.prunable}' under a mask that covers '{self.mask.policy}'")
         if self.recipe.batch_size > self.data.images:
@@ -558,7 +581,6 @@ class Train(Value):
             )
         start = 0
         if self.schedule == "resume":
-            source = self.init.body if isinstance(self.init, Graft) else self.init
             if not isinstance(source, At) or source.step.startswith("best"):
                 raise ValueError(f"schedule 'resume' needs weights of a fixed step of another training, not {source!r}")
             same_length = source.run.steps_per_epoch == self.steps_per_epoch

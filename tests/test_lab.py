@@ -21,7 +21,7 @@ from lthlab.parts import Data, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, MaskOf, Measure, Permuted, Train
+from lthlab.values import At, Fresh, Gradual, Magnitude, MaskOf, Measure, Permuted, Train
 from lthlab.weights import correlation_indicator
 
 
@@ -672,7 +672,6 @@ def test_everything_that_cannot_be_computed_is_listed_at_once(tmp_path):
     recipe, net, dataset = run.recipe, run.net, run.data
     values = {
         Train(net, dataset, recipe, Fresh(0), 0, pruning=Gradual("0ep", "1ep", "1it", "0.5")): "pruning during",
-        Train(net, dataset, recipe, Graft(At(run, "last"), Fresh(0)), 0): "grafted",
         Magnitude(At(run, "last"), "0.5", granularity="filter"): "filters",
     }
     pruning = next(iter(values))

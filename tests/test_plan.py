@@ -108,7 +108,6 @@ PRUNING = train(pruning=Gradual("1ep", "10ep", "1ep", "0.9"))
 UNSUPPORTED = {
     "pruning during a training": PRUNING,
     "the mask of a training that prunes": MaskOf(PRUNING),
-    "grafted weights": train(init=Graft(At(TRUNK, "last"), Fresh(0))),
     "pruning of filters": Magnitude(At(TRUNK, "last"), "0.5", granularity="filter"),
 }
 
@@ -134,4 +133,5 @@ def test_what_can_be_computed_is_not_refused():
     refuse_unsupported([train(net=Narrow(RESNET, Level(2)))])
     mask = Magnitude(At(TRUNK, "last"), layer_counts_of=Magnitude(At(TRUNK, "8ep"), "0.5"))
     refuse_unsupported(ancestors([train(init=At(TRUNK, "8ep"), mask=Permuted(mask), schedule="resume")]))
+    refuse_unsupported(ancestors([train(init=Graft(At(TRUNK, "last"), Fresh(0)), mask=mask)]))
     refuse_unsupported(item.value for item in tickets.expand(spec.read(DEMO)))
