@@ -4,7 +4,6 @@ import functools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -163,20 +162,7 @@ def _misfit(net: Net | Narrow, source: Data, target: Data, head: bool) -> str:
     found = f"'{name}' has the shape {tuple(there[name])} and would need {tuple(here[name])}"
     if nets.shapes(net, source, False) == nets.shapes(net, target, False):
         return f"{found}; allowed: a graft, which draws the head anew, under a mask that does not cover it"
-    channels = max(data.facts.shape[0] for data in (source, target))
-    size = max(side for data in (source, target) for side in data.facts.shape[1:])
-    for fields in ({"channels": channels}, {"size": size}, {"channels": channels, "size": size}):
-        with suppress(ValueError):  # a set whose images cannot be brought to it
-            both = [Data(**data.model_dump() | fields) for data in (source, target)]
-            if nets.shapes(net, both[0], False) == nets.shapes(net, both[1], False):
-                needed = [
-                    f"data '{old.name}' with {field}: {value}"
-                    for old, new in zip((source, target), both, strict=True)
-                    for field, value in fields.items()
-                    if getattr(old, field) != getattr(new, field)
-                ]
-                return f"{found}; allowed: {', '.join(needed)}"
-    return f"{found}; no field of data brings them together"
+    return f"{found}; {sizes.remedy(source, target, functools.partial(nets.shapes, net, head=False))}"
 
 
 @functools.cache

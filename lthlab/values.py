@@ -32,6 +32,7 @@ from lthlab.parts import (
     step,
     step_text,
 )
+from lthlab.sizes import covers_head
 
 KINDS: dict[str, type["Value"]] = {}
 
@@ -232,7 +233,7 @@ class Mask(Value):
     @property
     def on_head(self) -> bool:
         """Whether it covers weights of the last layer."""
-        return self.policy == "all"
+        return self.policy is not None and covers_head(self.policy)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
