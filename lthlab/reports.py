@@ -110,6 +110,11 @@ def numbers(frame: pd.DataFrame, label: str) -> Html:
     return Html(_table(_numbers(frame), label))
 
 
+def table(frame: pd.DataFrame, label: str) -> Html:
+    """Show a frame as it is in a table, named for readers who do not see it."""
+    return Html(_table(frame, label))
+
+
 def drawing(ax: Any) -> Html:
     """Show an Axes of its own figure as an image, with an alternative text made from what it shows."""
     return Html(_image(_svg(ax.figure), plots.describe(ax)))
@@ -132,7 +137,7 @@ def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     for _, place in _tickets(frame[~everywhere])[columns].drop_duplicates().sort_values(columns[0]).iterrows():
         same = (frame[columns].eq(place) | (frame[columns].isna() & place.isna())).all(axis=1)
         name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
-        title = f"{name} {place[by]:g}"
+        title = f"{name.replace('_', ' ')} {place[by] if isinstance(place[by], str) else f'{place[by]:g}'}"
         if by == "level":
             left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
             title = left if pd.isna(place["level"]) else f"{title} ({left})"

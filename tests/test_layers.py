@@ -37,7 +37,7 @@ ROWS = [
     ["landscape", "results", "verdicts"],
     ["plots"],
     ["reports"],
-    ["explore", "prizes"],
+    ["explore", "prizes", "transfer"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -48,8 +48,8 @@ WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
     "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "packing", "pages", "parts",
     "plan", "plots", "prizes", "progress", "provenance", "pruning", "readers", "reports", "results", "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
-    "watch", "wording",
+    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees",
+    "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
@@ -252,7 +252,7 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "plots", "prizes", "reports"}
+    drawing = {"explore", "plots", "prizes", "reports", "transfer"}
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))
