@@ -1,5 +1,6 @@
 """Transferred tickets (Morcos et al. 2019): by what they were found on and are trained on, and their contrasts."""
 
+import html
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ REFERENCES = ("random", "own")
 """What transferred tickets are compared with: the random ticket on the target, and the target's own ticket."""
 
 
-def rows(frame: pd.DataFrame, ticket: str = "WR") -> pd.DataFrame:
+def rows(frame: pd.DataFrame, ticket: str | None = None) -> pd.DataFrame:
     """Choose what is compared on every target: tickets from every source, the random ticket and the dense network.
 
     Parameters
@@ -26,8 +27,8 @@ def rows(frame: pd.DataFrame, ticket: str = "WR") -> pd.DataFrame:
     frame : DataFrame
         Tidy frame of a study.
     ticket : str, optional
-        Tickets that are transferred: 'LT', 'WR' (late reset, counted on the source; Morcos 3.1), or 'RR', of which the
-        mask alone is.
+        Tickets that are transferred: 'WR' (late reset, counted on the source; Morcos 3.1), 'LT', or 'RR', of which the
+        mask alone is. By default 'WR', or 'LT' where there is none.
 
     Returns
     -------
@@ -40,6 +41,7 @@ def rows(frame: pd.DataFrame, ticket: str = "WR") -> pd.DataFrame:
         of found_on among the places of a network, from 0.
     """
     trained = frame[frame["what"] == "train"]
+    ticket = ticket or ("WR" if (trained["ticket"] == "WR").any() else "LT")
     random = (trained["ticket"] == "RT") & (trained["scope"] == "global") & trained["rewind"].isna()
     dense = trained["ticket"] == "dense"
     trained = trained[random | dense | (trained["ticket"] == ticket)]
@@ -218,14 +220,11 @@ def gains(rows: pd.DataFrame) -> Html:
         for cell in counted.to_dict("records")
     ]
     by = [name for name in ("network", "method", "rewind", _TO, _FROM) if name in counted]
-    wide = (
-        counted.assign(text=text).pivot_table("text", by, "reference", "first").reset_index().rename_axis(columns=None)
-    )
+    wide = counted.assign(text=text).pivot_table("text", by, "reference", "first").reset_index()
     names = {"random": "minus random ticket", "own": "minus own ticket"} | {name: name.replace("_", " ") for name in by}
     label = "At how many levels the interval is on one side of zero; the difference at the sparsest one, in points"
-    return Html(
-        f"<p>{label}</p>{reports.table(wide.reset_index().rename_axis(columns=None).rename(columns=names), label)}"
-    )
+    wide = wide.rename_axis(columns=None).rename(columns=names)
+    return Html(f"<p>{label}</p>{reports.table(wide, label)}")
 
 
 def _points(cell: dict[Any, Any]) -> str:
@@ -256,3 +255,23 @@ def _crossed(cells: pd.DataFrame, name: str) -> str:
     source = cells[_FROM].fillna("random ticket").rename("found on")
     wide = cells.assign(text=text).pivot_table("text", source, _TO, "first").reset_index().rename_axis(columns=None)
     return f"<p>{label}, and trained on</p>{reports.table(wide, label)}"
+
+
+def vanished(layers: pd.DataFrame) -> Html:
+    """Say which layers masks lost all weights of.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+    """
+    gone = layers[layers["kept"] == 0] if len(layers) else layers
+    if gone.empty:
+        return Html("<p>Every layer keeps weights in every mask that was found.</p>")
+    cells = gone.groupby(["network", "level", "layer"])["key"].nunique()
+    masks = layers.groupby(["network", "level"])["key"].nunique()
+    words = [
+        f"{layer} of {network} in {count} of {masks[network, level]} masks of level {level:g}"
+        for (network, level, layer), count in cells.items()
+    ]
+    return Html(f'<p class="warning">No weight is left of {"; ".join(map(html.escape, words))}.</p>')
