@@ -40,6 +40,7 @@ _STEPS = (("#4a98c9", "o"), ("#2070b4", "s"), ("#084a91", "^"), ("#000000", "D")
 _SEVERAL = (
     ("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "P"), ("#5b2c00", "v"), ("#4d4d4d", "D"),
 )  # fmt: skip
+_PLACES = (*_SEVERAL[:4], ("#e69f00", ">"), ("#56b4e9", "<"), ("#6a4c93", "X"))
 _NAMES = {"eval_lr": "learning rate", "find_lr": "learning rate that the mask was found with"}
 
 
@@ -538,7 +539,7 @@ def _sources(ax: Axes, done: pd.DataFrame, dots: bool = False) -> None:
     cells = own.groupby(["source_number", "found_on", "method", "variant"])
     for place, ((number, found_on, method, variant), points) in enumerate(cells):
         shift = 1.02 ** (place - (cells.ngroups - 1) / 2)
-        colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _SEVERAL[int(number) % len(_SEVERAL)]
+        colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _PLACES[int(number) % len(_PLACES)]
         label = f"ticket found on {found_on}" if found_on else "random ticket"
         label += f", {method} masks" * several + f" ({variant})" * bool(variant)
         alike = list(own.loc[own["source_number"] == number, "variant"].unique())

@@ -85,7 +85,8 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
     names: dict[str, Any] = {}
     for ax in drawn:
-        ax.set_ylim(low, high)
+        if draw is not plots.accuracy_by_source:  # other data, other accuracies (Morcos Fig. 3)
+            ax.set_ylim(low, high)
         names |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)

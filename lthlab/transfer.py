@@ -138,9 +138,8 @@ def differences(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
     other = tickets[own] if reference == "own" else done[done["ticket"] == "RT"]
     pairs = tickets[~own] if reference == "own" else tickets
     pairs = pairs.merge(other[[*place, "value"]], on=place, suffixes=("", "_of_other"), validate="many_to_one")
-    name = "own ticket" if reference == "own" else "random ticket"
     difference = pairs["value"] - pairs.pop("value_of_other")
-    return pairs.assign(value=difference, metric="difference", ticket=f"ticket − {name}")
+    return pairs.assign(value=difference, metric="difference", ticket=f"minus {reference}")
 
 
 def profit(rows: pd.DataFrame) -> pd.DataFrame:
@@ -191,19 +190,20 @@ def finding(rows: pd.DataFrame) -> Html:
 
 def _sentence(network: str, counted: pd.DataFrame) -> str:
     last = counted[counted["sparsity"] == counted["sparsity"].max()]
-    sizes = sorted(set(last["n"]))
     words = []
-    for reference, name in (("random", "random"), ("own", "own")):
+    for reference, name in (("random", "the random ticket of their target"), ("own", "the target's own ticket")):
         cells = last[last["reference"] == reference]
         if len(cells):
-            ends = " to ".join(dict.fromkeys(reports.signed(100 * cells["mean"].agg(end), 1) for end in ("min", "max")))
+            ends = dict.fromkeys(reports.signed(100 * cells["mean"].agg(end), 1) for end in ("min", "max"))
+            better, worse = (cells["low"] > 0).sum(), (cells["high"] < 0).sum()
             words.append(
-                f"minus the {name} ticket of the target, of {len(cells)} transferred tickets "
-                f"{(cells['low'] > 0).sum()} are above zero and {(cells['high'] < 0).sum()} below, means {ends} points"
+                f"of {len(cells)}, {better} do better and {worse} worse than {name} ({' to '.join(ends)} points)"
             )
-    place = reports.level_of(last.iloc[0].to_dict())
-    n = " to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1])))
-    return f"{network}, {place}: {'; '.join(words)} (paired by replicate, whole 95 % t intervals, n = {n})."
+    sizes = " to ".join(dict.fromkeys(str(last["n"].agg(end)) for end in ("min", "max")))
+    return (
+        f"{network}, {reports.level_of(last.iloc[0].to_dict())}, transferred tickets: {'; '.join(words)}. Means of "
+        f"paired differences, n = {sizes}; better and worse are those of which the whole 95 % t interval says so."
+    )
 
 
 def gains(rows: pd.DataFrame) -> Html:

@@ -171,17 +171,32 @@ def test_profit_counts_levels_whose_interval_is_on_one_side():
 def test_the_finding_counts_transferred_tickets_only():
     text = transfer.finding(transfer.rows(known()))
     assert (
-        "lenet_300_100, level 2 (64 % of the prunable weights left): minus the random ticket of the target, of 2 "
-        in text
-    )
-    assert "of 2 transferred tickets 2 are above zero and 0 below, means +10.0 points" in text
-    assert (
-        "minus the own ticket of the target, of 2 transferred tickets 0 are above zero and 2 below, means −6.0" in text
-    )
-    assert "n = 3" in text
+        "lenet_300_100, level 2 (64 % of the prunable weights left), transferred tickets: of 2, 2 do better "
+        "and 0 worse than the random ticket of their target (+10.0 points); of 2, 0 do better and 2 worse than the "
+        "target&#x27;s own ticket (−6.0 points). Means of paired differences, n = 3; better"
+    ) in text
     own = transfer.rows(known().query("source == target"))
     assert "No transferred ticket is done" in transfer.finding(own)
     assert "No transferred ticket is done" in transfer.finding(transfer.rows(known().query("ticket == 'dense'")))
+
+
+def test_layers_that_keep_nothing_are_named():
+    layers = pd.DataFrame(
+        [
+            {"network": "lenet_300_100", "level": level, "layer": layer, "kept": kept, "key": f"{level} {replicate}"}
+            for level, replicate, layer, kept in (
+                (27, 0, "fc1", 2),
+                (27, 0, "fc2", 1),
+                (30, 0, "fc1", 0),
+                (30, 0, "fc2", 3),
+                (30, 1, "fc1", 1),
+                (30, 1, "fc2", 2),
+            )
+        ]
+    )
+    assert "No weight is left of fc1 of lenet_300_100 in 1 of 2 masks of level 30." in transfer.vanished(layers)
+    assert "Every layer keeps weights" in transfer.vanished(layers[layers["level"] == 27])
+    assert "Every layer keeps weights" in transfer.vanished(pd.DataFrame())
 
 
 def test_tables_have_sources_below_each_other_and_targets_side_by_side():
@@ -214,7 +229,7 @@ def test_a_drawing_has_a_line_per_source_the_random_ticket_and_the_dense_level()
     pairs = transfer.differences(rows, "own")
     ax = plots.difference_by_source(pairs[pairs["trained_on"] == LOW])
     assert [c.lines[0].get_ydata() for c in ax.containers] == [pytest.approx([-6, -6])]
-    assert ax.get_ylabel() == "ticket − own ticket (percentage points)"
+    assert ax.get_ylabel() == "minus own (percentage points)"
     with pytest.raises(ValueError, match="several rows for one point"):
         plots.accuracy_by_source(rows)
 
