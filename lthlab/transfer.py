@@ -185,7 +185,9 @@ def finding(rows: pd.DataFrame) -> Html:
     counted = profit(rows)
     moved = counted[counted[_FROM] != counted[_TO]]
     sentences = [_sentence(str(name), own) for name, own in moved.groupby("network", sort=False)]
-    return reports.found_out(sentences or ["No transferred ticket is done together with what it is compared with."])
+    how = "Better and worse: the whole 95 % t interval of the paired difference is above or below zero."
+    nothing = "No transferred ticket is done together with what it is compared with."
+    return reports.found_out([*sentences, how] if sentences else [nothing])
 
 
 def _sentence(network: str, counted: pd.DataFrame) -> str:
@@ -200,10 +202,8 @@ def _sentence(network: str, counted: pd.DataFrame) -> str:
                 f"of {len(cells)}, {better} do better and {worse} worse than {name} ({' to '.join(ends)} points)"
             )
     sizes = " to ".join(dict.fromkeys(str(last["n"].agg(end)) for end in ("min", "max")))
-    return (
-        f"{network}, {reports.level_of(last.iloc[0].to_dict())}, transferred tickets: {'; '.join(words)}. Means of "
-        f"paired differences, n = {sizes}; better and worse are those of which the whole 95 % t interval says so."
-    )
+    place = reports.level_of(last.iloc[0].to_dict())
+    return f"{network}, {place}, transferred tickets: {'; '.join(words)}; n = {sizes}."
 
 
 def gains(rows: pd.DataFrame) -> Html:
@@ -220,6 +220,7 @@ def gains(rows: pd.DataFrame) -> Html:
         for cell in counted.to_dict("records")
     ]
     by = [name for name in ("network", "method", "rewind", _TO, _FROM) if name in counted]
+    by = [name for name in by if name in (_TO, _FROM) or counted[name].nunique() > 1]
     wide = counted.assign(text=text).pivot_table("text", by, "reference", "first").reset_index()
     names = {"random": "minus random ticket", "own": "minus own ticket"} | {name: name.replace("_", " ") for name in by}
     label = "At how many levels the interval is on one side of zero; the difference at the sparsest one, in points"
@@ -240,21 +241,29 @@ def tables(rows: pd.DataFrame) -> Html:
     rows : DataFrame
         What `rows` returns.
     """
-    shown = []
-    for (network, method), cells in matrix(rows[rows["ticket"] != "dense"]).groupby(["network", "method"], sort=False):
-        *others, last = [_crossed(own, f"{network}, {method} masks") for _, own in cells.groupby("sparsity")]
+    shown, cells = [], matrix(rows)
+    dense = cells["ticket"] == "dense"
+    for (network, method), own in cells[~dense].groupby(["network", "method"], sort=False):
+        whole = cells[dense & (cells["network"] == network)]
+        *others, last = [_crossed(level, whole, f"{network}, {method} masks") for _, level in own.groupby("sparsity")]
         folded = f"<details><summary>The other {len(others)} levels</summary>{''.join(others)}</details>"
         shown.append(last + folded * bool(others))
     return Html("".join(shown))
 
 
-def _crossed(cells: pd.DataFrame, name: str) -> str:
+def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     """One level: sources below each other, targets side by side, in % with intervals."""
-    label = f"{name}, {reports.level_of(cells.iloc[0].to_dict())}: accuracy in % of tickets by what they were found on"
-    text = [f"{100 * c.mean:.1f} [{100 * c.low:.1f}, {100 * c.high:.1f}], n = {c.n}" for c in cells.itertuples()]
-    source = cells[_FROM].fillna("random ticket").rename("found on")
-    wide = cells.assign(text=text).pivot_table("text", source, _TO, "first").reset_index().rename_axis(columns=None)
-    return f"<p>{label}, and trained on</p>{reports.table(wide, label)}"
+    place = reports.level_of(cells.iloc[0].to_dict())
+    label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
+    every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
+    text = [f"{_percent(c.mean)} [{_percent(c.low)}, {_percent(c.high)}], n = {c.n}" for c in every.itertuples()]
+    wide = every.assign(text=text).rename(columns={_FROM: "found on"}).pivot_table("text", "found on", _TO, "first")
+    rows = sorted(wide.index, key=lambda name: (name == "dense network", name == "random ticket"))
+    return f"<p>{label}</p>{reports.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
 
 
 def vanished(layers: pd.DataFrame) -> Html:

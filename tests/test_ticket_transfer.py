@@ -173,7 +173,7 @@ def test_the_finding_counts_transferred_tickets_only():
     assert (
         "lenet_300_100, level 2 (64 % of the prunable weights left), transferred tickets: of 2, 2 do better "
         "and 0 worse than the random ticket of their target (+10.0 points); of 2, 0 do better and 2 worse than the "
-        "target&#x27;s own ticket (−6.0 points). Means of paired differences, n = 3; better"
+        "target&#x27;s own ticket (−6.0 points); n = 3.<br>Better and worse: the whole 95 % t interval"
     ) in text
     own = transfer.rows(known().query("source == target"))
     assert "No transferred ticket is done" in transfer.finding(own)
@@ -207,6 +207,7 @@ def test_tables_have_sources_below_each_other_and_targets_side_by_side():
     cells = [re.findall(r"<t[dh]>(.*?)</t[dh]>", row) for row in table[0].split("</tr>")]
     assert [[cell.partition(" [")[0] for cell in row] for row in cells if row] == [
         ["found on", LOW, HIGH], [LOW, "66.2", "60.2"], [HIGH, "60.2", "66.2"], ["random ticket", "50.2", "50.2"],
+        ["dense network", "80.0", "80.0"],
     ]  # fmt: skip
     gains = transfer.gains(rows)
     assert "2 above, 0 below of 2; +16.0 [" in gains and "0 above, 2 below of 2; −6.0 [" in gains
