@@ -93,7 +93,8 @@ def _figure(
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
     labelled: dict[str, Any] = {}
     for ax in drawn:
-        ax.set_ylim(low, high)
+        if draw is not plots.accuracy_by_source:  # other data, other accuracies (Morcos Fig. 3)
+            ax.set_ylim(low, high)
         labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
@@ -141,7 +142,8 @@ def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     for _, place in (places if by == "facet" else places.sort_values(columns[0])).iterrows():
         same = (frame[columns].eq(place) | (frame[columns].isna() & place.isna())).all(axis=1)
         name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
-        title = str(place[by]) if by == "facet" else f"{name} {place[by]:g}"
+        value = place[by] if isinstance(place[by], str) else f"{place[by]:g}"
+        title = value if by == "facet" else f"{name.replace('_', ' ')} {value}"
         if by == "level":
             left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
             title = left if pd.isna(place["level"]) else f"{title} ({left})"

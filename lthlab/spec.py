@@ -410,25 +410,32 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
         if betas and optimizers == {"sgd"}:
             yield (section, "betas"), f"{list(betas[0])} with optimizer 'sgd' alone; allowed with: adam, adamw"
     if net:
-        yield from _unfit(study, recipes)
+        yield from _unfit(study, panel)
 
 
-def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
-    """Say what does not fit the network: images, prunable set, batches."""
-    checks: dict[tuple[str, ...], Callable[[], object]] = {
-        ("net",): partial(sizes.check, study.net, study.data),
-        ("protocol", "prunable"): partial(sizes.left_out, study.net, study.protocol.prunable),
-    }
-    for pair in recipes:
-        for section, recipe in zip(("find", "eval"), pair, strict=True):
-            if getattr(study, section) is not None:
-                place = section, "batch_size", str(recipe.batch_size)
-                checks[place] = partial(sizes.check_batch, study.net, study.data, recipe)
-    for field, check in checks.items():
+def _unfit(study: Study, panel: Panel) -> Iterator[tuple[Place, str]]:
+    """Say what does not fit the network: images, those of targets, prunable set, batches."""
+    net, data, policy = study.net, study.data, study.protocol.prunable
+    checks: list[tuple[Place, Callable[[], object]]] = [
+        (("net",), partial(sizes.check, net, data)),
+        (("protocol", "prunable"), partial(sizes.left_out, net, policy)),
+    ]
+    for section, side in (("find", 0), ("eval", 1)):
+        recipes = {pair[side] for pair in panel.recipes if getattr(study, section) is not None}
+        checks += [((section, "batch_size"), partial(sizes.check_batch, net, data, recipe)) for recipe in recipes]
+    for number, (target, trained) in enumerate(panel.targets):
+        place: Place = ("targets", number, "data")
+        checks.append((place, partial(sizes.check, net, target)))
+        checks.append((place, partial(sizes.check_transfer, net, data, target)))
+        recipes = set().union(*trained.values())
+        checks += [((*place[:2], "eval"), partial(sizes.check_batch, net, target, recipe)) for recipe in recipes]
+    found: dict[tuple[Place, str], None] = {}
+    for place, check in checks:
         try:
             check()
         except InputError as error:
-            yield field[:2], str(error)
+            found[place, str(error)] = None
+    yield from found
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:

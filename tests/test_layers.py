@@ -39,7 +39,7 @@ ROWS = [
     ["plots"],
     ["profiles"],
     ["reports"],
-    ["explore", "findings", "pairings", "prizes"],
+    ["explore", "findings", "pairings", "prizes", "transfer"],
     ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
@@ -52,8 +52,8 @@ WITHOUT_TORCH = {
     "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
     "kernels", "machine", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
     "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections",
-    "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts", "watch",
-    "wording",
+    "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values", "verdicts",
+    "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
@@ -256,7 +256,7 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "findings", "guidelines", "pairings", "plots", "prizes", "profiles", "reports"}
+    drawing = {"explore", "findings", "guidelines", "pairings", "plots", "prizes", "profiles", "reports", "transfer"}
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))

@@ -16,14 +16,14 @@ import test_pages
 from matplotlib import pyplot
 from ruamel.yaml import YAML
 
-from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store
+from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store, transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE = ("find_tickets", "evaluate_tickets")
-REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning")
-OWN = "own_network"
-STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling"}
+REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer")
+OWN, TRANSFER = "own_network", "ticket_transfer"
+STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer"}
 """The studies of notebooks that are not about the demo."""
 PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,6 +58,26 @@ eval: {lr: [0.05, 0.3]}
 prune: {levels: [1, 3], at: [1ep, last], layer_counts: {lr: 0.05}}
 tickets: {LT: {methods: OMP}, RT: {methods: OMP, scope: global}}
 reports: [hyperparameter_decoupling]
+"""
+HALVES = """
+name: transfer
+net: lenet_300_100
+data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}
+replicates: 2
+find: {epochs: 2, batch_size: 20, lr: 0.05}
+prune: {levels: [1, 2]}
+protocol: {schedule: restart}
+tickets:
+  WR: {methods: IMP, rewind: 1ep}
+  RR: {methods: IMP}
+  RT: {methods: IMP, scope: global, weights: fresh}
+panels:
+  - targets:
+      - {data: {name: digits, classes: [5, 6, 7, 8, 9], train_size: 60}}
+      - {data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}, eval: {optimizer: adam, lr: 0.002}}
+  - data: {classes: [5, 6, 7, 8, 9]}
+    targets: {data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}}
+reports: [ticket_transfer]
 """
 
 
@@ -112,7 +132,7 @@ def problems(path: Path) -> list[str]:
 
 
 def test_the_notebooks_are_those_that_studies_name():
-    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", OWN}
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", *STUDIES}
     assert COMPUTE == sections.STAGES
 
 
@@ -178,6 +198,8 @@ def copied(folder: Path) -> Path:
     for path in [*NOTEBOOKS, ROOT / "notebooks" / "own.py"]:
         (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
     lab.compute_study(spec.parse(DECOUPLING), helpers.store(folder / "runs"), "cpu")
+    (folder / "params" / "transfer.yaml").write_text(HALVES)
+    lab.compute_study(spec.parse(HALVES), helpers.store(folder / "runs"), "cpu")
     return folder
 
 
@@ -186,7 +208,7 @@ def tested(tmp_path_factory):
     """A folder in which nbval ran all notebooks, and what it said."""
     folder = copied(tmp_path_factory.mktemp("tiny"))
     (folder / "pytest.ini").write_text("[pytest]\n")
-    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", OWN)]
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", *STUDIES)]
     environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -212,7 +234,7 @@ def test_notebooks_run_from_top_to_bottom(tested):
 def published(tiny):
     """Pages of the reports, by name."""
     pages_ = {}
-    for name in REPORTS:
+    for name in (*REPORTS, TRANSFER):
         executed = tiny / f"{name}.ipynb"
         papermill.execute_notebook(
             tiny / "notebooks" / f"{name}.ipynb", executed, cwd=tiny / "notebooks", progress_bar=False
@@ -261,6 +283,23 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     assert all(widths in elements.text for widths in results.sizes(frame)["widths"])
 
 
+def test_the_page_of_ticket_transfer_shows_what_the_store_holds(published, tiny):
+    page = published[TRANSFER]
+    elements = test_pages.Elements(page)
+    rows = transfer.rows(results.load(tiny / "runs", "transfer"))
+    assert set(rows["status"]) == {"done"} and rows["trained_on"].nunique() == 3
+    images = [image["alt"] for image in elements.of("img") if image.get("role") != "presentation"]
+    assert all("n = 2 replicates" in alt for alt in images)
+    drawn = {place: sum(f"trained on {place}" in alt for alt in images) for place in rows["trained_on"].unique()}
+    assert drawn == {place: 3 if place.endswith("adam") else 4 for place in drawn}  # nothing was found with Adam
+    downloads = [link["download"] for link in elements.of("a") if "download" in link]
+    assert downloads.count("accuracy_by_source_lenet_300_100.csv") == 1
+    for cell in transfer.matrix(rows[(rows["level"] == 2) & (rows["ticket"] == "WR")]).itertuples():
+        assert f"{100 * cell.mean:.1f} [{100 * cell.low:.1f}, {100 * cell.high:.1f}], n = 2" in elements.text
+    assert "Every layer keeps weights in every mask" in elements.text and "transferred tickets: of" in elements.text
+    assert "$" not in elements.text and "nan" not in re.sub("<[^>]+>", " ", page) and str(tiny) not in page
+
+
 def test_a_second_run_trains_nothing(tiny):
     def stamps():
         folders = [tiny / "runs" / key for key in results.load(tiny / "runs", "demo")["key"].unique()]
@@ -303,6 +342,8 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("evaluate_tickets", "whole.loc[whole['ticket'] == 'SDT', 'parameters'] *= 2", "larger than its ticket"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = None", "no accuracy"),
+        (TRANSFER, "trained.loc[trained['ticket'] == 'RT', 'kept'] += 1", "keep different counts"),
+        (TRANSFER, "trained.loc[trained.index[0], 'value'] = 2.0", "outside 0 to 1"),
         (OWN, "own.FACTS = None", "another study"),
         (OWN, "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("layerwise_pruning", "bought.loc[bought.index[0], 'value'] = 2.0", "no accuracy"),
