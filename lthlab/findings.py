@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import costs, plots, ratios, results
-from lthlab.reports import Html, download, found_out, level_of, signed, table
+from lthlab.markup import Html, download, found_out, level_of, signed, table
 
 _WIDEST = 5  # times the advantage itself: beyond, where an interval ends says nothing
 _SHOWN = {

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from lthlab import plots, results, verdicts
+from lthlab.markup import Html, download, drawing, found_out, signed
 from lthlab.parts import NETS
 from lthlab.prizes import Judged, broken, grid, judge
-from lthlab.reports import Html, download, drawing, found_out, signed
 from lthlab.sections import Verdicts
 from lthlab.store import Store
 

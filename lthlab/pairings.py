@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import decoupling, plots, reports, results, spec
+from lthlab import decoupling, markup, plots, reports, results, spec
 from lthlab.errors import InputError
-from lthlab.reports import Html
+from lthlab.markup import Html
 
 
 def finding(frame: pd.DataFrame) -> Html:
@@ -22,20 +22,20 @@ def finding(frame: pd.DataFrame) -> Html:
     try:
         rows = decoupling.envelopes(frame)
     except InputError as error:
-        return reports.found_out([f"No cell can be chosen: {error}."])
+        return markup.found_out([f"No cell can be chosen: {error}."])
     if rows.empty:
-        return reports.found_out(["Every mask was found with the hyperparameters that its ticket is trained with."])
+        return markup.found_out(["Every mask was found with the hyperparameters that its ticket is trained with."])
     sentences = []
     for name, own in results.panels(decoupling.gains(rows)):
         for (method, context), cells in own[own["sparsity"] > 0].groupby(["method", "context"], sort=False):
             where = ", ".join(filter(None, (name, str(context), f"{method} masks")))
             sentences.append(_sentence(where, cells.sort_values("sparsity").to_dict("records")))
-    return reports.found_out(sentences)
+    return markup.found_out(sentences)
 
 
 def _sentence(where: str, cells: list[dict[Any, Any]]) -> str:
     last = cells[-1]
-    place = f"{where}, {reports.level_of(last)}"
+    place = f"{where}, {markup.level_of(last)}"
     if not last["n"]:
         return f"{place}: no coupled cell has all replicates."
     seen = sum(row["low"] > 0 or row["high"] < 0 for row in cells)
@@ -47,7 +47,7 @@ def _sentence(where: str, cells: list[dict[Any, Any]]) -> str:
     return (
         f"{place}: the best of {last['decoupled_cells']} cells (found with {last['decoupled_find']}, evaluated with "
         f"{last['decoupled_eval']}) minus the best of {last['coupled_cells']} coupled ones ({last['coupled_find']}), "
-        f"chosen on validation images, is {reports.points(last)} test points (paired, 95 % t interval, n = {last['n']} "
+        f"chosen on validation images, is {markup.points(last)} test points (paired, 95 % t interval, n = {last['n']} "
         f"replicates); {levels}."
     )
 
@@ -74,7 +74,7 @@ def _gains(rows: pd.DataFrame) -> pd.DataFrame:
     shown = []
     for row in rows[rows["sparsity"] > 0].sort_values(["method", "context", "sparsity"]).to_dict("records"):
         cells = {f"best {side}": _chosen(row, side) for side in ("decoupled", "coupled")}
-        difference = "the same cell" if row["same"] else reports.points(row) if row["n"] else ""
+        difference = "the same cell" if row["same"] else markup.points(row) if row["n"] else ""
         lacking = {"not whole": row["decoupled_left_out"] or ""}
         shown.append(_place(row) | cells | {"difference (points)": difference, "n": row["n"] or ""} | lacking)
     return pd.DataFrame(shown)
@@ -158,7 +158,7 @@ def _effects(rows: pd.DataFrame) -> pd.DataFrame:
             known = not pd.isna(row["mean"])
             cells["share"] = f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]" if known else "not known"
         else:
-            cells[row["effect"]] = reports.points(row)
+            cells[row["effect"]] = markup.points(row)
         cells["n"] = row["n"]
     return pd.DataFrame(shown.values())
 
@@ -184,7 +184,7 @@ def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
         _place(row)
         | {
             "ranked": row["series"].removeprefix("pruned at "),
-            "difference (points)": reports.points(row),
+            "difference (points)": markup.points(row),
             "n": row["n"],
         }
         | {"search (epochs)": row["search_epochs"], "to the end (epochs)": row["end_epochs"]}
@@ -219,5 +219,5 @@ def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], la
         table = table.drop(columns=list(same))
         told = [_WORDS.get(column, f"{column} {{}}").format(value) for column, value in same.items() if value]
         words = ", ".join([label, name, *told])
-        parts.append(f"<p><strong>{html.escape(words)}.</strong></p>{reports.table(table, words)}")
+        parts.append(f"<p><strong>{html.escape(words)}.</strong></p>{markup.table(table, words)}")
     return "".join(parts)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from lthlab import plots, results, verdicts
 from lthlab.contrasts import MASKS
-from lthlab.reports import Html, download, found_out, level_of, signed, slug
+from lthlab.markup import Html, download, found_out, level_of, signed, slug
 from lthlab.sections import Verdicts
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 

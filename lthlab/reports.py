@@ -1,11 +1,8 @@
 """The parts of a report that are HTML: figures with captions, findings, provenance, limits."""
 
-import base64
 import hashlib
 import html
-import io
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,6 +13,21 @@ from pydantic import BaseModel
 
 from lthlab import plots, pruning, results, sizes, tickets
 from lthlab.errors import InputError
+from lthlab.markup import (
+    Html,
+    download,
+    found_out,
+    image,
+    interval,
+    level_of,
+    listed,
+    points,
+    signed,
+    slug,
+    svg,
+    swatch,
+    table,
+)
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
@@ -25,16 +37,6 @@ _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(m
 _BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
 _MOST_NAMED = 4
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
-
-
-class Html(str):
-    """HTML that notebooks show."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return f"<HTML of {len(self)} characters>"
 
 
 def figure(
@@ -87,7 +89,7 @@ def _figure(
         draw(rows, ax=ax)
         ax.set_title(title.replace(", ", ",\n"), fontsize=10)
         drawn.append(ax)
-    lacking = f"Nothing is done yet{' at ' * any(undone)}{_listed(undone)}." if undone else ""
+    lacking = f"Nothing is done yet{' at ' * any(undone)}{listed(undone)}." if undone else ""
     if not drawn:
         return f'<p class="nothing">{html.escape(f"{panel}: {lacking}")}</p>'
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
@@ -98,8 +100,8 @@ def _figure(
         labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
-    images = "".join(_image(_svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
-    entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
+    images = "".join(image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
+    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
     # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
@@ -117,11 +119,6 @@ def _figure(
 def numbers(frame: pd.DataFrame, label: str) -> Html:
     """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
     return table(_numbers(frame), label)
-
-
-def drawing(ax: Any, alternative: str = "") -> Html:
-    """Show an Axes of its own figure as an image; its alternative text is made from what it shows, if not given."""
-    return Html(_image(_svg(ax.figure), alternative or plots.describe(ax)))
 
 
 def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -173,12 +170,6 @@ def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: 
     return found_out(found or [f"No pair of {first} and {second} on {method} masks is done."])
 
 
-def found_out(sentences: Sequence[str]) -> Html:
-    """Show sentences as what came out."""
-    text = "<br>".join(html.escape(sentence).replace("R_p", "R<sub>p</sub>") for sentence in sentences)
-    return Html(f'<p class="finding"><strong>What came out.</strong> {text}</p>')
-
-
 def _difference(rows: pd.DataFrame, panel: str, first: str, second: str, method: str) -> str:
     by = ["find_lr", "eval_lr", "level", "sparsity"]
     pairs = results.differences(rows, first, second, by)
@@ -212,7 +203,7 @@ def _seen(cells: Sequence[dict[Any, Any]]) -> str:
     if not seen:
         return f"we did not see a difference at any of {grid}, where it is {_reach(others)}"
     named = sorted(sorted(seen, key=lambda i: -abs(cells[i]["mean"]))[:_MOST_NAMED])
-    text = f"we saw a difference at {len(seen)} of {grid}, {_listed([places[i] for i in named])}"
+    text = f"we saw a difference at {len(seen)} of {grid}, {listed([places[i] for i in named])}"
     if hidden := [cells[i] for i in seen if i not in named]:
         text += f"; at {len(hidden)} of these it is smaller, {_reach(hidden)}"
     return text + (f"; we did not see one at the other {len(others)}, where it is {_reach(others)}" if others else "")
@@ -249,7 +240,7 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
         ]
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
         found.append(
-            f"{name}, {place}, {method} masks: R_p at learning rate {_listed([f'{lr:g}' for lr in ends])} was "
+            f"{name}, {place}, {method} masks: R_p at learning rate {listed([f'{lr:g}' for lr in ends])} was "
             f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
         )
     return found_out(found or ["The correlation indicator is not done, or not asked for."])
@@ -262,8 +253,8 @@ def _at(rows: pd.DataFrame, lrs: Sequence[float]) -> str:
     if len(masks) > 1 and (grid["key"].nunique() > grid["replicate"].nunique()).any():
         ends = (masks[0], masks[-1])
         return ", ".join(f"{_at(rows[rows['find_lr'] == lr], lrs)} on masks found at {lr:g}" for lr in ends)
-    cells = {cell["eval_lr"]: _interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
-    return _listed([cells.get(lr, "not known") for lr in lrs])
+    cells = {cell["eval_lr"]: interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
+    return listed([cells.get(lr, "not known") for lr in lrs])
 
 
 def work(summary: Any) -> Html:
@@ -423,7 +414,7 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
             "steps of that size."
             for name, test in tests.items()
         ),
-        f"Intervals rest on {_listed(list(sizes)) or 'no replicates'}. They cover initial weights and order of the "
+        f"Intervals rest on {listed(list(sizes)) or 'no replicates'}. They cover initial weights and order of the "
         "images, not another draw of training and test images.",
         f"What holds here, holds for {_count(networks, 'network')} on {_count(list(tests), 'data set')} and "
         f"{sum(len(set(panel.recipes)) for panel in config.panels)} recipes; learning rates are given, not tuned.",
@@ -459,31 +450,6 @@ def _collapse(frame: pd.DataFrame) -> list[str]:
 # --- parts ----------------------------------------------------------------------------------------------------
 
 
-def _svg(drawing: Any) -> bytes:
-    """Draw as SVG; equal drawings give equal bytes."""
-    import matplotlib
-
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lthlab"}):
-        drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
-
-
-def _image(svg: bytes, alternative: str) -> str:
-    role = "" if alternative else ' role="presentation"'
-    data = base64.b64encode(svg).decode()
-    return f'<img alt="{html.escape(alternative)}"{role} src="data:image/svg+xml;base64,{data}">'
-
-
-def _swatch(handle: Any) -> str:
-    """Draw a legend's line and marker, which words beside them explain."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(0.42, 0.16))
-    drawing.legend([handle], [""], loc="center", frameon=False, borderpad=0, handletextpad=0, handlelength=2.6)
-    return _image(_svg(drawing), "")
-
-
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Means and intervals as readers see them: accuracies in %, what is the same everywhere left out."""
     by = [name for name in plots.CELL if name in frame and (name == "level" or frame[name].nunique() > 1)]
@@ -506,54 +472,12 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={} if measured else {"mean": "mean (%)"})
 
 
-def slug(panel: str) -> str:
-    """Write the name of a panel so that it can be part of the name of a file."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", panel).strip("_")
-
-
-def download(frame: pd.DataFrame, name: str, words: str) -> Html:
-    """Link to a frame as a CSV file of that name, which the link itself holds."""
-    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
-
-
-def table(frame: pd.DataFrame, label: str) -> Html:
-    """Show a frame as it is, named for readers who do not see it."""
-    text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
-    return Html(f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>')
-
-
-def signed(value: float, decimals: int) -> str:
-    """Write a difference with its sign; what rounds to zero is not negative."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
-
-
-def points(row: dict[Any, Any]) -> str:
-    """Write a mean with its interval, if n is above 1, in percentage points."""
-    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
-    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
-
-
-def _interval(row: dict[Any, Any]) -> str:
-    return f"{row['mean']:.2f}" + ("" if row["n"] < 2 else f" [{row['low']:.2f}, {row['high']:.2f}]")
-
-
-def level_of(row: dict[Any, Any]) -> str:
-    """Say where on the ladder a row with level and sparsity is."""
-    left = f"{100 * (1 - row['sparsity']):.3g} % of the prunable weights left"
-    return left if pd.isna(row["level"]) else f"level {row['level']:g} ({left})"
-
-
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
 
 
 def _count(names: Sequence[str], what: str) -> str:
     return f"{'one' if len(names) == 1 else len(names)} {what}{'s' * (len(names) > 1)} ({', '.join(names)})"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _span(words: Sequence[str]) -> str:
@@ -583,7 +507,7 @@ def _ladder(panel: Panel) -> str:
         levels = ", ".join(str(level.k) for level in panel.levels)
         words.insert(0, f"levels {levels} of the ladder 1 − (1 − {panel.levels[0].rate})^level")
     if panel.at != (panel.protocol.masks_from,):
-        words.append(f"ranked at {_listed(panel.at)}")
+        words.append(f"ranked at {listed(panel.at)}")
     imposed = dict.fromkeys(text for counted in panel.counted.values() for text in counted)
     words += [f"also with the layer counts of {text}" for text in imposed]
     words += [f"gradually: {pruning.words(curve)}" for curve in panel.gradual]

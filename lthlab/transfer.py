@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import reports, results
-from lthlab.reports import Html
+from lthlab import markup, results
+from lthlab.markup import Html
 
 _FROM, _TO = "found_on", "trained_on"
 _PLACE = ["study", "network", "width", _TO, "method", "prune_at", "level", "sparsity"]
@@ -187,7 +187,7 @@ def finding(rows: pd.DataFrame) -> Html:
     sentences = [_sentence(str(name), own) for name, own in moved.groupby("network", sort=False)]
     how = "Better and worse: the whole 95 % t interval of the paired difference is above or below zero."
     nothing = "No transferred ticket is done together with what it is compared with."
-    return reports.found_out([*sentences, how] if sentences else [nothing])
+    return markup.found_out([*sentences, how] if sentences else [nothing])
 
 
 def _sentence(network: str, counted: pd.DataFrame) -> str:
@@ -196,13 +196,13 @@ def _sentence(network: str, counted: pd.DataFrame) -> str:
     for reference, name in (("random", "the random ticket of their target"), ("own", "the target's own ticket")):
         cells = last[last["reference"] == reference]
         if len(cells):
-            ends = dict.fromkeys(reports.signed(100 * cells["mean"].agg(end), 1) for end in ("min", "max"))
+            ends = dict.fromkeys(markup.signed(100 * cells["mean"].agg(end), 1) for end in ("min", "max"))
             better, worse = (cells["low"] > 0).sum(), (cells["high"] < 0).sum()
             words.append(
                 f"of {len(cells)}, {better} do better and {worse} worse than {name} ({' to '.join(ends)} points)"
             )
     sizes = " to ".join(dict.fromkeys(str(last["n"].agg(end)) for end in ("min", "max")))
-    place = reports.level_of(last.iloc[0].to_dict())
+    place = markup.level_of(last.iloc[0].to_dict())
     return f"{network}, {place}, transferred tickets: {'; '.join(words)}; n = {sizes}."
 
 
@@ -225,11 +225,11 @@ def gains(rows: pd.DataFrame) -> Html:
     names = {"random": "minus random ticket", "own": "minus own ticket"} | {name: name.replace("_", " ") for name in by}
     label = "At how many levels the interval is on one side of zero; the difference at the sparsest one, in points"
     wide = wide.rename_axis(columns=None).rename(columns=names)
-    return Html(f"<p>{label}</p>{reports.table(wide, label)}")
+    return Html(f"<p>{label}</p>{markup.table(wide, label)}")
 
 
 def _points(cell: dict[Any, Any]) -> str:
-    mean, low, high = (reports.signed(100 * cell[name], 1) for name in ("mean", "low", "high"))
+    mean, low, high = (markup.signed(100 * cell[name], 1) for name in ("mean", "low", "high"))
     return mean if cell["n"] < 2 else f"{mean} [{low}, {high}]"
 
 
@@ -253,13 +253,13 @@ def tables(rows: pd.DataFrame) -> Html:
 
 def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     """One level: sources below each other, targets side by side, in % with intervals."""
-    place = reports.level_of(cells.iloc[0].to_dict())
+    place = markup.level_of(cells.iloc[0].to_dict())
     label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
     every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
     text = [f"{_percent(c.mean)} [{_percent(c.low)}, {_percent(c.high)}], n = {c.n}" for c in every.itertuples()]
     wide = every.assign(text=text).rename(columns={_FROM: "found on"}).pivot_table("text", "found on", _TO, "first")
     rows = sorted(wide.index, key=lambda name: (name == "dense network", name == "random ticket"))
-    return f"<p>{label}</p>{reports.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
+    return f"<p>{label}</p>{markup.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
 
 
 def _percent(share: float) -> str:

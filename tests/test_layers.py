@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "errors", "files", "formulas", "machine", "packing", "progress", "provenance"],
+    ["draws", "errors", "files", "formulas", "machine", "markup", "packing", "progress", "provenance"],
     ["datasets"],
     ["parts"],
     ["disk", "images", "layers", "nodes", "sizes", "trees"],
@@ -37,7 +37,7 @@ ROWS = [
     ["landscape", "results", "verdicts"],
     ["costs", "decoupling", "ratios"],
     ["plots"],
-    ["profiles"],
+    ["markup", "profiles"],
     ["reports"],
     ["explore", "findings", "pairings", "prizes", "transfer"],
     ["guidelines"],
@@ -256,7 +256,18 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "findings", "guidelines", "pairings", "plots", "prizes", "profiles", "reports", "transfer"}
+    drawing = {
+        "explore",
+        "findings",
+        "guidelines",
+        "markup",
+        "pairings",
+        "plots",
+        "prizes",
+        "profiles",
+        "reports",
+        "transfer",
+    }
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))
