@@ -601,7 +601,8 @@ def _sources(ax: Axes, done: pd.DataFrame, dots: bool = False) -> None:
     own = done.assign(variant=variants(done)).fillna({"found_on": "", "method": "", "source_number": -1})
     several = own["method"].nunique() > 1
     cells = own.groupby(["source_number", "found_on", "method", "variant"])
-    for place, ((number, found_on, method, variant), points) in enumerate(cells):
+    kinds: list[tuple[Any, pd.DataFrame]] = list(cells)
+    for place, ((number, found_on, method, variant), points) in enumerate(kinds):
         shift = 1.02 ** (place - (cells.ngroups - 1) / 2)
         colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _PLACES[int(number) % len(_PLACES)]
         label = f"ticket found on {found_on}" if found_on else "random ticket"

@@ -61,10 +61,10 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     sides = {}
     for name, side, data in ((_FROM, "find_", "source"), (_TO, "eval_", "target")):
         recipe = rows[[column for column in map(str, rows) if column.startswith(side)]].map(str)
-        sides[name] = recipe.rename(columns=lambda column, side=side: column.removeprefix(side)).assign(data=rows[data])
+        sides[name] = recipe.set_axis(recipe.columns.str.removeprefix(side), axis=1).assign(data=rows[data])
     places = pd.concat(sides.values()).drop_duplicates()
     first = [name for name in ("optimizer", "lr") if name in places]
-    fields = [*first, *(name for name in places if name not in (*first, "data"))]
+    fields = [*first, *(name for name in map(str, places) if name not in (*first, "data"))]
     short = dict(zip(places["data"], _short(places["data"].to_list()), strict=True))
     texts = places["data"].map(short)
     for field in fields:
@@ -256,7 +256,10 @@ def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     place = markup.level_of(cells.iloc[0].to_dict())
     label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
     every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
-    text = [f"{_percent(c.mean)} [{_percent(c.low)}, {_percent(c.high)}], n = {c.n}" for c in every.itertuples()]
+    text = [
+        f"{_percent(cell['mean'])} [{_percent(cell['low'])}, {_percent(cell['high'])}], n = {cell['n']}"
+        for cell in every.to_dict("records")
+    ]
     wide = every.assign(text=text).rename(columns={_FROM: "found on"}).pivot_table("text", "found on", _TO, "first")
     rows = sorted(wide.index, key=lambda name: (name == "dense network", name == "random ticket"))
     return f"<p>{label}</p>{markup.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
@@ -280,7 +283,8 @@ def vanished(layers: pd.DataFrame) -> Html:
     cells = gone.groupby(["network", "level", "layer"])["key"].nunique()
     masks = layers.groupby(["network", "level"])["key"].nunique()
     words = [
-        f"{layer} of {network} in {count} of {masks[network, level]} masks of level {level:g}"
-        for (network, level, layer), count in cells.items()
+        f"{row['layer']} of {row['network']} in {row['key']} of {masks[row['network'], row['level']]} masks of level "
+        f"{row['level']:g}"
+        for row in cells.reset_index().to_dict("records")
     ]
     return Html(f'<p class="warning">No weight is left of {"; ".join(map(html.escape, words))}.</p>')
