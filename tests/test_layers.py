@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "lthlab"
 # A module imports modules of lower rows only.
 ROWS = [
     ["__init__"],
-    ["draws", "errors", "files", "formulas", "machine", "markup", "packing", "progress", "provenance"],
+    ["draws", "errors", "files", "formulas", "machine", "packing", "progress", "provenance"],
     ["datasets"],
     ["parts"],
     ["disk", "images", "layers", "nodes", "sizes", "trees"],
@@ -50,7 +50,7 @@ LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
     "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
-    "kernels", "machine", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
+    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
     "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections",
     "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values", "verdicts",
     "watch", "wording",
