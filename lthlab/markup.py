@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import plots
+from lthlab import plots, results
 
 
 class Html(str):
@@ -93,7 +93,7 @@ def interval(row: dict[Any, Any]) -> str:
 
 def level_of(row: dict[Any, Any]) -> str:
     """Say where on the ladder a row with level and sparsity is."""
-    left = f"{100 * (1 - row['sparsity']):.3g} % of the prunable weights left"
+    left = f"{100 * (1 - row['sparsity']):.3g} % of the {results.unit(row)} left"
     return left if pd.isna(row["level"]) else f"level {row['level']:g} ({left})"
 
 

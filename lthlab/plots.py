@@ -684,7 +684,7 @@ def _sparsity_axis(ax: Axes, done: pd.DataFrame) -> None:
     level = ["" if pd.isna(k) else f"\n{int(k)}" for k in cells["level"]]
     _log_axis(ax, remaining, [f"{share:.3g}{k}" for share, k in zip(remaining, level, strict=True)])
     ax.invert_xaxis()
-    ax.set_xlabel("prunable weights remaining (%)" + ("\nand pruning level" if any(level) else ""))
+    ax.set_xlabel(f"{results.unit(done)} remaining (%)" + ("\nand pruning level" if any(level) else ""))
 
 
 def _difference_axis(ax: Axes, done: pd.DataFrame) -> None:

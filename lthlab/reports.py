@@ -142,7 +142,7 @@ def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
         value = place[by] if isinstance(place[by], str) else f"{place[by]:g}"
         title = value if by == "facet" else f"{name.replace('_', ' ')} {value}"
         if by == "level":
-            left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
+            left = f"{100 * (1 - place['sparsity']):.3g} % of the {results.unit(frame).removeprefix('prunable ')}"
             title = left if pd.isna(place["level"]) else f"{title} ({left})"
         yield title, frame[everywhere | same]
 

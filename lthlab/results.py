@@ -1,6 +1,6 @@
 """From studies and the store to tidy frames, with numbers of runs and intervals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +349,15 @@ PANEL = (
 )  # fmt: skip
 """Columns that tell networks on data sets apart, how weights are ranked, what tickets are transferred to, and what is
 varied (decoupling)."""
+
+
+def unit(rows: "pd.DataFrame | Mapping[Any, Any]") -> str:
+    """Say what sparsities of rows are shares of: 'prunable weights', or 'filters' where these are pruned whole."""
+    found = rows["ranking"] if "ranking" in rows else None
+    several = [found] if found is None or isinstance(found, str) else found.unique()
+    return "filters" if all(str(name).startswith("filters") for name in several) else "prunable weights"
+
+
 VARIANT = ("prune_at", "pruning", "layer_counts", "scope", "rewind", "schedule")
 """Columns that tell tickets of one kind on masks of one method apart."""
 
@@ -390,6 +399,13 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
     return [name for name in map(str, frame) if name.startswith(sides) and name not in ("find_lr", "eval_lr")]
 
 
+_RANKINGS = {
+    "layer": ", ranked within layers",
+    "filters, global": ", whole filters",
+    "filters, layer": ", whole filters within layers",
+}
+
+
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
     about = [f"width {row['width']}"] if "width" in NETS.get(name, ()) and "width" in row else []
@@ -398,7 +414,7 @@ def _panel_name(row: "pd.Series[Any]") -> str:
     view = row.get("view")
     view = f" ({view})" if view and isinstance(view, str) else ""  # earlier versions noted none
     target = f", transferred to {row['target']}" if row.get("target") != row.get("source") else ""
-    ranking = ", ranked within layers" if row.get("ranking") == "layer" else ""
+    ranking = _RANKINGS.get(str(row.get("ranking")), "")
     return f"{name} on {row['data']}{view}{target}{ranking}" if "data" in row else name
 
 

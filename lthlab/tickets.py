@@ -194,7 +194,7 @@ class Labelled:
     role : dict
         Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, shortcut (None
         where a network has no such field), data, view, train_size, report, ranking ('global' over all layers, or
-        'layer'). what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
+        'layer'; 'filters, global' or 'filters, layer' of whole ones). what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
         `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate, sparsity. prune_at: step at which weights
         were ranked. pruning: schedule of gradual pruning. layer_counts: whose counts per layer are imposed. scope: of
         a random ticket. rewind: step that weights come from, 'ranked' where they are trained on, None where they are
@@ -327,7 +327,7 @@ class _Expansion:
                 "view": panel.data.view,
                 "train_size": panel.data.images,
                 "report": rules.report,
-                "ranking": rules.scope,
+                "ranking": rules.scope if rules.granularity == "weight" else f"filters, {rules.scope}",
                 **dict.fromkeys(ROLE),
                 "replicate": replicate,
                 "source": panel.data.text,
