@@ -392,9 +392,9 @@ class Data(Part):
     @property
     def view(self) -> str:
         """Say what differs from the whole set as it is, but for the number of training images."""
-        left_out = {"name", "train_size"} | (
-            {"random_labels"} if self.label_noise and not self.random_labels else set()
-        )
+        left_out = {"name", "train_size"}
+        if self.label_noise and not self.random_labels:
+            left_out.add("random_labels")
         fields = self.model_dump(exclude_defaults=True, exclude=left_out)
         texts = {name: _listed(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())

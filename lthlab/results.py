@@ -353,7 +353,7 @@ varied (decoupling)."""
 
 def unit(rows: "pd.DataFrame | Mapping[Any, Any]") -> str:
     """Say what sparsities of rows are shares of: 'prunable weights', or 'filters' where these are pruned whole."""
-    found = rows["ranking"] if "ranking" in rows else None
+    found = rows.get("ranking")
     several = [found] if found is None or isinstance(found, str) else found.unique()
     return "filters" if all(str(name).startswith("filters") for name in several) else "prunable weights"
 

@@ -194,13 +194,14 @@ class Labelled:
     role : dict
         Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, shortcut (None
         where a network has no such field), data, view, train_size, report, ranking ('global' over all layers, or
-        'layer'; 'filters, global' or 'filters, layer' of whole ones). what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
-        `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate, sparsity. prune_at: step at which weights
-        were ranked. pruning: schedule of gradual pruning. layer_counts: whose counts per layer are imposed. scope: of
-        a random ticket. rewind: step that weights come from, 'ranked' where they are trained on, None where they are
-        fresh. schedule: 'restart', 'resume' or 'fine-tune'; of a mask, that of the rounds of its search. replicate.
-        search_epochs: epochs of training that mask and weights cost; train_epochs: those of the ticket itself. source,
-        target: data that it was found on, and that it is trained on. widths, parameters. find_*, eval_*: recipes.
+        'layer'; 'filters, global' or 'filters, layer' of whole ones). what: 'train', 'mask' or a measure's name.
+        ticket: 'dense', 'search' or one of `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate,
+        sparsity. prune_at: step at which weights were ranked. pruning: schedule of gradual pruning. layer_counts: whose
+        counts per layer are imposed. scope: of a random ticket. rewind: step that weights come from, 'ranked' where
+        they are trained on, None where they are fresh. schedule: 'restart', 'resume' or 'fine-tune'; of a mask, that of
+        the rounds of its search. replicate. search_epochs: epochs of training that mask and weights cost; train_epochs:
+        those of the ticket itself. source, target: data that it was found on, and that it is trained on. widths,
+        parameters. find_*, eval_*: recipes.
     """
 
     value: Value
