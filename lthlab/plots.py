@@ -537,9 +537,10 @@ def _sources(ax: Axes, done: pd.DataFrame, dots: bool = False) -> None:
     own = done.assign(variant=variants(done)).fillna({"found_on": "", "method": "", "source_number": -1})
     several = own["method"].nunique() > 1
     cells = own.groupby(["source_number", "found_on", "method", "variant"])
-    for place, ((number, found_on, method, variant), points) in enumerate(cells):
+    for place, (key, points) in enumerate(cells):
+        number, found_on, method, variant = int(str(key[0]).removesuffix(".0")), *map(str, key[1:])
         shift = 1.02 ** (place - (cells.ngroups - 1) / 2)
-        colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _PLACES[int(number) % len(_PLACES)]
+        colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _PLACES[number % len(_PLACES)]
         label = f"ticket found on {found_on}" if found_on else "random ticket"
         label += f", {method} masks" * several + f" ({variant})" * bool(variant)
         alike = list(own.loc[own["source_number"] == number, "variant"].unique())

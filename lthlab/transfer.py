@@ -60,11 +60,11 @@ def _labelled(rows: pd.DataFrame) -> pd.DataFrame:
     """Name what tickets of a network are found on and trained on; of the data only what differs."""
     sides = {}
     for name, side, data in ((_FROM, "find_", "source"), (_TO, "eval_", "target")):
-        recipe = rows[[column for column in map(str, rows) if column.startswith(side)]].map(str)
-        sides[name] = recipe.rename(columns=lambda column, side=side: column.removeprefix(side)).assign(data=rows[data])
+        recipe = {column: column.removeprefix(side) for column in map(str, rows) if column.startswith(side)}
+        sides[name] = rows[list(recipe)].map(str).rename(columns=recipe).assign(data=rows[data])
     places = pd.concat(sides.values()).drop_duplicates()
     first = [name for name in ("optimizer", "lr") if name in places]
-    fields = [*first, *(name for name in places if name not in (*first, "data"))]
+    fields = [*first, *(name for name in map(str, places) if name not in (*first, "data"))]
     short = dict(zip(places["data"], _short(places["data"].to_list()), strict=True))
     texts = places["data"].map(short)
     for field in fields:
@@ -256,14 +256,11 @@ def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     place = reports.level_of(cells.iloc[0].to_dict())
     label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
     every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
-    text = [f"{_percent(c.mean)} [{_percent(c.low)}, {_percent(c.high)}], n = {c.n}" for c in every.itertuples()]
+    mean, low, high = ((100 * every[name]).map("{:.1f}".format) for name in ("mean", "low", "high"))
+    text = mean + " [" + low + ", " + high + "], n = " + every["n"].map(str)
     wide = every.assign(text=text).rename(columns={_FROM: "found on"}).pivot_table("text", "found on", _TO, "first")
     rows = sorted(wide.index, key=lambda name: (name == "dense network", name == "random ticket"))
     return f"<p>{label}</p>{reports.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
 
 
 def vanished(layers: pd.DataFrame) -> Html:
@@ -277,10 +274,11 @@ def vanished(layers: pd.DataFrame) -> Html:
     gone = layers[layers["kept"] == 0] if len(layers) else layers
     if gone.empty:
         return Html("<p>Every layer keeps weights in every mask that was found.</p>")
-    cells = gone.groupby(["network", "level", "layer"])["key"].nunique()
+    cells = gone.groupby(["network", "level", "layer"])["key"].nunique().rename("count").reset_index()
     masks = layers.groupby(["network", "level"])["key"].nunique()
     words = [
-        f"{layer} of {network} in {count} of {masks[network, level]} masks of level {level:g}"
-        for (network, level, layer), count in cells.items()
+        f"{cell['layer']} of {cell['network']} in {cell['count']} of {masks[cell['network'], cell['level']]} masks of "
+        f"level {cell['level']:g}"
+        for cell in cells.to_dict("records")
     ]
     return Html(f'<p class="warning">No weight is left of {"; ".join(map(html.escape, words))}.</p>')
