@@ -95,7 +95,8 @@ def evidence(judged: Sequence[Judged]) -> pd.DataFrame:
         One row per statement and panel: statement (1 to 4), study, panel, connections (`WITH` or `WITHOUT`), shows (one
         of `SHOWS`), estimate, low and high in points, n (replicates), method, sparsity, tolerance in points, note. For
         statement 3, redundancy is the number of parameters of the dense network per training image, and sparsity the
-        largest with a ticket (① to ④ hold for LT in the study's reading), 0 where it is certain that there is none.
+        largest with a ticket (① to ④ hold for LT in the study's reading), 0 where it is certain that there is none;
+        by_means is what the means alone say.
     """
     rows: list[dict[str, Any]] = []
     seen: list[set[str]] = []
@@ -107,7 +108,7 @@ def evidence(judged: Sequence[Judged]) -> pd.DataFrame:
         rows += _shown(panel)
     columns = [
         "statement", "study", "panel", "connections", "shows", "estimate", "low", "high", "n", "method", "sparsity",
-        "tolerance", "redundancy", "note",
+        "tolerance", "redundancy", "by_means", "note",
     ]  # fmt: skip
     return pd.DataFrame(rows).reindex(columns=columns).astype({"n": "Int64"})
 
@@ -173,7 +174,8 @@ def _redundant(panel: Judged, found: Sequence[verdicts.Verdict]) -> dict[str, An
         states[verdict.sparsity].add(verdict.ticket)
     won = [sparsity for sparsity, own in states.items() if "yes" in own]
     open_ = [sparsity for sparsity, own in states.items() if "yes" not in own and own != {"no"}]
-    row = {"redundancy": sizes[0] / sizes[1], "n": dense["replicate"].nunique()}
+    by_means = [verdict.sparsity for verdict in found if verdict.by_means in ("jackpot", "secondary prize")]
+    row = {"redundancy": sizes[0] / sizes[1], "n": dense["replicate"].nunique(), "by_means": max(by_means, default=0.0)}
     if math.isnan(row["redundancy"]):
         return row | {"shows": "no evidence", "note": "numbers of parameters or of training images are not known"}
     if not won and open_:
@@ -360,20 +362,24 @@ def figure(found: pd.DataFrame) -> Html:
     """Draw the largest sparsity with a ticket against the redundancy of networks, with caption, and in words."""
     from matplotlib.figure import Figure
 
-    points = found[(found["statement"] == 3) & (found["shows"] == "bears")]
+    points = found[(found["statement"] == 3) & found["redundancy"].notna()]
     absent = int((found["statement"] == 3).sum()) - len(points)
     if points.empty:
-        return Html('<p class="nothing">No panel has a largest sparsity with a ticket: none is decided.</p>')
+        return Html('<p class="nothing">Of no panel are the numbers of parameters and of training images known.</p>')
+    certain = points["shows"] == "bears"
+    points = points.assign(certain=certain, sparsity=points["sparsity"].where(certain, points["by_means"]))
     sample = " to ".join(dict.fromkeys(str(n) for n in (points["n"].min(), points["n"].max())))
     places = [
-        f"{row['panel']} at {row['redundancy']:.3g}: {100 * row['sparsity']:.3g} %" for row in points.to_dict("records")
+        f"{row['panel']} at {row['redundancy']:.3g}: {100 * row['sparsity']:.3g} %" + " by means" * (not row["certain"])
+        for row in points.to_dict("records")
     ]
     alternative = "Largest sparsity with a ticket against parameters per training image: " + "; ".join(places)
     words = (
         "Largest sparsity at which LT is a ticket (a jackpot or a secondary prize) against the parameters of the dense "
-        f"network per training image; 0 where there is certainly none. One point per panel, {len(points)} in all "
-        f"(n = {sample} replicates); {absent} without a certain answer are left out. No point can lie above the "
-        "sparsest level that was judged."
+        f"network per training image; 0 where there is none. One point per panel, {len(points)} in all (n = {sample} "
+        f"replicates): filled where the answer is certain ({certain.sum()}), open where it is that of the means alone, "
+        f"which decides nothing ({(~certain).sum()}); {absent} of unknown size are left out. No point can lie above "
+        "the sparsest level that was judged."
     )
     ax = Figure(figsize=(6.2, 3.2), layout="constrained").subplots()
     plots.sparsity_by_redundancy(points, ax).legend(frameon=False, loc="best")

@@ -337,20 +337,25 @@ def sparsity_by_redundancy(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     frame : DataFrame
-        Rows of panels with redundancy, sparsity in [0, 1) and connections, as `lthlab.guidelines.evidence` makes them.
+        Rows of panels with redundancy, sparsity in [0, 1), connections, and certain, whether the sparsity is more than
+        what the means say.
     ax : Axes, optional
         Where to draw; a figure with a legend is made by default.
 
     Returns
     -------
     Axes
-        Sparsity in %; parameters per training image on a logarithmic axis.
+        Sparsity in %; parameters per training image on a logarithmic axis; open markers where it is not certain.
     """
     ax, alone = _axes(ax)
     kinds = frame["connections"].fillna("residual connections not known")
     for (colour, marker), kind in zip(_SEVERAL, sorted(kinds.unique()), strict=False):
-        own = frame[kinds == kind].sort_values("redundancy")
-        ax.errorbar(own["redundancy"], 100 * own["sparsity"], fmt=marker, color=colour, markersize=6, label=kind)
+        for certain, face in ((True, colour), (False, "white")):
+            own = frame[(kinds == kind) & (frame["certain"] == certain)].sort_values("redundancy")
+            label = kind if certain else f"{kind}, by means"
+            if len(own):
+                places = own["redundancy"], 100 * own["sparsity"]
+                ax.errorbar(*places, fmt=marker, color=colour, markerfacecolor=face, markersize=6, label=label)
     ax.set_xscale("log")
     ax.set_ylim(-4, 104)
     ax.set_xlabel("parameters per training image")

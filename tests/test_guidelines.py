@@ -287,8 +287,11 @@ def test_the_figure_names_its_points():
     shown = guidelines.figure(guidelines.evidence(panels))
     (image,) = Elements(shown).of("img")
     assert "resnet20 on cifar10 at 2: 91.4 %; vgg16 on cifar10 at 2: 0 % (n = 4 replicates)." in image["alt"]
-    assert "2 in all (n = 4 replicates); 0 without a certain answer" in shown
-    assert "none is decided" in guidelines.figure(guidelines.evidence([panel(omp=False, network="own", n=1)]))
+    assert "2 in all (n = 4 replicates): filled where the answer is certain (2)" in shown
+    (image,) = Elements(guidelines.figure(guidelines.evidence([panel(rr=2.0, n=1)]))).of("img")
+    assert "vgg16 on cifar10 at 2: 91.4 % by means (n = 1 replicates)." in image["alt"]
+    unknown = guidelines.evidence([panel(rr=2.0)]).assign(redundancy=None)
+    assert "Of no panel are the numbers" in guidelines.figure(unknown)
 
 
 # --- a store ------------------------------------------------------------------------------------------------------

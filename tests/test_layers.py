@@ -50,10 +50,10 @@ LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
     "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
     "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
-    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
-    "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections",
-    "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values", "verdicts",
-    "watch", "wording",
+    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
+    "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema",
+    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values",
+    "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
