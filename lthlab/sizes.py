@@ -115,6 +115,29 @@ def check_batch(net: Net, data: Data, recipe: Recipe) -> None:
         )
 
 
+def check_target(net: Net, source: Data, target: Data) -> None:
+    """Check that tickets fit another data set: that all but the last layer has the same weights there.
+
+    Raises
+    ------
+    InputError
+        If images there are too small, or have other channels or, where it matters, another size.
+    """
+    check(net, target)
+    if net.name not in _ARCHITECTURES:
+        return
+    bodies = [
+        [kind[:4] for kind in _layers(net, _known(net), *seen(data)) if kind.role != "head"]
+        for data in (source, target)
+    ]
+    if bodies[0] != bodies[1]:
+        shapes = ["×".join(map(str, data.facts.shape)) for data in (source, target)]
+        raise InputError(
+            f"layers of '{net.name}' on images of {shapes[0]} of '{source.name}' do not fit images of {shapes[1]} of "
+            f"'{target.name}'; allowed: images of one shape, by the fields channels and size of data"
+        )
+
+
 def products(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None = None) -> int:
     """Count the products of weights and numbers when one image goes through a network.
 
@@ -204,6 +227,7 @@ def ticket_parameters(
     prunable: str = "all_but_head",
     denominator: str = "prunable",
     scope: str = "global",
+    floor: str | None = None,
 ) -> int | None:
     """Count the parameters that a ticket keeps, prunable and not prunable together.
 
@@ -213,7 +237,7 @@ def ticket_parameters(
         As in `count`.
     sparsity : Level or str
         Share that is pruned.
-    prunable, denominator, scope : str, optional
+    prunable, denominator, scope, floor : str, optional
         As in `lthlab.values.Magnitude`.
 
     Returns
@@ -224,9 +248,9 @@ def ticket_parameters(
     Raises
     ------
     InputError
-        If it prunes more than is prunable, or the policy does not fit the network.
+        If it prunes more than is prunable, or than the floor leaves, or the policy does not fit the network.
     """
-    return _kept(net, *seen(data), sparsity, prunable, denominator, scope) if own_widths(net) else None
+    return _kept(net, *seen(data), sparsity, prunable, denominator, scope, floor) if own_widths(net) else None
 
 
 def narrow(
@@ -450,17 +474,20 @@ def _kept(
     policy: str,
     denominator: str,
     scope: str,
+    floor: str | None = None,
 ) -> int:
-    whole = _count(net, shape, classes, _known(net), policy)
+    whole, without = _count(net, shape, classes, _known(net), policy), left_out(net, policy)
+    layers = [kind for kind in _layers(net, _known(net), shape, classes) if kind.role not in without]
+    most = whole.prunable
+    if floor is not None:
+        most -= sum(kind.times * max(1, pruned_count(floor, kind.weights)) for kind in layers)
     if scope == "layer":
-        without = left_out(net, policy)
-        layers = _layers(net, whole.widths, shape, classes)
-        pruned = sum(n * pruned_count(sparsity, weights) for role, n, weights, _, _ in layers if role not in without)
+        pruned = sum(kind.times * pruned_count(sparsity, kind.weights) for kind in layers)
     else:
         pruned = pruned_count(sparsity, whole.parameters if denominator == "all" else whole.prunable)
-    if pruned > whole.prunable:
+    if pruned > most:
         what = f"{_named(sparsity)} of '{net.name}' prunes {pruned} of {whole.prunable} prunable weights"
-        raise InputError(f"{what}; allowed: 0 to {whole.prunable}")
+        raise InputError(f"{what}; allowed: 0 to {most}{' with its floor' if floor else ''}")
     return whole.parameters - pruned
 
 

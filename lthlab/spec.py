@@ -97,6 +97,11 @@ class Config:
     document: dict[str, Any]
     sets: tuple[str, ...] = ()
 
+    @property
+    def of_filters(self) -> bool:
+        """Whether whole filters are pruned, so that masks of one sparsity keep unequal numbers of weights."""
+        return any(panel.protocol.granularity == "filter" for panel in self.panels)
+
 
 def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
     """Read a study.
@@ -390,7 +395,8 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
     asked = {name: getattr(ticket, "methods", ()) for name, ticket in study.tickets if ticket is not None}
     if study.tickets.GMP is not None:
         asked["GMP"] = ["GMP"]
-    yield from pruning.problems(study, recipes, asked)
+    counted = [recipe for found in panel.counted.values() for recipe in found.values()]
+    yield from pruning.problems(study, recipes, counted, asked)
     sparse = list(_too_sparse(study)) if asked else []
     yield from sparse
     if study.tickets.SDT is not None and not sparse:
@@ -400,28 +406,38 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
         if ticket != "dense" and ticket not in asked:
             place = ("measures", "correlation_indicator", "of", number)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
-    if study.protocol.report == "best_val" and not study.data.val_size:
-        yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+    if study.protocol.report == "best_val":
+        if not study.data.val_size:
+            yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+        for number, target in enumerate(study.targets):
+            if not target.data.val_size:
+                problem = "protocol.report best_val needs validation images; set val_size above 0"
+                yield ("targets", number, "data"), problem
     optimizers = {recipe.optimizer for pair in recipes for recipe in pair}
     for section in ("find", "eval"):
         betas = getattr(getattr(study, section), "betas", None)
         if betas and optimizers == {"sgd"}:
             yield (section, "betas"), f"{list(betas[0])} with optimizer 'sgd' alone; allowed with: adam, adamw"
     if net:
-        yield from _unfit(study, recipes)
+        yield from _unfit(study, panel)
 
 
-def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
-    """Say what does not fit the network: images, prunable set, batches."""
-    checks: dict[tuple[str, ...], Callable[[], object]] = {
+def _unfit(study: Study, panel: Panel) -> Iterator[tuple[Place, str]]:
+    """Say what does not fit the network: images, prunable set, batches, images of targets."""
+    checks: dict[Place, Callable[[], object]] = {
         ("net",): partial(sizes.check, study.net, study.data),
         ("protocol", "prunable"): partial(sizes.left_out, study.net, study.protocol.prunable),
     }
-    for pair in recipes:
+    for pair in panel.recipes:
         for section, recipe in zip(("find", "eval"), pair, strict=True):
             if getattr(study, section) is not None:
-                place = section, "batch_size", str(recipe.batch_size)
-                checks[place] = partial(sizes.check_batch, study.net, study.data, recipe)
+                checks[section, "batch_size", str(recipe.batch_size)] = partial(
+                    sizes.check_batch, study.net, study.data, recipe
+                )
+    for number, (data, trained) in enumerate(panel.targets):
+        checks["targets", number] = partial(sizes.check_target, study.net, study.data, data)
+        for recipe in (recipe for several in trained.values() for recipe in several):
+            checks["targets", number, recipe.batch_size] = partial(sizes.check_batch, study.net, data, recipe)
     for field, check in checks.items():
         try:
             check()
@@ -430,16 +446,18 @@ def _unfit(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> Iterator[tuple
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:
-    """Say which sparsities prune more than is prunable."""
+    """Say which sparsities prune more than is prunable, or than floors leave."""
     rules = study.protocol
-    if rules.denominator == "prunable":
+    floor = parts.decimal_text(rules.floor) if rules.floor else None
+    if (rules.denominator == "prunable" and floor is None) or rules.granularity == "filter":
         return
     levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
     others = [parts.decimal_text(s) for s in study.prune.sparsities]
     for field, sparsities in (("levels", levels), ("sparsities", others)):
         for number, sparsity in enumerate(sparsities):
             try:
-                sizes.ticket_parameters(study.net, study.data, sparsity, rules.prunable, "all", rules.scope)
+                counting = (rules.prunable, rules.denominator, rules.scope, floor)
+                sizes.ticket_parameters(study.net, study.data, sparsity, *counting)
             except InputError as error:
                 yield ("prune", field, number), str(error)
 
