@@ -104,7 +104,8 @@ def _plan(options: argparse.Namespace) -> int:
     settings = stages.Settings(notebooks=notebooks, device=options.device, slots=options.slots)
     forecast = stages.ahead(config, labelled, Store(options.runs), settings)
     rows = stages.by_stage(config, labelled, forecast)
-    absent = catalog.missing(panel.data.name for panel in config.panels)
+    panels = config.panels
+    absent = catalog.missing(data.name for panel in panels for data in (panel.data, *(to for to, _ in panel.targets)))
     whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
     if options.json:
         facts = {"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows}

@@ -638,6 +638,14 @@ def variants(frame: pd.DataFrame) -> "pd.Series[str]":
     return pd.Series(texts, frame.index)
 
 
+def varies(frame: pd.DataFrame, name: str) -> bool:
+    """Whether a column tells rows apart; of what tells tickets of one kind apart, nothing is a value too."""
+    kinds = [kind for kind in ("ticket", "method") if kind in frame]
+    if name in results.VARIANT and kinds:
+        return bool(frame.groupby(kinds, dropna=False)[name].nunique(dropna=False).gt(1).any())
+    return bool(frame[name].nunique() > 1)
+
+
 def _worded(column: str, value: Any) -> str:
     """Put what tells tickets apart into words."""
     if column == "rewind":

@@ -1,6 +1,6 @@
 """How a study's masks are found: schedules of gradual pruning as values, and what does not go together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lthlab import parts, sizes, values
 from lthlab.parts import Level, Recipe, Sparsity
@@ -50,7 +50,10 @@ def reaches(curve: Curve, asked: Sequence[Sparsity]) -> Sequence[Sparsity]:
 
 
 def problems(
-    study: Study, recipes: Sequence[tuple[Recipe, Recipe]], asked: Mapping[str, Sequence[str]]
+    study: Study,
+    recipes: Sequence[tuple[Recipe, Recipe]],
+    counted: Iterable[Recipe],
+    asked: Mapping[str, Sequence[str]],
 ) -> Iterator[tuple[Place, str]]:
     """Say what does not go together in how masks are found and what is trained under them.
 
@@ -60,10 +63,13 @@ def problems(
         The study.
     recipes : sequence of (Recipe, Recipe)
         Finding and evaluating recipes.
+    counted : iterable of Recipe
+        Recipes of the masks whose counts per layer are imposed.
     asked : mapping of str to sequence of str
         Methods of the masks of each ticket.
     """
     yield from _steps(study, recipes)
+    yield from _counted(study, counted)
     yield from _sparsities(study, asked)
     yield from _schedules(study, recipes)
     if study.protocol.floor and study.protocol.scope == "layer":
@@ -71,6 +77,33 @@ def problems(
     yield from _targets(study)
     if study.protocol.granularity == "filter":
         yield from _filters(study, asked)
+    yield from _shares(study, asked)
+
+
+def _shares(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    """Say which masks cannot prune a share of all parameters."""
+    rules, random = study.protocol, study.tickets.RT
+    gradual = [name for name, methods in asked.items() if "GMP" in methods]
+    others = [f"{', '.join(gradual)} by GMP"] if gradual else []
+    others += ["RT of scope 'even'"] if random is not None and "even" in random.scope else []
+    if rules.denominator == "all" and rules.scope == "global" and others:
+        yield ("protocol", "denominator"), f"'all' with {' and '.join(others)}; allowed: prunable"
+
+
+def _counted(study: Study, counted: Iterable[Recipe]) -> Iterator[tuple[Place, str]]:
+    """Check the steps of the trainings whose masks say how many weights of each layer are pruned."""
+    rules, rewound = study.protocol, study.tickets.WR
+    chain = rewound is not None and "IMP" in rewound.methods and rules.rewound_masks == "rewound"
+    for recipe in dict.fromkeys(counted):
+        steps = study.data.steps_per_epoch(recipe.batch_size)
+        end = recipe.epochs * steps
+        for at in study.prune.at:
+            if at[0].isdigit() and parts.iterations(at, steps) > end:
+                allowed = f"allowed: up to {recipe.epochs}ep, {end}it"
+                yield ("prune", "layer_counts"), f"{at} of prune.at is after the end of its trainings; {allowed}"
+        for rewind in rewound.rewind if rewound is not None and chain else ():
+            if problem := _rewind_problem(study, rewind, rules.schedule, recipe, recipe):
+                yield ("prune", "layer_counts"), f"{rewind} of tickets.WR.rewind {problem}"
 
 
 def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
@@ -170,6 +203,8 @@ def _filters(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple
         (("prune", "layer_counts"), study.prune.layer_counts is not None),
         (("protocol", "floor"), study.protocol.floor is not None),
         (("targets",), bool(study.targets)),
+        (("tickets", "RT", "scope"), study.tickets.RT is not None and set(study.tickets.RT.scope) != {"layer"}),
     ):
         if given:
-            yield place, "not with protocol.granularity 'filter'; allowed with: weight"
+            other = ", scope 'layer'" if place[-1] == "scope" else ""
+            yield place, f"not with protocol.granularity 'filter'; allowed with: weight{other}"

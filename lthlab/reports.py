@@ -166,7 +166,11 @@ def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: 
         Whose masks.
     """
     trained = frame[(frame["what"] == "train") & (frame["method"] == method) & frame["ticket"].isin([first, second])]
-    found = [_difference(rows, name, first, second, method) for name, rows in results.panels(trained)]
+    found = [
+        _difference(own, f"{name} ({text})" if text else name, first, second, method)
+        for name, rows in results.panels(trained)
+        for text, own in rows.groupby(plots.variants(rows), sort=False)
+    ]
     return found_out(found or [f"No pair of {first} and {second} on {method} masks is done."])
 
 
@@ -234,9 +238,11 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
     for name, own in results.panels(rows):
         last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
         ends = sorted({last["eval_lr"].min(), last["eval_lr"].max()})
+        told = plots.variants(last)
         words = [
-            f"{ticket} {_at(last[last['ticket'] == ticket], ends)}"
+            f"{ticket}{f' ({text})' if text else ''} {_at(rows, ends)}"
             for ticket in sorted(last["ticket"].unique(), key=plots.TICKETS.index)
+            for text, rows in last[last["ticket"] == ticket].groupby(told, sort=False)
         ]
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
         found.append(
@@ -452,7 +458,7 @@ def _collapse(frame: pd.DataFrame) -> list[str]:
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Means and intervals as readers see them: accuracies in %, what is the same everywhere left out."""
-    by = [name for name in plots.CELL if name in frame and (name == "level" or frame[name].nunique() > 1)]
+    by = [name for name in plots.CELL if name in frame and (name == "level" or plots.varies(frame, name))]
     if {"find_lr", "eval_lr"} <= set(by) and (frame["find_lr"] == frame["eval_lr"]).all():
         by.remove("find_lr")
     cells = frame.groupby(by, dropna=False)

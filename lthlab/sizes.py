@@ -259,6 +259,7 @@ def ticket_parameters(
     prunable: str = "all_but_head",
     denominator: str = "prunable",
     scope: str = "global",
+    floor: str | None = None,
 ) -> int | None:
     """Count the parameters that a ticket keeps, prunable and not prunable together.
 
@@ -268,7 +269,7 @@ def ticket_parameters(
         As in `count`.
     sparsity : Level or str
         Share that is pruned.
-    prunable, denominator, scope : str, optional
+    prunable, denominator, scope, floor : str, optional
         As in `lthlab.values.Magnitude`.
 
     Returns
@@ -279,9 +280,9 @@ def ticket_parameters(
     Raises
     ------
     InputError
-        If it prunes more than is prunable, or the policy does not fit the network.
+        If it prunes more than is prunable, or than the floor leaves, or the policy does not fit the network.
     """
-    return _kept(net, *seen(data), sparsity, prunable, denominator, scope) if own_widths(net) else None
+    return _kept(net, *seen(data), sparsity, prunable, denominator, scope, floor) if own_widths(net) else None
 
 
 def narrow(
@@ -505,17 +506,20 @@ def _kept(
     policy: str,
     denominator: str,
     scope: str,
+    floor: str | None = None,
 ) -> int:
-    whole = _count(net, shape, classes, _known(net), policy)
+    whole, without = _count(net, shape, classes, _known(net), policy), left_out(net, policy)
+    layers = [kind for kind in _layers(net, _known(net), shape, classes) if kind.role not in without]
+    most = whole.prunable
+    if floor is not None:
+        most -= sum(kind.times * max(1, pruned_count(floor, kind.weights)) for kind in layers)
     if scope == "layer":
-        without = left_out(net, policy)
-        layers = _layers(net, whole.widths, shape, classes)
-        pruned = sum(n * pruned_count(sparsity, weights) for role, n, weights, _, _ in layers if role not in without)
+        pruned = sum(kind.times * pruned_count(sparsity, kind.weights) for kind in layers)
     else:
         pruned = pruned_count(sparsity, whole.parameters if denominator == "all" else whole.prunable)
-    if pruned > whole.prunable:
+    if pruned > most:
         what = f"{_named(sparsity)} of '{net.name}' prunes {pruned} of {whole.prunable} prunable weights"
-        raise InputError(f"{what}; allowed: 0 to {whole.prunable}")
+        raise InputError(f"{what}; allowed: 0 to {most}{' with its floor' if floor else ''}")
     return whole.parameters - pruned
 
 

@@ -97,6 +97,11 @@ class Config:
     document: dict[str, Any]
     sets: tuple[str, ...] = ()
 
+    @property
+    def of_filters(self) -> bool:
+        """Whether whole filters are pruned, so that masks of one sparsity keep unequal numbers of weights."""
+        return any(panel.protocol.granularity == "filter" for panel in self.panels)
+
 
 def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
     """Read a study.
@@ -392,7 +397,8 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
     asked = {name: getattr(ticket, "methods", ()) for name, ticket in study.tickets if ticket is not None}
     if study.tickets.GMP is not None:
         asked["GMP"] = ["GMP"]
-    yield from pruning.problems(study, recipes, asked)
+    counted = [recipe for found in panel.counted.values() for recipe in found.values()]
+    yield from pruning.problems(study, recipes, counted, asked)
     sparse = list(_too_sparse(study)) if asked else []
     yield from sparse
     if study.tickets.SDT is not None and not sparse:
@@ -402,8 +408,13 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
         if ticket != "dense" and ticket not in asked:
             place = ("measures", "correlation_indicator", "of", number)
             yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
-    if study.protocol.report == "best_val" and not study.data.val_size:
-        yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+    if study.protocol.report == "best_val":
+        if not study.data.val_size:
+            yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"
+        for number, target in enumerate(study.targets):
+            if not target.data.val_size:
+                problem = "protocol.report best_val needs validation images; set val_size above 0"
+                yield ("targets", number, "data"), problem
     optimizers = {recipe.optimizer for pair in recipes for recipe in pair}
     for section in ("find", "eval"):
         betas = getattr(getattr(study, section), "betas", None)
@@ -439,16 +450,18 @@ def _unfit(study: Study, panel: Panel) -> Iterator[tuple[Place, str]]:
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:
-    """Say which sparsities prune more than is prunable."""
+    """Say which sparsities prune more than is prunable, or than floors leave."""
     rules = study.protocol
-    if rules.denominator == "prunable":
+    floor = parts.decimal_text(rules.floor) if rules.floor else None
+    if (rules.denominator == "prunable" and floor is None) or rules.granularity == "filter":
         return
     levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
     others = [parts.decimal_text(s) for s in study.prune.sparsities]
     for field, sparsities in (("levels", levels), ("sparsities", others)):
         for number, sparsity in enumerate(sparsities):
             try:
-                sizes.ticket_parameters(study.net, study.data, sparsity, rules.prunable, "all", rules.scope)
+                counting = (rules.prunable, rules.denominator, rules.scope, floor)
+                sizes.ticket_parameters(study.net, study.data, sparsity, *counting)
             except InputError as error:
                 yield ("prune", field, number), str(error)
 

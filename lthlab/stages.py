@@ -110,13 +110,14 @@ def run(config: Config, store: Store, settings: Settings) -> Ran:
     pieces = studies.configurations(labelled)
     planned = as_jobs(config, pieces, store, settings)
     texts = jobs.check(planned)
-    from lthlab import batch, results
+    from lthlab import batch, feasible, results
 
     store.check_writable()
     done = finished(planned, texts, pieces, store)
     asked = {job.name for job in planned} - done
     wanted = [item.value for piece in pieces if piece.name in asked for item in piece.labelled]
     catalog.refuse_missing(train.data.name for train in Outlook(wanted, store).left())
+    feasible.refuse_impossible(ancestors(item.value for item in labelled))
     studies.note(config, labelled, store)
     board = watch.Board(config.name, store, [job.name for job in planned], done)
     waiting = [_without(job, done) for job in planned if job.name not in done]

@@ -289,11 +289,11 @@ class _Found(NamedTuple):
 
 
 class _Rounds(NamedTuple):
-    """How the rounds of iterative pruning go on, as in `imp`."""
+    """How the rounds of iterative pruning go on, as in `imp`; fine-tuning by its epochs and learning rate."""
 
     rewind: str | None = "0ep"
     schedule: str = "restart"
-    tuning: Recipe | None = None
+    tuning: tuple[int, float | None] | None = None
 
 
 class _Expansion:
@@ -315,7 +315,7 @@ class _Expansion:
             floor=None if rules.floor is None else decimal_text(rules.floor),
         )
         self.trunk = dense(self.protocol, find)
-        self.at = dict.fromkeys(map(self.trunk.canonical_step, panel.at))
+        self.at = {self.trunk.canonical_step(at): at for at in panel.at}
         self.sparsities = (*panel.levels, *panel.sparsities)
         self.roles: dict[str, dict[str, Any]] = {
             stage: {
@@ -350,7 +350,7 @@ class _Expansion:
         own, coupled = _Site(self.protocol, self.find), self.evaluate == self.find
         if coupled or self._to_the_end():
             yield from self._trained(own, self.trunk, "dense", None, stage=finding)
-        if coupled and self.panel.tickets.GMP is not None:
+        if self.panel.tickets.GMP is not None:
             for found in self._gradual():
                 columns = found.columns | {"rewind": "0ep"}
                 yield from self._trained(own, found.trunk, "GMP", found.sparsity, stage=finding, **columns)
@@ -367,7 +367,7 @@ class _Expansion:
                         value = small(site.protocol, site.recipe, sparsity)
                         yield from self._trained(site, value, ticket, sparsity)
                 for method in getattr(options, "methods", ()):
-                    for found in self._masks(method, tuple(self._rounds(ticket, options, self.find))):
+                    for found in self._masks(method, tuple(self._rounds(ticket, options))):
                         yield from self._searched(found)
                         if found.sparsity in self.sparsities or method == "GMP":
                             yield from self._under(site, ticket, options, found)
@@ -378,13 +378,12 @@ class _Expansion:
         methods = {method for _, options in self.panel.tickets for method in getattr(options, "methods", ())}
         return bool(whole & self.at.keys()) or not methods & {"IMP", "OMP"}
 
-    def _rounds(self, ticket: str, options: Any, recipe: Recipe) -> list[_Rounds]:
+    def _rounds(self, ticket: str, options: Any) -> list[_Rounds]:
         """Say how rounds of iterative pruning go on where a ticket's masks come from."""
         if ticket == "LRR":
             return [_Rounds(None)]
         if ticket == "FT":
-            steps = self.panel.data.steps_per_epoch(recipe.batch_size)
-            return [_Rounds(None, tuning=recipe.tuning(options.epochs, steps, options.lr))]
+            return [_Rounds(None, tuning=(options.epochs, options.lr))]
         if ticket == "WR" and self.rules.rewound_masks == "rewound":
             return [_Rounds(step, self.rules.schedule) for step in options.rewind]
         return [_Rounds()]
@@ -393,12 +392,8 @@ class _Expansion:
         """Label a mask, and the training that was ranked for it if that went to its end."""
         finding, run, columns = STAGES[0], found.ranked.run, found.columns
         site = _Site(self.protocol, self.find)
-        level = found.sparsity
-        if (
-            isinstance(run.mask, Magnitude)
-            and isinstance(level, Level)
-            and found.ranked.step == run.canonical_step("last")
-        ):
+        level, ends = found.sparsity, (run.canonical_step("last"), "best_val", "best_test")
+        if isinstance(run.mask, Magnitude) and isinstance(level, Level) and found.ranked.step in ends:
             spent = {"search_epochs": found.epochs - _epochs(run), "train_epochs": _epochs(run)}
             below = Level(level.k - 1, level.rate)
             yield finding, self._label(finding, site, run, "train", "search", below, **columns | spent)
@@ -414,8 +409,8 @@ class _Expansion:
         protocol, recipe = site.protocol, site.recipe
         columns = found.columns | {"search_epochs": found.epochs}
         if ticket in ("LRR", "FT"):
-            (how,) = self._rounds(ticket, options, recipe)
-            value = continued(protocol, how.tuning or recipe, found.ranked, found.mask)
+            (how,) = self._rounds(ticket, options)
+            value = continued(protocol, _tuned(recipe, protocol.data, how) or recipe, found.ranked, found.mask)
             yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": RANKED})
         elif ticket == "RR":
             value = reinitialised(protocol, recipe, found.mask)
@@ -517,8 +512,8 @@ class _Expansion:
 
     def _ranked(self, method: str, rounds: tuple[_Rounds, ...]) -> Iterator[_Found]:
         """List masks of weights ranked at every step, with their own counts per layer and with others'."""
-        for at in self.at:
-            protocol = replace(self.protocol, masks_from=at)
+        for at, of_any in self.at.items():
+            protocol = replace(self.protocol, masks_from=of_any)
             for counts, counted in [(None, None), *self.panel.counted[self.find].items()]:
                 columns = {"method": method, "prune_at": at, "layer_counts": counts}
                 if method == "OMP":
@@ -556,7 +551,8 @@ class _Expansion:
         if key not in self.chains:
             counts = [] if counted is None else [mask for _, mask in self._chain(protocol, how, counted)]
             last = self.panel.levels[-1]
-            self.chains[key] = imp(protocol, recipe, last.k, last.rate, *how, counts)
+            tuning = _tuned(recipe, protocol.data, how)
+            self.chains[key] = imp(protocol, recipe, last.k, last.rate, how.rewind, how.schedule, tuning, counts)
         return self.chains[key]
 
     def _gradual(self) -> Iterator[_Found]:
@@ -566,6 +562,14 @@ class _Expansion:
                 spent = self._whole_epochs(mask.run, mask.step)
                 columns = {"method": "GMP", "prune_at": mask.step, "pruning": pruning.words(curve), "rewind": None}
                 yield _Found(mask, sparsity, mask.run, At(mask.run, mask.step), spent, spent, columns)
+
+
+def _tuned(recipe: Recipe, data: Data, how: _Rounds) -> Recipe | None:
+    """Make the recipe that rounds are fine-tuned by; None if they are not."""
+    if how.tuning is None:
+        return None
+    epochs, lr = how.tuning
+    return recipe.tuning(epochs, data.steps_per_epoch(recipe.batch_size), lr)
 
 
 def _epochs(run: Train) -> int:

@@ -302,6 +302,49 @@ def test_mask_and_weights_travel_and_the_head_is_new():
     assert there["dense"].init == Fresh(0) and there["dense"].mask == Dense()
 
 
+def test_rounds_that_were_ranked_at_their_best_are_listed():
+    """Of IMP with three rounds, the second and the third train under masks of the levels before them."""
+    for rules in ("{masks_from: best_test}", "{}"):
+        labelled = asked("LT: {methods: IMP}", protocol=rules, evaluate="{lr: 0.5}")
+        found = [i for i in labelled if i.role["ticket"] == "search" and i.role["what"] == "train"]
+        assert [(i.role["level"], i.role["train_epochs"]) for i in found] == [(1, 10), (2, 10)], rules
+
+
+def test_imposed_counts_are_of_the_end_of_trainings_of_their_own_length():
+    """'last' of ten epochs is not that of four: every recipe is ranked at its own end, or at the step that is named."""
+    for at, step in (("", "4ep"), (", at: last", "4ep"), (", at: 3ep", "3ep"), (", at: best_test", "best_test")):
+        labelled = asked("LT: {methods: [IMP, OMP]}", prune=f"{{levels: [2]{at}, layer_counts: {{epochs: 4}}}}")
+        imposed = pick(labelled, "mask", layer_counts="epochs 4")
+        assert {mask.layer_counts_of.of.step for mask in imposed} == {step}, at
+        assert {mask.layer_counts_of.of.run.recipe.epochs for mask in imposed} == {4}
+
+
+def test_imposed_counts_under_fine_tuning_come_from_the_recipe_that_they_are_named_by():
+    """Tune rounds of the other recipe with its own weight decay and the last rate of its own schedule."""
+    prune = "{levels: [2], layer_counts: {lr: 0.3, weight_decay: 0.01}}"
+    labelled = asked("FT: {methods: IMP, epochs: 2}", prune=prune)
+    (mask,) = pick(labelled, "mask", level=2, layer_counts="lr 0.3, weight decay 0.01")
+    for ranked, lr, decay in ((mask.of.run, 0.1, 0.0), (mask.layer_counts_of.of.run, 0.3, 0.01)):
+        assert (ranked.recipe.epochs, ranked.recipe.lr, ranked.recipe.weight_decay) == (2, lr, decay)
+
+
+def test_tuning_on_a_target_ends_at_the_rate_of_the_target():
+    """The last of the 2 steps of an epoch of 70 images has another rate of a cosine than that of 21 steps."""
+    targets = "[{data: {name: digits, train_size: 70}}]"
+    labelled = asked("FT: {methods: OMP, epochs: 2}", recipe=", lr_schedule: cosine", targets=targets)
+    rates = {len_: 0.1 * 0.5 * (1 + math.cos(math.pi * (1 - 1 / (10 * len_)))) for len_ in (21, 2)}
+    for value in pick(labelled, ticket="FT"):
+        assert math.isclose(value.recipe.lr, rates[value.steps_per_epoch])
+    assert {value.steps_per_epoch for value in pick(labelled, ticket="FT")} == {21, 2}
+
+
+def test_the_gradual_training_is_there_whatever_tickets_are_trained_with():
+    prune = "{sparsities: [0.8], gradual: {start: 2ep, end: 8ep}}"
+    for evaluate in ("null", "{lr: 0.5}"):
+        (value,) = pick(asked("GMP: ", prune=prune, evaluate=evaluate), ticket="GMP")
+        assert value.recipe.lr == 0.1 and value.pruning.sparsity == "0.8"
+
+
 # --- what is refused ------------------------------------------------------------------------------------------
 
 REFUSED = {
@@ -417,6 +460,38 @@ REFUSED = {
     "floor of layers": (
         {"protocol": "{floor: 0.1, scope: layer}"},
         "protocol.floor: 0.1 with scope 'layer'; allowed with: global",
+    ),
+    "floor that leaves too little": (
+        {"prune": "{levels: [1, 20]}", "protocol": "{floor: 0.5}"},
+        "prune.levels.1: level 20 of 'lenet_300_100' prunes 48633 of 49200 prunable weights; allowed: 0 to 24600",
+    ),
+    "layers of unlike counts": (
+        {
+            "protocol": "{denominator: all}",
+            "prune": "{sparsities: [0.5], gradual: {start: 1ep, end: 2ep}}",
+            "asked": "GMP: ",
+        },
+        "protocol.denominator: 'all' with GMP by GMP; allowed: prunable",
+    ),
+    "even shares of all parameters": (
+        {"protocol": "{denominator: all}", "asked": "RT: {scope: even}"},
+        "protocol.denominator: 'all' with RT of scope 'even'; allowed: prunable",
+    ),
+    "targets that are chosen by validation": (
+        {"data": "{name: digits, val_size: 100}", "targets": f"[{{data: {OTHER}}}]", "protocol": "{report: best_val}"},
+        "targets.0.data: protocol.report best_val needs validation images; set val_size above 0",
+    ),
+    "filters all over": (
+        {"protocol": "{granularity: filter}", "asked": "RT: {methods: OMP, scope: [layer, global]}"},
+        "tickets.RT.scope: not with protocol.granularity 'filter'; allowed with: weight, scope 'layer'",
+    ),
+    "counts of shorter trainings": (
+        {"prune": "{levels: [1], at: 5ep, layer_counts: {epochs: [4, 6]}}"},
+        "prune.layer_counts: 5ep of prune.at is after the end of its trainings; allowed: up to 4ep, 84it",
+    ),
+    "counts of chains that nothing is left of": (
+        {"prune": "{levels: [1], layer_counts: {epochs: [4, 6]}}", "asked": "WR: {rewind: 4ep}"},
+        "prune.layer_counts: 4ep of tickets.WR.rewind is not before the end; allowed: below 4ep, 84it",
     ),
     "floor": ({"protocol": "{floor: 1.0}"}, "protocol.floor: 1.0 is not allowed; allowed: below 1"),
 }

@@ -51,6 +51,29 @@ def test_a_figure_has_facets_words_numbers_and_data():
     assert {row["n"] for row in table} == {"4"}
 
 
+def test_numbers_tell_masks_with_imposed_counts_from_those_without():
+    """None is a value of what tells tickets of one kind apart, and none of what sets tickets apart from the dense."""
+    frame = test_plots.tidy()
+    again = frame[frame["ticket"] == "LT"].assign(layer_counts="lr 0.01", value=0.5)
+    table = _table(reports.figure(plots.accuracy_by_sparsity, pd.concat([frame, again]), "eval_lr", "It."))
+    assert {row["layer_counts"] for row in table if row["mean (%)"] == "50.00"} == {"lr 0.01"}
+    assert len(table) == len(frame.drop_duplicates(["ticket", "method", "level", "eval_lr"])) + len(
+        again.drop_duplicates(["ticket", "method", "level", "eval_lr"])
+    )
+
+
+def test_findings_are_told_for_every_way_in_which_masks_were_found():
+    frame = test_plots.tidy().assign(prune_at=None, layer_counts=None)
+    frame.loc[frame["method"].notna(), "prune_at"] = "last"
+    early = frame[frame["method"] == "IMP"].assign(prune_at="1ep")
+    both = pd.concat([frame, early, early.assign(layer_counts="lr 0.01")], ignore_index=True)
+    text = Elements(reports.finding(both)).text
+    assert [text.count(words) for words in ("n on d (ranked at last)", "(ranked at 1ep)", "of lr 0.01)")] == [1, 1, 1]
+    measured = both.assign(what="correlation_indicator", metric="correlation_indicator", chance=0.1)
+    text = Elements(reports.indicator(measured)).text
+    assert [text.count(f"LT ({words}) 0") for words in ("ranked at last", "ranked at 1ep")] == [1, 1]
+
+
 def downloaded(link: dict) -> list[dict]:
     kind, _, data = link["href"].partition(",")
     assert kind == "data:text/csv;base64"

@@ -11,7 +11,7 @@ import pytest
 from lthlab import jobs, lab, sections, spec, studies, tickets
 from lthlab.errors import InputError
 from lthlab.jobs import JobError
-from lthlab.stages import Settings, as_jobs, finished
+from lthlab.stages import Settings, as_jobs, finished, run
 
 STUDY = """\
 name: tiny
@@ -104,6 +104,15 @@ def test_a_stage_that_is_not_asked_for_has_no_jobs(folder):
     (folder / "evaluate_tickets.ipynb").unlink()
     *_, found = planned(folder, STUDY + "stages: find_tickets\n")
     assert [job.name for job in found] == [*NAMES[:2], "counts"]
+
+
+def test_masks_that_cannot_be_are_refused_before_any_notebook_is_executed(folder):
+    text = STUDY.replace("levels: 1", "sparsities: [0.1, 0.999]") + "protocol: {granularity: filter}\n"
+    config = spec.parse(text.replace("LT: , RR: ", "LT: {methods: OMP}"))
+    store = helpers.Store(folder.parent / "runs")
+    with pytest.raises(InputError, match=r"prunes 400 of 400 filters; allowed: 0 to 398"):
+        run(config, store, Settings(notebooks=folder))
+    assert not store.keys() and not store.studies()
 
 
 def test_missing_notebooks_are_named_before_anything_begins(folder):
