@@ -378,7 +378,7 @@ def _overridden(
 
 
 def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
