@@ -39,8 +39,8 @@ def schedule(curve: Curve, sparsity: Sparsity, rules: Protocol) -> values.Gradua
 def words(curve: Curve) -> str:
     """Name a schedule, as in 'cubic 2ep to 8ep every 1ep' or '0.4 at 4ep, 0.8 at 8ep'."""
     if curve.points is not None:
-        return ", ".join(f"{share:g} at {at}" for at, share in curve.points)
-    initial = f" from {curve.initial:g}" if curve.initial else ""
+        return ", ".join(f"{share:.15g} at {at}" for at, share in curve.points)
+    initial = f" from {curve.initial:.15g}" if curve.initial else ""
     return f"{curve.shape} {curve.start} to {curve.end} every {curve.every}{initial}"
 
 

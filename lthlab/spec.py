@@ -379,7 +379,7 @@ def _overridden(
 
 def fields_text(fields: Mapping[str, Any]) -> str:
     """Write fields of a recipe, as in 'lr 0.05, batch size 64'."""
-    texts = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    texts = {name: f"{value:.15g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
     return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 

@@ -537,11 +537,11 @@ class _Expansion:
         chains += [self._chain(protocol, how, counted)] if counted is not None else []
         schedule = "fine-tune" if how.tuning else how.schedule
         columns = columns | {"rewind": RANKED if how.rewind is None else how.rewind, "schedule": schedule}
-        last, spent, first = self.panel.levels[-1], 0, 0
+        last, spent = self.panel.levels[-1], 0
+        first = self._whole_epochs(self.trunk, chains[0][0][1].of.step)
         for k, steps in enumerate(zip(*chains, strict=True), start=1):
             spent += sum(self._whole_epochs(run, mask.of.step) for run, mask in steps)
             mask = steps[0][1]
-            first = first or self._whole_epochs(self.trunk, mask.of.step)
             yield _Found(mask, Level(k, last.rate), self.trunk, mask.of, first, spent, columns)
 
     def _chain(

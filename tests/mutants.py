@@ -312,9 +312,9 @@ MUTANTS = [
     ),
     Mutant(
         "BatchNorm not rewound",
-        "trainer",
-        'if train.batchnorm == "reset":',
-        'if train.batchnorm != "reset":',
+        "derive",
+        'if train.batchnorm == "reset" else found',
+        'if train.batchnorm != "reset" else found',
         "tests/test_lab.py::test_tickets_begin_where_they_should",
     ),
     Mutant(
@@ -333,7 +333,7 @@ MUTANTS = [
     ),
     Mutant(
         "defaults in the key",
-        "values",
+        "nodes",
         "if value is not default and value != default:",
         "if True:",
         "tests/test_values.py::test_pinned_key",
@@ -432,8 +432,8 @@ MUTANTS = [
     Mutant(
         "ranked without the mask so far",
         "gradual",
-        "masks.magnitude(current, goal[TOGETHER], self.mask)",
-        "masks.magnitude(current, goal[TOGETHER])",
+        "masks.magnitude(current, goal[TOGETHER], self.mask, floor)",
+        "masks.magnitude(current, goal[TOGETHER], None, floor)",
         "tests/test_gradual.py::test_a_mask_is_not_read_from_zeros",
     ),
     Mutant(
@@ -473,7 +473,7 @@ MUTANTS = [
     ),
     Mutant(
         "pruning begins below what its mask has pruned",
-        "derive",
+        "feasible",
         "if count < already.get(name, 0):",
         "if count < 0:",
         "tests/test_gradual.py::test_pruning_to_less_than_its_mask_has_pruned_is_refused",

@@ -338,6 +338,21 @@ def test_tuning_on_a_target_ends_at_the_rate_of_the_target():
     assert {value.steps_per_epoch for value in pick(labelled, ticket="FT")} == {21, 2}
 
 
+def test_close_numbers_are_told_apart():
+    """Keep both of what differs in the eighth digit: recipes with imposed counts, and schedules."""
+    curves = ", ".join(f"{{start: 1ep, end: 2ep, initial: 0.1234567{digit}}}" for digit in (1, 2))
+    prune = f"{{levels: [1], layer_counts: {{lr: [0.12345671, 0.12345672]}}, gradual: [{curves}]}}"
+    labelled = asked("LT: {methods: [OMP, GMP]}", prune=prune)
+    assert len({mask.key for mask in pick(labelled, "mask")}) == 3 + 2
+
+
+def test_rounds_that_are_longer_than_what_was_ranked_first_cost_their_own_epochs():
+    """Ranked at θ_0, the first round costs nothing; each round of fine-tuning is ranked at its end, of 12 epochs."""
+    labelled = asked("FT: {methods: IMP, epochs: 12}", prune="{levels: [3], at: 0ep}")
+    spent = {i.role["level"]: i.role["search_epochs"] for i in labelled if i.role["what"] == "mask"}
+    assert spent == {1: 0, 2: 12, 3: 24}
+
+
 def test_the_gradual_training_is_there_whatever_tickets_are_trained_with():
     prune = "{sparsities: [0.8], gradual: {start: 2ep, end: 8ep}}"
     for evaluate in ("null", "{lr: 0.5}"):
