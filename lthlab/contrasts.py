@@ -19,6 +19,8 @@ import pandas as pd
 
 DIVERGED = ("diverged", "blocked")
 """Statuses that are an outcome of a training, not a want of one: 'blocked' needs a training that diverged."""
+MASKS = ("prune_at", "pruning", "layer_counts")
+"""Columns that tell masks of one method apart."""
 _UNEVEN = 3.0
 # Means of test accuracies differ by more than this many decimals of a point; float32 accuracies are wrong by less.
 _DECIMALS = 4
@@ -215,16 +217,29 @@ def collect(frame: pd.DataFrame, ticket: str) -> Runs:
 
 def _refuse_mixtures(rows: pd.DataFrame, ticket: str) -> None:
     recipes = [name for name in rows if str(name).startswith(("find_", "eval_")) and name not in ("find_lr", "eval_lr")]
-    only = {"rewind": rows["ticket"] == ticket, "widths": rows["ticket"] != "SDT"}
-    for column in ["study", "panel", "network", "width", "widths", "data", "view", "train_size", *recipes, "rewind"]:
-        if column not in rows:
-            continue
-        chosen = rows[only[column]] if column in only else rows
-        values = sorted(set(chosen[column].dropna().map(str)))
-        if len(values) > 1:
-            raise ValueError(
-                f"the frame mixes {column} {', '.join(values)}; allowed: one (select rows, or drop the column)"
-            )
+    own = rows["ticket"] == ticket
+    only = {"rewind": own, "schedule": own, "widths": rows["ticket"] != "SDT"}
+    panel = ["panel", "network", "width", "shortcut", "widths", "data", "view", "train_size", "source", "target"]
+    for column in ["study", *panel, *map(str, recipes), "rewind", "schedule"]:
+        _refuse_several(rows[only[column]] if column in only else rows, column, "the frame")
+    for method, found in rows[rows["ticket"].isin([ticket, "RR"])].groupby("method"):
+        for column in MASKS:
+            _refuse_several(found, column, f"the frame, of {method} masks,")
+    if not {"source", "target"} <= set(rows):
+        return
+    sites = rows[["source", "target"]].dropna()
+    if len(moved := sites[sites["source"] != sites["target"]]):
+        raise ValueError(
+            "tickets of {source} are trained on {target}; allowed: tickets on the data that they were found on, which "
+            "Ma's conditions are about".format(**moved.iloc[0])
+        )
+
+
+def _refuse_several(rows: pd.DataFrame, column: str, where: str) -> None:
+    values = sorted(set(rows[column].dropna().map(str))) if column in rows else []
+    values += ["none"] * bool(column in MASKS and values and rows[column].isna().any())
+    if len(values) > 1:
+        raise ValueError(f"{where} mixes {column} {', '.join(values)}; allowed: one (select rows, or drop the column)")
 
 
 def lacking(first: Grid, second: Grid, names: tuple[str, str] | None = None) -> tuple[str, ...]:
@@ -325,6 +340,23 @@ def at_same_lr(first: Grid, second: Grid, bootstrap: Bootstrap) -> Contrast | No
     if not pairs:
         return None
     return _bounded(first, second, [i for i, _ in pairs], [j for _, j in pairs], 1, True, bootstrap)
+
+
+def best_lrs(grid: Grid, bootstrap: Bootstrap) -> list[float]:
+    """List the learning rates that may be a ticket's best one, that of the best mean first.
+
+    Chance may have put the truly best one below another; its mean is then rarely further below the best mean than
+    the margin here (multiple comparisons with the best, Hsu 1981). Without a spread every learning rate may be it.
+    """
+    if not grid.points:
+        return []
+    spread, df = pooled_spread([grid], bootstrap.decent)
+    margin, rivals, n = math.inf, int(grid.decent(bootstrap.decent).sum()) - 1, int(grid.n.min())
+    if df:
+        rest = (False, df, bootstrap.confidence, bootstrap.draws, bootstrap.seed)
+        margin = spread * _reach(rivals, n, n, *rest) if rivals else 0.0
+    order = np.argsort(-grid.mean, kind="stable")
+    return list(dict.fromkeys(grid.points[i][0] for i in order if grid.mean[i] >= grid.mean.max() - margin))
 
 
 def _bounded(

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import plots, reports, results
+from lthlab import markup, plots, reports, results
 
 _X = ("sparsity", "eval_lr", "find_lr", "level", "kept", "parameters", "search_epochs", "replicate")
 _HUES = {"ticket and mask": ("ticket", "method"), "ticket": ("ticket",), "method": ("method",), "level": ("sparsity",)}
@@ -156,7 +156,7 @@ class Explorer:
             return
         ax.set_title(self.choices["panel"].value, fontsize=10)
         plots.legend(ax)
-        self.figure.value = reports.drawing(ax) + f"<p>{html.escape(plots.caption(self.rows))}</p>"
+        self.figure.value = markup.drawing(ax) + f"<p>{html.escape(plots.caption(self.rows))}</p>"
         table = reports.numbers(self.rows, "Means and intervals")
         self.table.value = table.replace("<table ", f'<table style="{_APART}" ')
 

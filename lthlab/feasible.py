@@ -2,9 +2,6 @@
 
 import functools
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-
-import torch
 
 from lthlab import counts, filters, gradual, masks, nets, sizes
 from lthlab.errors import InputError
@@ -122,35 +119,15 @@ def _foreign(wanted: Iterable[Value]) -> Iterator[str]:
             yield f"{train!r}: {what} of {plain(net).name} on '{source_data.name}' on '{target.name}': {misfit}"
 
 
-def _shapes(net: Net | Narrow, data: Data, head: bool = False) -> dict[str, torch.Size]:
-    """Shapes of a network's state by name, by default without its last layer."""
-    network = nets.outline(net, data)
-    without = set() if head else nets.head_of(network)
-    return {name: tensor.shape for name, tensor in network.state_dict().items() if name not in without}
-
-
 def _misfit(net: Net | Narrow, source: Data, target: Data, head: bool) -> str:
     """Say what of a network differs between two data sets, and what would bring it together; empty if nothing does."""
     if (source.facts.shape, source.facts.classes) == (target.facts.shape, target.facts.classes):
         return ""
-    there, here = (_shapes(net, data, head) for data in (source, target))
-    name = next((name for name in there | here if there.get(name) != here.get(name)), None)
+    there, here = (nets.shapes(net, data, head) for data in (source, target))
+    name = next((name for name in there if there[name] != here[name]), None)
     if name is None:
         return ""
-    found = f"'{name}' has the shape {tuple(there.get(name, ()))} and would need {tuple(here.get(name, ()))}"
-    if _shapes(net, source) == _shapes(net, target):
+    found = f"'{name}' has the shape {tuple(there[name])} and would need {tuple(here[name])}"
+    if nets.shapes(net, source, False) == nets.shapes(net, target, False):
         return f"{found}; allowed: a graft, which draws the head anew, under a mask that does not cover it"
-    channels = max(data.facts.shape[0] for data in (source, target))
-    size = max(side for data in (source, target) for side in data.facts.shape[1:])
-    for fields in ({"channels": channels}, {"size": size}, {"channels": channels, "size": size}):
-        with suppress(ValueError):  # a set whose images cannot be brought to it
-            both = [Data(**data.model_dump() | fields) for data in (source, target)]
-            if _shapes(net, both[0]) == _shapes(net, both[1]):
-                needed = [
-                    f"data '{old.name}' with {field}: {value}"
-                    for old, new in zip((source, target), both, strict=True)
-                    for field, value in fields.items()
-                    if getattr(old, field) != getattr(new, field)
-                ]
-                return f"{found}; allowed: {', '.join(needed)}"
-    return f"{found}; no field of data brings them together"
+    return f"{found}; {sizes.remedy(source, target, functools.partial(nets.shapes, net, head=False))}"

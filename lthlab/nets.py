@@ -418,6 +418,13 @@ def outline(net: Net | Narrow, data: Data | DataFacts | str) -> Network:
         return build(net, data, device="meta")
 
 
+def shapes(net: Net | Narrow, data: Data | DataFacts | str, head: bool = True) -> dict[str, torch.Size]:
+    """Shapes of the ordinary network's state by name, without those of the last layer where `head` is False."""
+    network = outline(net, data)
+    without = set() if head else head_of(network)
+    return {name: tensor.shape for name, tensor in network.state_dict().items() if name not in without}
+
+
 def fresh(net: Net | Narrow, data: Data | str, replicate: int, draw: int = 0) -> Weights:
     """Draw the initial state of a replicate.
 

@@ -12,7 +12,8 @@ from matplotlib.container import ErrorbarContainer
 from lthlab import results
 
 CELL = [
-    *results.PANEL, "what", "ticket", "method", *results.VARIANT, "level", "sparsity", "layer", "find_lr", "eval_lr",
+    *results.PANEL, "facet", "series", "what", "trained_on", "ticket", "found_on", "method", *results.VARIANT,
+    "level", "sparsity", "layer", "find_lr", "eval_lr",
 ]  # fmt: skip
 """Columns that tell cells of a panel apart; within a cell only the replicate differs."""
 TICKETS = ("dense", "LT", "WR", "LRR", "FT", "GMP", "RR", "RT", "SDT")
@@ -28,6 +29,7 @@ _MARKERS = {
     "dense": "D", "LT": "o", "WR": "^", "RR": "s", "RT": "v", "SDT": "P", "LRR": "<", "FT": ">", "GMP": "X",
 }  # fmt: skip
 _VARIED = "os^vDP<>X"
+_SOURCES = ("ticket", "method", *results.VARIANT, "found_on")
 _SCOPES = {"layer": "permuted within layers", "global": "permuted globally", "even": "the same share of every layer"}
 _Style = str | tuple[float, tuple[float, float]]
 _DASHED: _Style = (0, (4.0, 2.0))
@@ -38,6 +40,7 @@ _STEPS = (("#4a98c9", "o"), ("#2070b4", "s"), ("#084a91", "^"), ("#000000", "D")
 _SEVERAL = (
     ("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^"), ("#cc79a7", "P"), ("#5b2c00", "v"), ("#4d4d4d", "D"),
 )  # fmt: skip
+_PLACES = (*_SEVERAL[:4], ("#e69f00", ">"), ("#56b4e9", "<"), ("#6a4c93", "X"))
 _NAMES = {"eval_lr": "learning rate", "find_lr": "learning rate that the mask was found with"}
 
 
@@ -100,6 +103,42 @@ def accuracy_by_lr(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return legend(ax) if alone else ax
 
 
+def series_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw test accuracy against the weights that remain, one line per name in the column `series`.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of trainings; the column `order` numbers the lines, for their colours. Those of random tickets (RT,
+        RR) are dashed.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracy in %; weights that remain in % on a logarithmic axis, denser to the left; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"], ["series"]))
+    lines = sorted(set(zip(done["order"], done["series"], strict=True)))
+    for place, (number, name) in enumerate(lines):
+        own = done[done["series"] == name]
+        random = own["ticket"].isin(["RT", "RR"]).any()
+        colour, marker = (_COLOURS["RT"], "v") if random else _SEVERAL[number % len(_SEVERAL)]
+        cells = results.summarise(own, ["sparsity"]).sort_values("sparsity")
+        shift = 1.02 ** (place - (len(lines) - 1) / 2)
+        _line(ax, _remaining(cells["sparsity"]) * shift, cells, name, colour, marker, _DASHED if random else "-")
+    _sparsity_axis(ax, done)
+    _accuracy_axis(ax)
+    return legend(ax) if alone else ax
+
+
 def difference_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw paired differences in accuracy against the weights that remain, each pair as a dot.
 
@@ -123,11 +162,65 @@ def difference_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     ax, alone = _axes(ax)
     done = _percent(_done(frame, ["sparsity"]))
-    ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
     _series(ax, done, "sparsity", _remaining, dots=True)
-    _sparsity_axis(ax, done)
-    names = ", ".join(map(str, done["ticket"].unique())) if "ticket" in done else "difference"
-    ax.set_ylabel(f"{names} (percentage points)")
+    _difference_axis(ax, done)
+    return legend(ax) if alone else ax
+
+
+def accuracy_by_source(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw test accuracy against the weights that remain, one line per source of tickets (Morcos Figs. 2 to 5).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.transfer.rows` returns, for one network and what it is trained on.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Accuracy in %, as `accuracy_by_sparsity`; the random ticket is a line and the dense network a level.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"], _SOURCES))
+    dense = done["ticket"] == "dense"
+    _level(ax, done[dense])
+    _sources(ax, done[~dense])
+    _sparsity_axis(ax, done[~dense])
+    _accuracy_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def difference_by_source(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw paired differences in accuracy against the weights that remain, one line per source of tickets.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.transfer.differences` returns, for one network and what it is trained on.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Differences in percentage points, as `difference_by_sparsity`.
+
+    Raises
+    ------
+    ValueError
+        If there are no pairs, or rows differ in more than what is drawn.
+    """
+    ax, alone = _axes(ax)
+    done = _percent(_done(frame, ["sparsity"], _SOURCES))
+    _sources(ax, done, dots=True)
+    _difference_axis(ax, done)
     return legend(ax) if alone else ax
 
 
@@ -234,6 +327,34 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("prunable layer, from the input")
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)
+    _plain(ax)
+    return legend(ax) if alone else ax
+
+
+def sparsity_by_redundancy(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the largest sparsity with a ticket against parameters per training image (Ma 3.2, statement 3).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of panels with redundancy, sparsity in [0, 1) and connections, as `lthlab.guidelines.evidence` makes them.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Sparsity in %; parameters per training image on a logarithmic axis.
+    """
+    ax, alone = _axes(ax)
+    kinds = frame["connections"].fillna("residual connections not known")
+    for (colour, marker), kind in zip(_SEVERAL, sorted(kinds.unique()), strict=False):
+        own = frame[kinds == kind].sort_values("redundancy")
+        ax.errorbar(own["redundancy"], 100 * own["sparsity"], fmt=marker, color=colour, markersize=6, label=kind)
+    ax.set_xscale("log")
+    ax.set_ylim(-4, 104)
+    ax.set_xlabel("parameters per training image")
+    ax.set_ylabel("largest sparsity with a ticket (%)")
     _plain(ax)
     return legend(ax) if alone else ax
 
@@ -475,6 +596,26 @@ def _series(
             ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
 
 
+def _sources(ax: Axes, done: pd.DataFrame, dots: bool = False) -> None:
+    """Draw one line per source of tickets, each in the colour that it has in every drawing of the network."""
+    own = done.assign(variant=variants(done)).fillna({"found_on": "", "method": "", "source_number": -1})
+    several = own["method"].nunique() > 1
+    cells = own.groupby(["source_number", "found_on", "method", "variant"])
+    kinds: list[tuple[Any, pd.DataFrame]] = list(cells)
+    for place, ((number, found_on, method, variant), points) in enumerate(kinds):
+        shift = 1.02 ** (place - (cells.ngroups - 1) / 2)
+        colour, marker = (_COLOURS["RT"], _MARKERS["RT"]) if number < 0 else _PLACES[int(number) % len(_PLACES)]
+        label = f"ticket found on {found_on}" if found_on else "random ticket"
+        label += f", {method} masks" * several + f" ({variant})" * bool(variant)
+        alike = list(own.loc[own["source_number"] == number, "variant"].unique())
+        style = _DOTTED if number < 0 else (_LINES.get(method, "-"), _DASHED)[alike.index(variant) % 2]
+        line = results.summarise(points, ["sparsity"])
+        _line(ax, _remaining(line["sparsity"]) * shift, line, label, colour, marker, style)
+        if dots:
+            places = _remaining(points["sparsity"]) * shift
+            ax.plot(places, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
+
+
 def variants(frame: pd.DataFrame) -> "pd.Series[str]":
     """Say of each row what tells it from others of its ticket and method; '' where there is nothing.
 
@@ -554,6 +695,13 @@ def _sparsity_axis(ax: Axes, done: pd.DataFrame) -> None:
     ax.set_xlabel("prunable weights remaining (%)" + ("\nand pruning level" if any(level) else ""))
 
 
+def _difference_axis(ax: Axes, done: pd.DataFrame) -> None:
+    ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
+    _sparsity_axis(ax, done)
+    names = ", ".join(map(str, done["ticket"].unique())) if "ticket" in done else "difference"
+    ax.set_ylabel(f"{names} (percentage points)")
+
+
 def _lr_axis(ax: Axes, done: pd.DataFrame, column: str = "eval_lr") -> None:
     rates = sorted(done[column].unique())
     _log_axis(ax, rates, [f"{rate:g}" for rate in rates])
@@ -562,10 +710,15 @@ def _lr_axis(ax: Axes, done: pd.DataFrame, column: str = "eval_lr") -> None:
 
 def _log_axis(ax: Axes, places: Iterable[float], labels: Sequence[str]) -> None:
     at = np.asarray(list(places), dtype=float)
-    step = -(-len(at) // _MOST_TICKS)
+    logs = np.log(at)
+    apart = (1 - 1e-9) * np.ptp(logs) / (_MOST_TICKS - 1)
+    named = [len(at) - 1]  # the last is always named, others where there is room
+    for i in reversed(range(len(at))):
+        if abs(logs[i] - logs[named[0]]) >= apart > 0:
+            named.insert(0, i)
     ax.set_xscale("log")
     ax.set_xlim(at.min() / 1.35, at.max() * 1.35)
-    ax.set_xticks(at[::step], labels[::step])
+    ax.set_xticks(at[named], [labels[i] for i in named])
     ax.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     _plain(ax)
 

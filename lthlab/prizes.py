@@ -2,15 +2,17 @@
 
 import html
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from lthlab import results, verdicts
-from lthlab.reports import Html, download, found_out, level_of, signed, slug
-from lthlab.spec import Config
+from lthlab import plots, results, verdicts
+from lthlab.contrasts import MASKS
+from lthlab.markup import Html, download, found_out, level_of, signed, slug
+from lthlab.sections import Verdicts
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
 WORDS = {
@@ -22,13 +24,19 @@ WORDS = {
 }
 """Ma's conditions in few words; the last two are about accuracy similar to that of dense networks."""
 _SHORT = 30
-_CLASSES = {"insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no"}
+_WIDE = 36
+_CLASSES = {
+    "insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no",
+    "supports": "yes", "contradicts": "no", "undecided": "boundary", "no evidence": "insufficient",
+}  # fmt: skip
+"""Classes of the style sheet by state."""
 _QUESTIONS = {
-    "jackpot": "Is there a jackpot?",
-    "secondary prize": "Is there a secondary prize?",
-    "prefers small lr": "Do tickets prefer small learning rates?",
-    "prefers IMP": "Are tickets on IMP masks better than on OMP masks?",
+    "jackpot": "Jackpot\nat any level",
+    "secondary prize": "Secondary prize\nat any level",
+    "prefers small lr": "Prefers small lr\nbelow η* − from η*",
+    "prefers IMP": "Prefers IMP\nIMP − OMP masks",
 }
+_SYMBOLS = {"yes": "✓", "no": "×", "boundary": "△", "insufficient evidence": "?"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Judged:
     Attributes
     ----------
     panel : str
-        Its name.
+        Its name, with the kind of tickets where a panel has several.
     frame : DataFrame
         Its trainings.
     verdicts : tuple of Verdict
@@ -52,38 +60,75 @@ class Judged:
     verdicts: tuple[Verdict, ...]
     problem: str = ""
 
+    @property
+    def tickets(self) -> list[str]:
+        """Kinds of tickets that are judged."""
+        return list(dict.fromkeys(found.rules.ticket for found in self.verdicts))
+
     def of(self, ticket: str, reading: str) -> list[Verdict]:
         """Choose the verdicts on a kind of ticket in a reading."""
         return [found for found in self.verdicts if (found.rules.ticket, found.rules.reading) == (ticket, reading)]
 
 
-def judge(config: Config, frame: pd.DataFrame) -> list[Judged]:
-    """Judge the tickets of a study, panel by panel, in both readings.
+def judge(rules: Verdicts, frame: pd.DataFrame) -> list[Judged]:
+    """Judge the tickets of a study in both readings, panel by panel.
+
+    Tickets of one kind on masks of one method that differ otherwise, in the step at which weights were ranked, say, are
+    judged apart, each as a panel. Tickets that are transferred to other data are not judged.
 
     Parameters
     ----------
-    config : Config
-        The study, whose section `verdicts` says how.
+    rules : lthlab.sections.Verdicts
+        The section `verdicts` of the study.
     frame : DataFrame
         Its tidy frame.
     """
-    rules = config.verdicts.model_dump()
-    readings = sorted(READINGS, key=lambda reading: reading != rules.pop("reading", reading))
     trained = frame[(frame["what"] == "train") & (frame["ticket"] != "search")]
-    found = []
-    for name, rows in results.panels(trained):
-        tickets = [ticket for ticket in ("LT", "WR") if (rows["ticket"] == ticket).any()]
-        try:
-            judged = [
-                verdict
-                for ticket in tickets
-                for reading in readings
-                for verdict in verdicts.judge(rows, ticket=ticket, reading=reading, **rules)
-            ]
-            found.append(Judged(name, rows, tuple(judged), "" if tickets else "the study has neither LT nor WR"))
-        except ValueError as error:
-            found.append(Judged(name, rows, (), str(error)))
-    return found
+    return [
+        _judged(rules, name + words, own, tickets)
+        for name, rows in results.panels(trained)
+        for words, own, tickets in _forms(rows)
+    ]
+
+
+def _judged(rules: Verdicts, name: str, rows: pd.DataFrame, tickets: Sequence[str]) -> Judged:
+    options = rules.model_dump()
+    readings = sorted(READINGS, key=lambda reading: reading != options["reading"])
+    try:
+        judged = [
+            verdict
+            for ticket in tickets
+            for reading in readings
+            for verdict in verdicts.judge(rows, ticket=ticket, **options | {"reading": reading})
+        ]
+    except ValueError as error:
+        return Judged(name, rows, (), str(error))
+    return Judged(name, rows, tuple(judged), "" if tickets else "the study has neither LT nor WR")
+
+
+def _forms(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
+    """Split a panel where tickets of one kind on masks of one method differ: words, rows, and which tickets these are.
+
+    What does not differ stays together, so that methods can be compared.
+    """
+    rows = rows.reset_index(drop=True)
+    masks, by = ([name for name in names if name in rows] for names in (MASKS, results.VARIANT))
+    texts = rows[["method", *by]].map(str)
+    told = {ticket: texts[rows["ticket"] == ticket] for ticket in ("LT", "WR")}
+    tickets = [ticket for ticket, found in told.items() if len(found)]
+    several = [ticket for ticket in tickets if told[ticket].drop_duplicates()["method"].duplicated().any()]
+    if len(several) < len(tickets) or not tickets:
+        yield "", rows, [ticket for ticket in tickets if ticket not in several]
+    for ticket in several:
+        words = plots.variants(rows.loc[told[ticket].index])
+        for _, same in told[ticket].groupby(by, sort=False):
+            first, methods = same.iloc[0], same["method"].unique()
+            alike = (texts[masks] == first[masks]).all(axis=1) & rows["method"].isin(methods)
+            chosen = rows.index.isin(same.index) | (alike & (rows["ticket"] == "RR"))
+            name = f"{ticket} on {' and '.join(methods)} masks"
+            about = next(filter(None, words[same.index]), "")
+            name += f" ({about})" if about else ""
+            yield f", {name}", rows[chosen | rows["ticket"].isin(["SDT", "dense"])], [ticket]
 
 
 def finding(judged: Sequence[Judged]) -> Html:
@@ -192,7 +237,7 @@ def _table(judged: Judged, ticket: str, reading: str) -> str:
     csv = download(
         everything, f"verdicts_{ticket}_{slug(judged.panel)}.csv", f"All numbers of these {len(first)} verdicts (CSV)"
     )
-    return _grid(heads, rows, text, f"Verdicts on {ticket}, {judged.panel}") + csv
+    return grid(heads, rows, text, f"Verdicts on {ticket}, {judged.panel}") + csv
 
 
 def _row(found: Verdict, note: str) -> list[tuple[str, str]]:
@@ -227,7 +272,7 @@ def _reasons(judged: Judged, ticket: str, reading: str) -> str:
         ]
         heads = ["Level", "Condition", "State", "Difference (points)", "Needed", "Decided by", "What would change it"]
         label = f"What decided for {ticket} on {method} masks"
-        table = _grid(heads, rows, "", f"{label}, {judged.panel}")
+        table = grid(heads, rows, "", f"{label}, {judged.panel}")
         parts.append(f"<details><summary>{html.escape(label)}</summary>{table}</details>")
     items = "".join(f"<li>{html.escape(text)}</li>" for text in _warnings(own))
     return "".join(parts) + (f'<div class="warning">Doubtful for {ticket}:<ul>{items}</ul></div>' if items else "")
@@ -268,30 +313,41 @@ def _largest(judged: Judged, ticket: str, reading: str) -> str:
         [("", method), ("", how[0] if len(how) == 1 else "both"), *(("", text) for text in texts)]
         for (method, *texts), how in rows.items()
     ]
-    return _grid(heads, lines, f"{ticket}: largest level, and share of the prunable weights left there.", label)
+    return grid(heads, lines, f"{ticket}: largest level, and share of the prunable weights left there.", label)
 
 
 def overview(judged: Sequence[Judged]) -> Html:
-    """Answer the questions of Ma's Table 3, panel by panel."""
-    return _each(judged, _overview)
+    """Sum up what tickets win and prefer in a table like Ma's Table 3, one row per network and data set."""
+    rows, lines = [], []
+    for panel in judged:
+        for ticket in panel.tickets:
+            found = verdicts.overview(panel.frame, panel.of(ticket, panel.verdicts[0].rules.reading))
+            lines.append(found.assign(panel=panel.panel, ticket=ticket))
+            answers = {name: own.to_dict("records") for name, own in found.groupby("question", sort=False)}
+            place = f"{broken(panel.panel)}\n{ticket}, preferences at {_share(found['sparsity'].iloc[-1])} left"
+            rows.append([("", place), *(_answer(answers[name]) for name in _QUESTIONS)])
+    heads = ["Network and data", *_QUESTIONS.values()]
+    text = "In the form of Ma's Table 3: ✓ yes, × no, △ boundary, ? insufficient evidence; differences in points."
+    shown = grid(heads, rows, text, "Summary of all panels, as Ma's Table 3") if rows else ""
+    csv = download(pd.concat(lines), "table_3.csv", "All numbers of this summary (CSV)") if rows else ""
+    left_out = [f"{panel.panel}: cannot be judged: {panel.problem}." for panel in judged if panel.problem]
+    return Html(shown + csv + "".join(f'<p class="warning">{html.escape(words)}</p>' for words in left_out))
 
 
-def _overview(judged: Judged, ticket: str, reading: str) -> str:
-    own = judged.of(ticket, reading)
-    rows = []
-    for row in verdicts.overview(judged.frame, own).to_dict("records"):
-        where = f"{100 * (1 - row['sparsity']):.3g} % left" + (
-            "" if pd.isna(row["method"]) else f", {row['method']} masks"
+def _answer(rows: Sequence[dict[Any, Any]]) -> tuple[str, str]:
+    """A cell of Table 3: the state for the first method, then in small what it rests on, and the other methods."""
+    lines: list[str] = []
+    for row in rows:
+        known, prize = not math.isnan(row["estimate"]), not row["question"].startswith("prefers")
+        parts = ["" if pd.isna(row["method"]) else f"{row['method']} masks"]
+        parts.append(f"{_share(row['sparsity'])} left" if prize and row["state"] != "no" else "")
+        parts.append(_interval(row["estimate"], row["low"], row["high"], 1) if known else "")
+        parts.append(
+            f"n = {row['n']}" if known else "" if pd.isna(row["missing"]) else broken(f"not known: {row['missing']}")
         )
-        known = not math.isnan(row["estimate"])
-        points = _interval(row["estimate"], row["low"], row["high"]) if known else ""
-        missing = "" if pd.isna(row["missing"]) else str(row["missing"])
-        words = [("", _QUESTIONS[row["question"]]), (row["state"], row["state"]), ("", where)]
-        rows.append([*words, ("", points or (f"not known: {missing}" if missing else ""))])
-    label = f"Questions of Ma's Table 3 for {ticket}, {judged.panel}"
-    return _grid(
-        ["Question", "Answer", "Where", "Difference (points)"], rows, f"{ticket}: the questions of Ma's Table 3.", label
-    )
+        words = f"{_SYMBOLS[row['state']]} {row['state']}"
+        lines += [f"{parts[0]}: {words}", *parts[1:]] if lines else [words, *parts]
+    return rows[0]["state"], "\n".join(filter(None, lines))
 
 
 # --- parts --------------------------------------------------------------------------------------------------------
@@ -303,14 +359,24 @@ def _each(judged: Sequence[Judged], show: Callable[[Judged, str, str], str]) -> 
         parts.append(f"<h3>{html.escape(panel.panel)}</h3>")
         if panel.problem:
             parts.append(f'<p class="warning">{html.escape(f"Cannot be judged: {panel.problem}.")}</p>')
-        for ticket in dict.fromkeys(found.rules.ticket for found in panel.verdicts):
+        for ticket in panel.tickets:
             reading = next(v.rules.reading for v in panel.verdicts if v.rules.ticket == ticket)
             parts.append(show(panel, ticket, reading))
     return Html("".join(parts))
 
 
-def _grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], caption: str, label: str) -> str:
-    """A table of cells that are a state and a text, whose lines after the first are small."""
+def grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], caption: str, label: str) -> str:
+    """Write a table of cells that are a state and a text, whose lines after the first are small.
+
+    Parameters
+    ----------
+    heads : iterable of str
+        Texts of the columns.
+    rows : iterable
+        Cells: a state, which gives the colour ('' has none), and a text.
+    caption, label : str
+        Text above the table, and its name for readers who do not see it.
+    """
     parts = [html.escape(text).partition("\n") for text in heads]
     head = "".join(f'<th scope="col">{first}{_small(rest)}</th>' for first, _, rest in parts)
     body = "".join(f"<tr>{''.join(_cell(state, text) for state, text in row)}</tr>" for row in rows)
@@ -320,6 +386,12 @@ def _grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], capti
         f'<table class="verdict">'
         f"{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def broken(text: str) -> str:
+    """Break a long text into lines that keep a table narrow, and the name of a panel after its network."""
+    parts = text.replace(" on ", "\non ", 1).split("\n")
+    return "\n".join(line for part in parts for line in textwrap.wrap(part, _WIDE, break_long_words=False))
 
 
 def _cell(state: str, text: str) -> str:
@@ -373,7 +445,12 @@ def _needed(condition: Condition) -> str:
 
 
 def _left(found: Verdict) -> str:
-    return f"{100 * (1 - found.sparsity):.3g} %"
+    return _share(found.sparsity)
+
+
+def _share(sparsity: float) -> str:
+    """Share of the prunable weights that is left."""
+    return f"{100 * (1 - sparsity):.3g} %"
 
 
 def _level(row: dict[Any, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from lthlab import parts, values
+from lthlab import parts, sizes, values
 from lthlab.parts import Level, Recipe, Sparsity
 from lthlab.sections import Curve, Protocol, Study
 from lthlab.trees import Place
@@ -74,12 +74,10 @@ def problems(
     yield from _schedules(study, recipes)
     if study.protocol.floor and study.protocol.scope == "layer":
         yield ("protocol", "floor"), f"{study.protocol.floor:g} with scope 'layer'; allowed with: global"
+    yield from _targets(study)
     if study.protocol.granularity == "filter":
         yield from _filters(study, asked)
     yield from _shares(study, asked)
-    if study.targets and asked.keys() - {"SDT", "GMP"} and study.protocol.prunable == "all":
-        allowed = "prunable sets without the head, such as 'all_but_head'"
-        yield ("protocol", "prunable"), f"'all' covers the head, which is drawn anew for targets; allowed: {allowed}"
 
 
 def _shares(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
@@ -186,6 +184,14 @@ def _schedules(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterat
                 except ValueError as error:
                     found[str(error)] = None
         yield from ((("prune", "gradual", number), problem) for problem in found)
+
+
+def _targets(study: Study) -> Iterator[tuple[Place, str]]:
+    """Say which masks cannot be transferred: those of the head, which is new on another data set."""
+    policy = study.protocol.prunable
+    if sizes.covers_head(policy) and any(target.data != study.data for target in study.targets):
+        allowed = ", ".join(name for name in parts.POLICIES if not sizes.covers_head(name))
+        yield ("protocol", "prunable"), f"'{policy}' covers the head, which is new on targets; allowed: {allowed}"
 
 
 def _filters(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:

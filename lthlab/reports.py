@@ -1,11 +1,8 @@
 """The parts of a report that are HTML: figures with captions, findings, provenance, limits."""
 
-import base64
 import hashlib
 import html
-import io
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,6 +13,21 @@ from pydantic import BaseModel
 
 from lthlab import plots, pruning, results, sizes, tickets
 from lthlab.errors import InputError
+from lthlab.markup import (
+    Html,
+    download,
+    found_out,
+    image,
+    interval,
+    level_of,
+    listed,
+    points,
+    signed,
+    slug,
+    svg,
+    swatch,
+    table,
+)
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
@@ -27,17 +39,9 @@ _MOST_NAMED = 4
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
-class Html(str):
-    """HTML that notebooks show."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
-
-    def __repr__(self) -> str:
-        return f"<HTML of {len(self)} characters>"
-
-
-def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "") -> Html:
+def figure(
+    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "", name: str = ""
+) -> Html:
     """Draw a frame, one figure per panel, with legend, caption, alternative texts, and the numbers behind it.
 
     Parameters
@@ -47,9 +51,12 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = N
     frame : DataFrame
         Rows to draw, of one or several networks and data sets.
     facets : str, optional
-        Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing.
+        Column with one drawing per value; with 'level', dense networks (level 0) are in every drawing. The texts of
+        'facet' are titles, in the order of the rows.
     about : str, optional
         First sentence of the caption.
+    name : str, optional
+        Of the CSV file, where other figures of a page are drawn by the same function.
 
     Returns
     -------
@@ -64,10 +71,13 @@ def figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = N
     """
     if frame.empty:
         return Html('<p class="nothing">There is nothing to draw: the study asks for none of it.</p>')
-    return Html("".join(_figure(draw, rows, facets, name, about) for name, rows in results.panels(frame)))
+    name = name or draw.__name__
+    return Html("".join(_figure(draw, rows, facets, panel, about, name) for panel, rows in results.panels(frame)))
 
 
-def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str) -> str:
+def _figure(
+    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str, name: str
+) -> str:
     from matplotlib.figure import Figure
 
     drawn, undone = [], []
@@ -79,23 +89,24 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
         draw(rows, ax=ax)
         ax.set_title(title.replace(", ", ",\n"), fontsize=10)
         drawn.append(ax)
-    lacking = f"Nothing is done yet{' at ' * any(undone)}{_listed(undone)}." if undone else ""
+    lacking = f"Nothing is done yet{' at ' * any(undone)}{listed(undone)}." if undone else ""
     if not drawn:
         return f'<p class="nothing">{html.escape(f"{panel}: {lacking}")}</p>'
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
-    names: dict[str, Any] = {}
+    labelled: dict[str, Any] = {}
     for ax in drawn:
-        ax.set_ylim(low, high)
-        names |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        if draw is not plots.accuracy_by_source:  # other data, other accuracies (Morcos Fig. 3)
+            ax.set_ylim(low, high)
+        labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
-    images = "".join(_image(_svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
-    entries = "".join(f"<li>{_swatch(handle)}{html.escape(label)}</li>" for label, handle in names.items())
+    images = "".join(image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
+    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
     # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
-    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
-    file = f"{draw.__name__}_{slug(panel)}.csv"
+    rows = frame[[column for column in (*plots.CELL, *_BEHIND) if column in frame]]
+    file = f"{name}_{slug(panel)}.csv"
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
         f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
@@ -107,12 +118,7 @@ def _figure(draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, p
 
 def numbers(frame: pd.DataFrame, label: str) -> Html:
     """Show means, intervals and numbers of replicates of a frame in a table, named for readers who do not see it."""
-    return Html(_table(_numbers(frame), label))
-
-
-def drawing(ax: Any) -> Html:
-    """Show an Axes of its own figure as an image, with an alternative text made from what it shows."""
-    return Html(_image(_svg(ax.figure), plots.describe(ax)))
+    return table(_numbers(frame), label)
 
 
 def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -129,10 +135,12 @@ def _facets(frame: pd.DataFrame, by: str | None) -> Iterator[tuple[str, pd.DataF
 def _split(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
     everywhere = (frame["level"] == 0) if by == "level" else pd.Series(False, frame.index)
     columns = ["sparsity", "level"] if by == "level" else [by]
-    for _, place in _tickets(frame[~everywhere])[columns].drop_duplicates().sort_values(columns[0]).iterrows():
+    places = _tickets(frame[~everywhere])[columns].drop_duplicates()
+    for _, place in (places if by == "facet" else places.sort_values(columns[0])).iterrows():
         same = (frame[columns].eq(place) | (frame[columns].isna() & place.isna())).all(axis=1)
         name = {"eval_lr": "learning rate", "find_lr": "mask found at learning rate"}.get(by, by)
-        title = f"{name} {place[by]:g}"
+        value = place[by] if isinstance(place[by], str) else f"{place[by]:g}"
+        title = value if by == "facet" else f"{name.replace('_', ' ')} {value}"
         if by == "level":
             left = f"{100 * (1 - place['sparsity']):.3g} % of the weights"
             title = left if pd.isna(place["level"]) else f"{title} ({left})"
@@ -166,12 +174,6 @@ def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: 
     return found_out(found or [f"No pair of {first} and {second} on {method} masks is done."])
 
 
-def found_out(sentences: Sequence[str]) -> Html:
-    """Show sentences as what came out."""
-    text = "<br>".join(html.escape(sentence).replace("R_p", "R<sub>p</sub>") for sentence in sentences)
-    return Html(f'<p class="finding"><strong>What came out.</strong> {text}</p>')
-
-
 def _difference(rows: pd.DataFrame, panel: str, first: str, second: str, method: str) -> str:
     by = ["find_lr", "eval_lr", "level", "sparsity"]
     pairs = results.differences(rows, first, second, by)
@@ -191,7 +193,7 @@ def _seen(cells: Sequence[dict[Any, Any]]) -> str:
     crossed = any(cell["find_lr"] != cell["eval_lr"] for cell in cells)
     grid = f"{len(cells)} {'pairs of ' * crossed}learning rates"
     places = [
-        f"{_points(cell)} at learning rate {cell['eval_lr']:g}"
+        f"{points(cell)} at learning rate {cell['eval_lr']:g}"
         + (f" (mask found at {cell['find_lr']:g})" if crossed else "")
         for cell in cells
     ]
@@ -205,7 +207,7 @@ def _seen(cells: Sequence[dict[Any, Any]]) -> str:
     if not seen:
         return f"we did not see a difference at any of {grid}, where it is {_reach(others)}"
     named = sorted(sorted(seen, key=lambda i: -abs(cells[i]["mean"]))[:_MOST_NAMED])
-    text = f"we saw a difference at {len(seen)} of {grid}, {_listed([places[i] for i in named])}"
+    text = f"we saw a difference at {len(seen)} of {grid}, {listed([places[i] for i in named])}"
     if hidden := [cells[i] for i in seen if i not in named]:
         text += f"; at {len(hidden)} of these it is smaller, {_reach(hidden)}"
     return text + (f"; we did not see one at the other {len(others)}, where it is {_reach(others)}" if others else "")
@@ -244,7 +246,7 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
         ]
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
         found.append(
-            f"{name}, {place}, {method} masks: R_p at learning rate {_listed([f'{lr:g}' for lr in ends])} was "
+            f"{name}, {place}, {method} masks: R_p at learning rate {listed([f'{lr:g}' for lr in ends])} was "
             f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
         )
     return found_out(found or ["The correlation indicator is not done, or not asked for."])
@@ -257,8 +259,8 @@ def _at(rows: pd.DataFrame, lrs: Sequence[float]) -> str:
     if len(masks) > 1 and (grid["key"].nunique() > grid["replicate"].nunique()).any():
         ends = (masks[0], masks[-1])
         return ", ".join(f"{_at(rows[rows['find_lr'] == lr], lrs)} on masks found at {lr:g}" for lr in ends)
-    cells = {cell["eval_lr"]: _interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
-    return _listed([cells.get(lr, "not known") for lr in lrs])
+    cells = {cell["eval_lr"]: interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
+    return listed([cells.get(lr, "not known") for lr in lrs])
 
 
 def work(summary: Any) -> Html:
@@ -301,8 +303,11 @@ def small_dense(frame: pd.DataFrame) -> Html:
     wide = found[found["gap"] > sizes.TOLERANCE].to_dict("records")
     words = f"no network of this depth has that many parameters, or at most {100 * sizes.TOLERANCE:g} % fewer."
     notes = [f"{row['panel']}, {level_of(row)}: {words}" for row in wide]
-    table = _table(shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"}), "Sizes of small networks")
-    return Html(table + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes))
+    shown = shown.rename(columns=names | {"sparsity": "left (%)", "gap": "gap (%)"})
+    return Html(
+        table(shown, "Sizes of small networks")
+        + "".join(f'<p class="warning">{html.escape(note)}</p>' for note in notes)
+    )
 
 
 def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
@@ -415,7 +420,7 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
             "steps of that size."
             for name, test in tests.items()
         ),
-        f"Intervals rest on {_listed(list(sizes)) or 'no replicates'}. They cover initial weights and order of the "
+        f"Intervals rest on {listed(list(sizes)) or 'no replicates'}. They cover initial weights and order of the "
         "images, not another draw of training and test images.",
         f"What holds here, holds for {_count(networks, 'network')} on {_count(list(tests), 'data set')} and "
         f"{sum(len(set(panel.recipes)) for panel in config.panels)} recipes; learning rates are given, not tuned.",
@@ -427,7 +432,7 @@ def limits(config: Config, frame: pd.DataFrame) -> Html:
     shown = [
         "network", "data", "what", "ticket", "method", "level", "find_lr", "eval_lr", "replicate", "status", "note",
     ]  # fmt: skip
-    rows = _table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
+    rows = table(unfinished[shown], "What is not done") if len(unfinished) else "<p>Nothing is missing or failed.</p>"
     return Html(f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>{rows}")
 
 
@@ -449,31 +454,6 @@ def _collapse(frame: pd.DataFrame) -> list[str]:
 
 
 # --- parts ----------------------------------------------------------------------------------------------------
-
-
-def _svg(drawing: Any) -> bytes:
-    """Draw as SVG; equal drawings give equal bytes."""
-    import matplotlib
-
-    out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lthlab"}):
-        drawing.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
-
-
-def _image(svg: bytes, alternative: str) -> str:
-    role = "" if alternative else ' role="presentation"'
-    data = base64.b64encode(svg).decode()
-    return f'<img alt="{html.escape(alternative)}"{role} src="data:image/svg+xml;base64,{data}">'
-
-
-def _swatch(handle: Any) -> str:
-    """Draw a legend's line and marker, which words beside them explain."""
-    from matplotlib.figure import Figure
-
-    drawing = Figure(figsize=(0.42, 0.16))
-    drawing.legend([handle], [""], loc="center", frameon=False, borderpad=0, handletextpad=0, handlelength=2.6)
-    return _image(_svg(drawing), "")
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -498,52 +478,12 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={} if measured else {"mean": "mean (%)"})
 
 
-def slug(panel: str) -> str:
-    """Write the name of a panel so that it can be part of the name of a file."""
-    return re.sub(r"[^A-Za-z0-9.]+", "_", panel).strip("_")
-
-
-def download(frame: pd.DataFrame, name: str, words: str) -> Html:
-    """Link to a frame as a CSV file of that name, which the link itself holds."""
-    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
-    return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
-
-
-def _table(frame: pd.DataFrame, label: str) -> str:
-    text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>'
-
-
-def signed(value: float, decimals: int) -> str:
-    """Write a difference with its sign; what rounds to zero is not negative."""
-    return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
-
-
-def _points(row: dict[Any, Any]) -> str:
-    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
-    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
-
-
-def _interval(row: dict[Any, Any]) -> str:
-    return f"{row['mean']:.2f}" + ("" if row["n"] < 2 else f" [{row['low']:.2f}, {row['high']:.2f}]")
-
-
-def level_of(row: dict[Any, Any]) -> str:
-    """Say where on the ladder a row with level and sparsity is."""
-    left = f"{100 * (1 - row['sparsity']):.3g} % of the prunable weights left"
-    return left if pd.isna(row["level"]) else f"level {row['level']:g} ({left})"
-
-
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 3600:.2f} hours"
 
 
 def _count(names: Sequence[str], what: str) -> str:
     return f"{'one' if len(names) == 1 else len(names)} {what}{'s' * (len(names) > 1)} ({', '.join(names)})"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def _span(words: Sequence[str]) -> str:
@@ -573,7 +513,7 @@ def _ladder(panel: Panel) -> str:
         levels = ", ".join(str(level.k) for level in panel.levels)
         words.insert(0, f"levels {levels} of the ladder 1 − (1 − {panel.levels[0].rate})^level")
     if panel.at != (panel.protocol.masks_from,):
-        words.append(f"ranked at {_listed(panel.at)}")
+        words.append(f"ranked at {listed(panel.at)}")
     imposed = dict.fromkeys(text for counted in panel.counted.values() for text in counted)
     words += [f"also with the layer counts of {text}" for text in imposed]
     words += [f"gradually: {pruning.words(curve)}" for curve in panel.gradual]

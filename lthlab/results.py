@@ -303,21 +303,52 @@ def differences(frame: pd.DataFrame, first: str, second: str, by: Sequence[str] 
     """
     found = ("method", "prune_at", "pruning", "layer_counts", "level", "sparsity")
     names = (*PANEL, *found, *_recipes(frame, "find_", "eval_"), "find_lr", "eval_lr")
-    by = [name for name in names if name in frame] if by is None else list(by)
-    done = frame[(frame["what"] == "train") & (frame["status"] == "done")]
+    by = [name for name in names if name in frame] if by is None else by
+    return paired(frame[frame["what"] == "train"], "ticket", first, second, by)
+
+
+def paired(frame: pd.DataFrame, column: str, first: Any, second: Any, by: Sequence[str]) -> pd.DataFrame:
+    """Subtract the values of rows with one entry of a column from those with another, replicate by replicate.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows.
+    column : str
+        Column that tells the two sides apart.
+    first, second : object
+        Its entries on either side.
+    by : sequence of str
+        Columns that tell cells apart, the replicate and `column` aside.
+
+    Returns
+    -------
+    DataFrame
+        `by`, replicate, value (first minus second) and status 'done', for pairs of which both are done.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
+    """
+    done = frame[frame["status"] == "done"]
     done = done.assign(**{name: done[name].map(str) for name in by if any(isinstance(v, list) for v in done[name])})
     columns = [*by, "replicate"]
-    pair = done[done["ticket"].isin([first, second])]
-    place = [*columns, "ticket"]
+    pair = done[done[column].isin([first, second])]
+    place = [*columns, column]
     pair = pair.drop_duplicates([*place, "key", "value"]) if "key" in pair else pair
     if (several := pair.duplicated(place, keep=False)).any():
         raise ValueError(_mixed(pair[several], place))
-    sides = [pair[pair["ticket"] == ticket].set_index(columns)["value"] for ticket in (first, second)]
+    sides = [pair[pair[column] == side].set_index(columns)["value"] for side in (first, second)]
     return (sides[0] - sides[1]).dropna().reset_index().assign(status="done")
 
 
-PANEL = ("study", "panel", "network", "width", "data", "view", "train_size", "source", "target")
-"""Columns that tell networks on data sets apart, and what tickets are transferred to."""
+PANEL = (
+    "study", "panel", "network", "width", "shortcut", "data", "view", "train_size", "ranking", "source", "target",
+    "hyperparameter",
+)  # fmt: skip
+"""Columns that tell networks on data sets apart, how weights are ranked, what tickets are transferred to, and what is
+varied (decoupling)."""
 VARIANT = ("prune_at", "pruning", "layer_counts", "scope", "rewind", "schedule")
 """Columns that tell tickets of one kind on masks of one method apart."""
 
@@ -361,16 +392,22 @@ def _recipes(frame: pd.DataFrame, *sides: str) -> list[str]:
 
 def _panel_name(row: "pd.Series[Any]") -> str:
     name = str(row.get("network", "all networks"))
-    name += f" (width {row['width']})" if "width" in NETS.get(name, ()) and "width" in row else ""
+    about = [f"width {row['width']}"] if "width" in NETS.get(name, ()) and "width" in row else []
+    about += ["no shortcuts"] if row.get("shortcut") == "none" else []
+    name += f" ({', '.join(about)})" if about else ""
     view = row.get("view")
     view = f" ({view})" if view and isinstance(view, str) else ""  # earlier versions noted none
     target = f", transferred to {row['target']}" if row.get("target") != row.get("source") else ""
-    return f"{name} on {row['data']}{view}{target}" if "data" in row else name
+    ranking = ", ranked within layers" if row.get("ranking") == "layer" else ""
+    return f"{name} on {row['data']}{view}{target}{ranking}" if "data" in row else name
 
 
 def _details(key: "pd.Series[Any]", keys: pd.DataFrame) -> str:
-    """What tells a panel from others of the same name."""
+    """What tells a panel from others of the same name; numbers and long texts only where nothing else does."""
     differ = [str(column) for column in keys if keys[column].nunique() > 1]
+    for column in ("panel", "source", "target"):
+        rest = [name for name in differ if name != column]
+        differ = rest if rest and not keys.duplicated(rest).any() else differ
     return ", ".join(f"{column.replace('_', ' ')} {key[column]}" for column in differ)
 
 

@@ -6,6 +6,7 @@ All follows from the widths of a network's stages: channels of convolutions, and
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -115,29 +116,6 @@ def check_batch(net: Net, data: Data, recipe: Recipe) -> None:
         )
 
 
-def check_target(net: Net, source: Data, target: Data) -> None:
-    """Check that tickets fit another data set: that all but the last layer has the same weights there.
-
-    Raises
-    ------
-    InputError
-        If images there are too small, or have other channels or, where it matters, another size.
-    """
-    check(net, target)
-    if net.name not in _ARCHITECTURES:
-        return
-    bodies = [
-        [kind[:4] for kind in _layers(net, _known(net), *seen(data)) if kind.role != "head"]
-        for data in (source, target)
-    ]
-    if bodies[0] != bodies[1]:
-        shapes = ["×".join(map(str, data.facts.shape)) for data in (source, target)]
-        raise InputError(
-            f"layers of '{net.name}' on images of {shapes[0]} of '{source.name}' do not fit images of {shapes[1]} of "
-            f"'{target.name}'; allowed: images of one shape, by the fields channels and size of data"
-        )
-
-
 def products(net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None = None) -> int:
     """Count the products of weights and numbers when one image goes through a network.
 
@@ -190,6 +168,60 @@ def left_out(net: Net, policy: str) -> frozenset[str]:
     if policy.startswith("ma_resnet") and not net.name.startswith("resnet"):
         raise InputError(f"policy '{policy}' is for ResNets, not for '{net.name}'")
     return _LEFT_OUT[policy]
+
+
+def covers_head(policy: str) -> bool:
+    """Tell whether a policy prunes weights of the last layer."""
+    return "head" not in _LEFT_OUT[policy]
+
+
+def check_transfer(net: Net, source: Data, target: Data) -> None:
+    """Check that a network is the same on two data sets but for its last layer (Morcos et al. 2019, section 3.3).
+
+    Raises
+    ------
+    InputError
+        If it is not, with the fields of the data sets that would bring them together. A registered network is not
+        checked here.
+    """
+    if own_widths(net) is None or _body(net, source) == _body(net, target):
+        return
+    pairs = zip(_body(net, source), _body(net, target), strict=True)
+    number, (there, here) = next((n, pair) for n, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
+    found = f"layer {number} of '{net.name}' has {there} weights on '{source.name}' and would need {here}"
+    raise InputError(f"{found}; {remedy(source, target, functools.partial(_body, net))}")
+
+
+def remedy(source: Data, target: Data, body: Callable[[Data], object]) -> str:
+    """Say which fields of two data sets bring a network on them together.
+
+    Parameters
+    ----------
+    source, target : Data
+        The data sets.
+    body : callable
+        What has to be equal, of a data set: the shapes of all but the last layer.
+    """
+    channels = max(data.facts.shape[0] for data in (source, target))
+    size = max(side for data in (source, target) for side in data.facts.shape[1:])
+    for fields in ({"channels": channels}, {"size": size}, {"channels": channels, "size": size}):
+        with suppress(ValueError):  # a set whose images cannot be brought to it
+            both = [Data(**data.model_dump() | fields) for data in (source, target)]
+            if body(both[0]) == body(both[1]):
+                needed = [
+                    f"data '{old.name}' with {field}: {value}"
+                    for old, new in zip((source, target), both, strict=True)
+                    for field, value in fields.items()
+                    if getattr(old, field) != getattr(new, field)
+                ]
+                return f"allowed: {', '.join(needed)}"
+    return "no field of data brings them together"
+
+
+def _body(net: Net, data: Data) -> tuple[int, ...]:
+    """Weights of every layer but the last."""
+    layers = _layers(net, _known(net), *seen(data))
+    return tuple(kind.weights for kind in layers if kind.role != "head" for _ in range(kind.times))
 
 
 def count(net: Net, data: Data | str, widths: Sequence[int] | None = None, prunable: str = "all_but_head") -> Size:

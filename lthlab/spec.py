@@ -374,11 +374,13 @@ def _overridden(
     for fields in _product(axes):
         found = _recipe(own | fields, net, data, place, wrong)
         if found is not None:
-            yield ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in fields.items()), found
+            yield fields_text(fields), found
 
 
-def _short(value: object) -> str:
-    return f"{value:.15g}" if isinstance(value, float) else str(value)
+def fields_text(fields: Mapping[str, Any]) -> str:
+    """Write fields of a recipe, as in 'lr 0.05, batch size 64'."""
+    texts = {name: f"{value:.15g}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
 
 
 def _axes(grid: BaseModel) -> dict[str, list[Any]]:
@@ -423,26 +425,28 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
 
 
 def _unfit(study: Study, panel: Panel) -> Iterator[tuple[Place, str]]:
-    """Say what does not fit the network: images, prunable set, batches, images of targets."""
-    checks: dict[Place, Callable[[], object]] = {
-        ("net",): partial(sizes.check, study.net, study.data),
-        ("protocol", "prunable"): partial(sizes.left_out, study.net, study.protocol.prunable),
-    }
-    for pair in panel.recipes:
-        for section, recipe in zip(("find", "eval"), pair, strict=True):
-            if getattr(study, section) is not None:
-                checks[section, "batch_size", str(recipe.batch_size)] = partial(
-                    sizes.check_batch, study.net, study.data, recipe
-                )
-    for number, (data, trained) in enumerate(panel.targets):
-        checks["targets", number] = partial(sizes.check_target, study.net, study.data, data)
-        for recipe in (recipe for several in trained.values() for recipe in several):
-            checks["targets", number, recipe.batch_size] = partial(sizes.check_batch, study.net, data, recipe)
-    for field, check in checks.items():
+    """Say what does not fit the network: images, those of targets, prunable set, batches."""
+    net, data, policy = study.net, study.data, study.protocol.prunable
+    checks: list[tuple[Place, Callable[[], object]]] = [
+        (("net",), partial(sizes.check, net, data)),
+        (("protocol", "prunable"), partial(sizes.left_out, net, policy)),
+    ]
+    for section, side in (("find", 0), ("eval", 1)):
+        recipes = {pair[side] for pair in panel.recipes if getattr(study, section) is not None}
+        checks += [((section, "batch_size"), partial(sizes.check_batch, net, data, recipe)) for recipe in recipes]
+    for number, (target, trained) in enumerate(panel.targets):
+        place: Place = ("targets", number, "data")
+        checks.append((place, partial(sizes.check, net, target)))
+        checks.append((place, partial(sizes.check_transfer, net, data, target)))
+        recipes = set().union(*trained.values())
+        checks += [((*place[:2], "eval"), partial(sizes.check_batch, net, target, recipe)) for recipe in recipes]
+    found: dict[tuple[Place, str], None] = {}
+    for place, check in checks:
         try:
             check()
         except InputError as error:
-            yield field[:2], str(error)
+            found[place, str(error)] = None
+    yield from found
 
 
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lthlab import pruning, sizes
-from lthlab.parts import Data, Level, Net, Recipe, Sparsity, decimal_text, sparsity_fraction
+from lthlab.parts import NETS, Data, Level, Net, Recipe, Sparsity, decimal_text, sparsity_fraction
 from lthlab.sections import STAGES
 from lthlab.spec import Config, Panel
 from lthlab.values import (
@@ -192,8 +192,9 @@ class Labelled:
     value : Train, Mask or Measure
         What is computed.
     role : dict
-        Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, data, view,
-        train_size, report. what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
+        Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, shortcut (None
+        where a network has no such field), data, view, train_size, report, ranking ('global' over all layers, or
+        'layer'). what: 'train', 'mask' or a measure's name. ticket: 'dense', 'search' or one of
         `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate, sparsity. prune_at: step at which weights
         were ranked. pruning: schedule of gradual pruning. layer_counts: whose counts per layer are imposed. scope: of
         a random ticket. rewind: step that weights come from, 'ranked' where they are trained on, None where they are
@@ -321,10 +322,12 @@ class _Expansion:
                 "panel": name,
                 "network": panel.net.name,
                 "width": panel.net.width,
+                "shortcut": panel.net.shortcut if "shortcut" in NETS[panel.net.name] else None,
                 "data": panel.data.name,
                 "view": panel.data.view,
                 "train_size": panel.data.images,
                 "report": rules.report,
+                "ranking": rules.scope,
                 **dict.fromkeys(ROLE),
                 "replicate": replicate,
                 "source": panel.data.text,

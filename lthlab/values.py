@@ -31,6 +31,7 @@ from lthlab.parts import (
     step,
     step_text,
 )
+from lthlab.sizes import covers_head
 
 
 def _sparsity(value: object) -> Sparsity:
@@ -128,7 +129,7 @@ class Mask(Value):
     @property
     def on_head(self) -> bool:
         """Whether it covers weights of the last layer."""
-        return self.policy == "all" or self.of_filters
+        return self.of_filters or (self.policy is not None and covers_head(self.policy))
 
     @property
     def of_filters(self) -> bool:

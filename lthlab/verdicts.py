@@ -19,6 +19,7 @@ from lthlab.contrasts import (
     Runs,
     against_best,
     at_same_lr,
+    best_lrs,
     collect,
     decide,
     divergences,
@@ -172,6 +173,11 @@ class Verdict:
     secondary: str
     by_means: str
     warnings: tuple[str, ...]
+
+    @property
+    def ticket(self) -> str:
+        """State of '① to ④ hold': a jackpot or a secondary prize, whichever."""
+        return _all_hold(condition.state for condition in self.conditions[:4])
 
     def __getitem__(self, mark: str) -> Condition:
         return self.conditions[MARKS.index(mark)]
@@ -481,6 +487,8 @@ def overview(frame: pd.DataFrame, verdicts: Sequence[Verdict], sparsity: float |
 
     A small learning rate is preferred if the ticket does better below the learning rate that is best for the dense
     network than at it and above; IMP, if its tickets do better than those of OMP, each at its best learning rate.
+    'yes' means that the whole interval is above zero, 'no' that none of it is. Where several learning rates may be
+    the best of the dense network (`lthlab.contrasts.best_lrs`), the interval covers those of all of them.
 
     Parameters
     ----------
@@ -489,14 +497,15 @@ def overview(frame: pd.DataFrame, verdicts: Sequence[Verdict], sparsity: float |
     verdicts : sequence of Verdict
         From `judge`, in one reading.
     sparsity : float, optional
-        Where the preferences are measured; the largest that was judged, by default.
+        Where the preferences are measured; by default the largest at which all methods were judged.
 
     Returns
     -------
     DataFrame
         One row per question: 'jackpot' and 'secondary prize' (is there one at any level and by any method?; the
         sparsity is the largest one with that state), 'prefers small lr' by method and 'prefers IMP', with state,
-        sparsity, method, and for preferences estimate, low and high in points, and the runs that are missing.
+        sparsity, method, and for preferences estimate, low and high in points, n (replicates), dense_lr (the learning
+        rate that is best for the dense network), and what is missing.
 
     Raises
     ------
@@ -507,34 +516,59 @@ def overview(frame: pd.DataFrame, verdicts: Sequence[Verdict], sparsity: float |
     if not sparsities or sparsity not in (None, *sparsities):
         known = ", ".join(f"{value:.12g}" for value in sparsities)
         raise ValueError(f"no verdict at sparsity {sparsity}; judged: {known or 'nothing'}")
-    at = sparsities[-1] if sparsity is None else sparsity
     rules = verdicts[0].rules
     rows: list[dict[str, Any]] = []
     for name, field in (("jackpot", "jackpot"), ("secondary prize", "secondary")):
         ranked = min(verdicts, key=lambda found: (STATES.index(getattr(found, field)), -found.sparsity))
         state = getattr(ranked, field)
         rows.append({"question": name, "state": state, "sparsity": ranked.sparsity, "method": ranked.method})
+    at = _common(verdicts) if sparsity is None else sparsity
     runs = collect(frame, rules.ticket)
     methods = sorted({found.method for found in verdicts if found.sparsity == at})
     grids = {method: runs.grid(rules.ticket, method, at) for method in ("IMP", "OMP", *methods)}
-    dense = runs.grid("dense", None, 0.0)
-    best = dense.points[int(np.argmax(dense.mean))][0] if dense.points else -math.inf
-    pairs = [("prefers small lr", method, *_split(grids[method], best)) for method in methods]
-    for question, method, first, second in [*pairs, ("prefers IMP", None, grids["IMP"], grids["OMP"])]:
-        contrast = against_best(first, second, rules)
-        row: dict[str, Any] = {"question": question, "state": "insufficient evidence", "sparsity": at, "method": method}
-        if question == "prefers IMP":
-            row["missing"] = "; ".join(lacking(first, second, ("IMP", "OMP")))
-        elif not (first.points and second.points):
-            row["missing"] = f"learning rates below and from {best:g}"
-        if contrast and not row.get("missing"):
-            estimate = contrast.estimate[contrast.best]
-            row |= {"estimate": estimate, "low": estimate - contrast.below, "high": estimate + contrast.above}
-            if not math.isnan(contrast.below):
-                row["state"] = decide(row["low"], row["high"], 0.0, True)
-        rows.append(row)
-    columns = ["question", "state", "sparsity", "method", "estimate", "low", "high", "missing"]
-    return pd.DataFrame(rows).reindex(columns=columns)
+    lrs = best_lrs(runs.grid("dense", None, 0.0), rules)
+    for method in methods:
+        row = {"question": "prefers small lr", "sparsity": at, "method": method}
+        rows.append(row | _prefers_small(grids[method], lrs, rules))
+    lacks = lacking(grids["IMP"], grids["OMP"], ("IMP", "OMP"))
+    better = _preference([(grids["IMP"], grids["OMP"])], lacks, rules)
+    rows.append({"question": "prefers IMP", "sparsity": at, "method": None} | better)
+    columns = ["question", "state", "sparsity", "method", "estimate", "low", "high", "n", "dense_lr", "missing"]
+    return pd.DataFrame(rows).reindex(columns=columns).astype({"n": "Int64"})
+
+
+def _common(verdicts: Sequence[Verdict]) -> float:
+    """Find the largest sparsity that all methods have; without one, the largest of all."""
+    methods = {found.method for found in verdicts}
+    own = [{found.sparsity for found in verdicts if found.method == method} for method in methods]
+    return max(set.intersection(*own) or set.union(*own))
+
+
+def _prefers_small(grid: Grid, lrs: Sequence[float], rules: Rules) -> dict[str, Any]:
+    """Compare a ticket below and from each learning rate that may be the best of the dense network."""
+    pairs = [_split(grid, lr) for lr in lrs]
+    lacks = [] if lrs else ["no runs of dense"]
+    for lr, (first, second) in zip(lrs, pairs, strict=True):
+        if not (first.points and second.points):
+            lacks.append(f"learning rates below and from {lr:g}" + ", which may be the best of dense" * (lr != lrs[0]))
+    return _preference(pairs, lacks, rules) | {"dense_lr": lrs[0] if lrs else math.nan}
+
+
+def _preference(pairs: Sequence[tuple[Grid, Grid]], lacks: Sequence[str], rules: Rules) -> dict[str, Any]:
+    """Decide whether the first of two grids is better at its best, for all pairs at once; the first pair estimates."""
+    nothing: dict[str, Any] = {"state": "insufficient evidence", "missing": "; ".join(lacks)}
+    found = [against_best(first, second, rules) for first, second in pairs]
+    contrasts = [contrast for contrast in found if contrast is not None]
+    if lacks or len(contrasts) < len(pairs):
+        return nothing
+    estimates = [float(contrast.estimate[contrast.best]) for contrast in contrasts]
+    low = min(value - contrast.below for value, contrast in zip(estimates, contrasts, strict=True))
+    high = max(value + contrast.above for value, contrast in zip(estimates, contrasts, strict=True))
+    n = min(int(grid.n.min()) for pair in pairs for grid in pair)
+    row = nothing | {"estimate": estimates[0], "low": low, "high": high, "n": n}
+    if math.isnan(low):
+        return row | {"missing": "a second replicate, for the spread"}
+    return row | {"state": decide(low, high, 0.0, True)}
 
 
 def _split(grid: Grid, lr: float) -> tuple[Grid, Grid]:

@@ -67,7 +67,10 @@ def problems(page: str) -> list[str]:
                 found.append(f"{name}: {test} may be left out")
     found += [f"{name} names no notebook" for name in told if name in SHOWN and not shown[name]]
     found += [
-        f"{name}: {book} does not exist" for name, books in shown.items() for book in books if not (ROOT / book).exists()
+        f"{name}: {book} does not exist"
+        for name, books in shown.items()
+        for book in books
+        if not (ROOT / book).exists()
     ]
     counts = Counter(test for tests in told.values() for test in set(tests))
     return found + [f"{test} stands for {count} rows" for test, count in counts.items() if count > MOST]

@@ -441,6 +441,32 @@ REFUSED = {
         {"protocol": "{granularity: filter}", "asked": "LT: {methods: OMP}", "targets": f"[{{data: {OTHER}}}]"},
         "targets: not with protocol.granularity 'filter'; allowed with: weight",
     ),
+    "other images on a target": (
+        {"targets": "[{data: {name: digits, val_size: 9}}, {data: {name: digits, size: 12}}]"},
+        "targets.1.data: layer 1 of 'lenet_300_100' has 19200 weights on 'digits' and would need 43200; "
+        "allowed: data 'digits' with size: 12",
+    ),
+    "other channels on a target": (
+        {"net": "resnet8", "targets": "[{data: {name: digits, channels: 3, size: 16}}]"},
+        "targets.0.data: layer 1 of 'resnet8' has 144 weights on 'digits' and would need 432; "
+        "allowed: data 'digits' with channels: 3",
+    ),
+    "images of a target that are too small": (
+        {"net": "vgg11", "data": "{name: digits, size: 16}", "targets": "[{data: digits}]"},
+        "targets.0.data: 'vgg11' halves images 4 times, and those of 8×8 pixels are too small",
+    ),
+    "batch of one image on a target": (
+        {
+            "net": "vgg11",
+            "data": "{name: digits, size: 16, train_size: 128}",
+            "targets": "[{data: {name: digits, size: 16, train_size: 129}}]",
+        },
+        "targets.0.eval: the last batch of an epoch has one image",
+    ),
+    "head of a target": (
+        {"protocol": "{prunable: all}", "targets": f"[{{data: {OTHER}}}]"},
+        "protocol.prunable: 'all' covers the head, which is new on targets; allowed: all_but_head, first_last_dense",
+    ),
     "recipe of a target": (
         {"targets": f"[{{data: {OTHER}, eval: {{batch_size: 5000}}}}]"},
         "targets.0.eval.batch_size: 5000 is larger than the training set; allowed: 1 to ",
@@ -466,14 +492,6 @@ REFUSED = {
         {"protocol": "{denominator: all}", "asked": "RT: {scope: even}"},
         "protocol.denominator: 'all' with RT of scope 'even'; allowed: prunable",
     ),
-    "a pruned head elsewhere": (
-        {"protocol": "{prunable: all}", "targets": f"[{{data: {OTHER}}}]"},
-        "protocol.prunable: 'all' covers the head, which is drawn anew for targets; allowed: prunable sets without",
-    ),
-    "targets of other shapes": (
-        {"targets": "[{data: cifar10}]"},
-        "targets.0: layers of 'lenet_300_100' on images of 1×8×8 of 'digits' do not fit images of 3×32×32 of 'cifar10'",
-    ),
     "targets that are chosen by validation": (
         {"data": "{name: digits, val_size: 100}", "targets": f"[{{data: {OTHER}}}]", "protocol": "{report: best_val}"},
         "targets.0.data: protocol.report best_val needs validation images; set val_size above 0",
@@ -492,6 +510,16 @@ REFUSED = {
     ),
     "floor": ({"protocol": "{floor: 1.0}"}, "protocol.floor: 1.0 is not allowed; allowed: below 1"),
 }
+
+
+def test_what_the_network_does_not_mind_is_transferred():
+    """Morcos 3.3: the last maps are averaged, so other sizes fit; for another recipe a mask may cover the head."""
+    wide = "[{data: {name: digits, size: 12}}]"
+    assert pick(asked("LT: ", net="resnet8", targets=wide), ticket="LT", target="digits (size 12)")
+    recipe = "[{data: digits, eval: {optimizer: adam}}]"
+    labelled = asked("LT: ", protocol="{prunable: all}", targets=recipe)
+    (ticket,) = pick(labelled, ticket="LT", method="IMP", level=3, eval_optimizer="adam")
+    assert isinstance(ticket.init, At)
 
 
 @pytest.mark.parametrize("name", REFUSED)

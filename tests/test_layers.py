@@ -35,9 +35,12 @@ ROWS = [
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
+    ["costs", "decoupling", "ratios"],
     ["plots"],
+    ["markup", "profiles"],
     ["reports"],
-    ["explore", "prizes"],
+    ["explore", "findings", "pairings", "prizes", "transfer"],
+    ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -45,11 +48,11 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "catalog", "contrasts", "datasets", "disk", "draws", "errors", "estimates", "explore",
-    "files", "forms", "formulas", "images", "install", "jobs", "kernels", "machine", "nodes", "packing",
-    "pages", "parts", "plan", "plots", "prizes", "progress", "provenance", "pruning", "readers", "reports", "results",
-    "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "trees", "values", "verdicts",
+    "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
+    "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
+    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "profiles",
+    "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema", "sections",
+    "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values", "verdicts",
     "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
@@ -57,7 +60,7 @@ NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 
@@ -253,7 +256,18 @@ def test_computing_needs_no_notebook_packages():
 
 
 def test_modules_without_torch_import_where_torch_is_missing():
-    drawing = {"explore", "plots", "prizes", "reports"}
+    drawing = {
+        "explore",
+        "findings",
+        "guidelines",
+        "markup",
+        "pairings",
+        "plots",
+        "prizes",
+        "profiles",
+        "reports",
+        "transfer",
+    }
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))

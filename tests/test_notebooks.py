@@ -16,12 +16,15 @@ import test_pages
 from matplotlib import pyplot
 from ruamel.yaml import YAML
 
-from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store
+from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store, transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COMPUTE, REPORTS = ("find_tickets", "evaluate_tickets"), ("winning_tickets", "weight_correlation")
-OWN = "own_network"
+COMPUTE = ("find_tickets", "evaluate_tickets")
+REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer")
+OWN, TRANSFER = "own_network", "ticket_transfer"
+STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer"}
+"""The studies of notebooks that are not about the demo."""
 PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -41,8 +44,40 @@ tickets:
   SDT: {}
   RT: {methods: [IMP]}
 measures: {correlation_indicator: {}}
-reports: [winning_tickets, weight_correlation]
+reports: [winning_tickets, weight_correlation, layerwise_pruning]
 verdicts: {epochs: 2, min_sparsity: 0.3}
+"""
+DECOUPLING = """
+name: decoupling
+title: Found with one, trained with another
+net: lenet_300_100
+data: {name: digits, train_size: 120, val_size: 60}
+replicates: 2
+find: {epochs: 2, batch_size: 60, lr: [0.05, 0.3]}
+eval: {lr: [0.05, 0.3]}
+prune: {levels: [1, 3], at: [1ep, last], layer_counts: {lr: 0.05}}
+tickets: {LT: {methods: OMP}, RT: {methods: OMP, scope: global}}
+reports: [hyperparameter_decoupling]
+"""
+HALVES = """
+name: transfer
+net: lenet_300_100
+data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}
+replicates: 2
+find: {epochs: 2, batch_size: 20, lr: 0.05}
+prune: {levels: [1, 2]}
+protocol: {schedule: restart}
+tickets:
+  WR: {methods: IMP, rewind: 1ep}
+  RR: {methods: IMP}
+  RT: {methods: IMP, scope: global, weights: fresh}
+panels:
+  - targets:
+      - {data: {name: digits, classes: [5, 6, 7, 8, 9], train_size: 60}}
+      - {data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}, eval: {optimizer: adam, lr: 0.002}}
+  - data: {classes: [5, 6, 7, 8, 9]}
+    targets: {data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}}
+reports: [ticket_transfer]
 """
 
 
@@ -64,7 +99,7 @@ def problems(path: Path) -> list[str]:
         found.append("kernel is not python3")
     if left := set(content["metadata"]) - {"kernelspec", "language_info"}:
         found.append(f"metadata {', '.join(left)}")
-    if not 8 <= len(code) + len(text) <= 16:
+    if not 8 <= len(code) + len(text) <= 20:
         found.append(f"{len(code) + len(text)} cells")
     if len(text) < len(code + text) / 3:
         found.append(f"{len(text)} cells of text")
@@ -76,7 +111,7 @@ def problems(path: Path) -> list[str]:
         if len(signs) > 24:  # wider than a column on a telephone, and a formula in a line is never broken
             found.append(f"formula too long for its line: {formula}")
     parameters = [cell["source"] for cell in code if "parameters" in tags(cell)]
-    if parameters != [PARAMETERS % ("own" if path.stem == OWN else "demo")]:
+    if parameters != [PARAMETERS % STUDIES.get(path.stem, "demo")]:
         found.append(f"parameters are {parameters}")
     if [tags(cell) for cell in code].count(["checks"]) != 1 or tags(code[-1]) != ["checks"]:
         found.append("checks are not the last cell")
@@ -97,7 +132,7 @@ def problems(path: Path) -> list[str]:
 
 
 def test_the_notebooks_are_those_that_studies_name():
-    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", OWN}
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", *STUDIES}
     assert COMPUTE == sections.STAGES
 
 
@@ -153,15 +188,18 @@ def test_the_hook_brings_a_notebook_that_jupyterlab_saved_back_to_what_is_commit
 
 
 def copied(folder: Path) -> Path:
-    """Make a folder of the notebooks with the tiny study and an empty store that has the digits."""
+    """Make a folder of the notebooks, tiny studies, and a store with the digits and what no notebook computes."""
     for name in ("params", "notebooks", "runs"):
         (folder / name).mkdir()
     (folder / "params" / "demo.yaml").write_text(STUDY)
+    (folder / "params" / "decoupling.yaml").write_text(DECOUPLING)
     own = (ROOT / "params" / "own.yaml").read_text(encoding="utf-8")
     (folder / "params" / "own.yaml").write_text(own.replace("epochs: 6", "epochs: 1").replace("[4, 8]", "[1, 2]"))
     for path in [*NOTEBOOKS, ROOT / "notebooks" / "own.py"]:
         (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
-    helpers.store(folder / "runs")
+    lab.compute_study(spec.parse(DECOUPLING), helpers.store(folder / "runs"), "cpu")
+    (folder / "params" / "transfer.yaml").write_text(HALVES)
+    lab.compute_study(spec.parse(HALVES), helpers.store(folder / "runs"), "cpu")
     return folder
 
 
@@ -170,7 +208,7 @@ def tested(tmp_path_factory):
     """A folder in which nbval ran all notebooks, and what it said."""
     folder = copied(tmp_path_factory.mktemp("tiny"))
     (folder / "pytest.ini").write_text("[pytest]\n")
-    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", OWN)]
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", *STUDIES)]
     environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -196,7 +234,7 @@ def test_notebooks_run_from_top_to_bottom(tested):
 def published(tiny):
     """Pages of the reports, by name."""
     pages_ = {}
-    for name in REPORTS:
+    for name in (*REPORTS, TRANSFER):
         executed = tiny / f"{name}.ipynb"
         papermill.execute_notebook(
             tiny / "notebooks" / f"{name}.ipynb", executed, cwd=tiny / "notebooks", progress_bar=False
@@ -222,7 +260,8 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     elements = test_pages.Elements(page)
     frame = results.load(tiny / "runs", "demo")
     config = spec.read(tiny / "params" / "demo.yaml")
-    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 6
+    redundancy = "Largest sparsity at which LT" in page
+    assert set(frame["status"]) == {"done"} and len(elements.of("figure")) == 8 + redundancy
     for panel, rows in results.panels(frame):
         pairs = results.differences(rows, "LT", "RR", ["method", "level", "eval_lr"])
         cells_ = results.summarise(pairs[(pairs["method"] == "IMP") & (pairs["level"] == 2)], ["eval_lr"])
@@ -233,13 +272,32 @@ def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny)
     assert "level 2 (64 % of the weights)" in page and "SDT" in page and "RT on permuted IMP masks" in page
     downloads = {link["download"] for link in elements.of("a") if "download" in link}
     names = ("accuracy_by_sparsity", "accuracy_by_lr", "difference_by_sparsity", "verdicts_LT", "verdicts_WR")
+    names += ("accuracy_by_cost",)
     panels = ("lenet_300_100_on_digits", "resnet8_width_4_on_digits")
-    assert downloads == {f"{name}_{panel}.csv" for name in names for panel in panels}
+    files = {"costs.csv", "table_3.csv", "guideline.csv"}
+    assert downloads == files | {f"{name}_{panel}.csv" for name in names for panel in panels}
     trainings = frame[frame["what"] == "train"]["key"]
     assert f"{trainings.nunique()}, and {len(trainings) - trainings.nunique()} more roles" in elements.text
     assert "lthlab run params/demo.yaml" in elements.text
     assert config.panels[0].data.facts.fingerprint in elements.text
     assert all(widths in elements.text for widths in results.sizes(frame)["widths"])
+
+
+def test_the_page_of_ticket_transfer_shows_what_the_store_holds(published, tiny):
+    page = published[TRANSFER]
+    elements = test_pages.Elements(page)
+    rows = transfer.rows(results.load(tiny / "runs", "transfer"))
+    assert set(rows["status"]) == {"done"} and rows["trained_on"].nunique() == 3
+    images = [image["alt"] for image in elements.of("img") if image.get("role") != "presentation"]
+    assert all("n = 2 replicates" in alt for alt in images)
+    drawn = {place: sum(f"trained on {place}" in alt for alt in images) for place in rows["trained_on"].unique()}
+    assert drawn == {place: 3 if place.endswith("adam") else 4 for place in drawn}  # nothing was found with Adam
+    downloads = [link["download"] for link in elements.of("a") if "download" in link]
+    assert downloads.count("accuracy_by_source_lenet_300_100.csv") == 1
+    for cell in transfer.matrix(rows[(rows["level"] == 2) & (rows["ticket"] == "WR")]).itertuples():
+        assert f"{100 * cell.mean:.1f} [{100 * cell.low:.1f}, {100 * cell.high:.1f}], n = 2" in elements.text
+    assert "Every layer keeps weights in every mask" in elements.text and "transferred tickets: of" in elements.text
+    assert "$" not in elements.text and "nan" not in re.sub("<[^>]+>", " ", page) and str(tiny) not in page
 
 
 def test_a_second_run_trains_nothing(tiny):
@@ -273,6 +331,7 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
     [
         *((path.stem, LOST, "a role is missing") for path in NOTEBOOKS),
         *((path.stem, MOVED, "a replicate is missing") for path in NOTEBOOKS),
+        ("hyperparameter_decoupling", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         (
             "find_tickets",
             "frame.loc[frame['method'] == 'OMP', 'kept'] += 1",
@@ -283,8 +342,12 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("evaluate_tickets", "whole.loc[whole['ticket'] == 'SDT', 'parameters'] *= 2", "larger than its ticket"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("winning_tickets", "trained.loc[trained.index[0], 'value'] = None", "no accuracy"),
+        (TRANSFER, "trained.loc[trained['ticket'] == 'RT', 'kept'] += 1", "keep different counts"),
+        (TRANSFER, "trained.loc[trained.index[0], 'value'] = 2.0", "outside 0 to 1"),
         (OWN, "own.FACTS = None", "another study"),
         (OWN, "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
+        ("layerwise_pruning", "bought.loc[bought.index[0], 'value'] = 2.0", "no accuracy"),
+        ("layerwise_pruning", "counted = counted + 1", "layers do not add up"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
     ],
 )
@@ -299,7 +362,9 @@ def test_checks_notice_what_is_unsound(name, fault, message, tiny, forgotten, mo
         statements = [node for node in ast.parse(source).body if not isinstance(node, ast.Expr)]  # what is not shown
         exec(compile(ast.Module(statements, []), name, "exec"), names)
     exec(checks, names)
-    names |= {given: names[given].copy() for given in ("frame", "whole", "trained", "indicator") if given in names}
+    names |= {
+        given: names[given].copy() for given in ("frame", "whole", "trained", "indicator", "bought") if given in names
+    }
     exec(fault, names)
     with pytest.raises(AssertionError, match=message):
         exec(checks, names)

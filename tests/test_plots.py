@@ -423,3 +423,18 @@ def test_a_measure_is_drawn_as_it_is(ax):
     plots.means(frame, "eval_lr", "ticket and mask", ax=ax)
     highest = max(max(c.lines[0].get_ydata(orig=False)) for c in series(ax).values())
     assert highest < 1 and ax.get_ylabel() == "correlation indicator"
+
+
+def test_redundancy_is_drawn_by_kind_of_connections(ax):
+    """Points at their places, sparsity in %; panels whose connections are not known are a series of their own."""
+    kinds = ["with residual connections", "without residual connections", None, "without residual connections"]
+    frame = pd.DataFrame({"redundancy": [2.0, 30.0, 5.0, 7.0], "sparsity": [0.9, 0.0, 0.5, 0.7], "connections": kinds})
+    plots.sparsity_by_redundancy(frame, ax)
+    drawn = {item.get_label(): item.lines[0].get_xydata().tolist() for item in ax.containers}
+    assert drawn == {
+        "with residual connections": [[2.0, 90.0]],
+        "without residual connections": [[7.0, 70.0], [30.0, 0.0]],
+        "residual connections not known": [[5.0, 50.0]],
+    }
+    assert ax.get_xscale() == "log" and len({item.lines[0].get_marker() for item in ax.containers}) == 3
+    assert all(item.lines[0].get_linestyle() == "None" for item in ax.containers)

@@ -13,7 +13,7 @@ import pytest
 import test_plots
 from test_pages import Elements
 
-from lthlab import lab, plots, reports, results, spec
+from lthlab import lab, markup, plots, reports, results, spec
 from lthlab.errors import InputError
 from lthlab.store import Store
 
@@ -91,7 +91,7 @@ def test_the_caption_says_where_intervals_are_cut():
     "value, text", [(-0.04, "+0.0"), (0.0, "+0.0"), (-0.06, "−0.1"), (1.25, "+1.2"), (9.96, "+10.0")]
 )
 def test_differences_have_a_sign_and_zero_none_below(value, text):
-    assert reports.signed(value, 1) == text
+    assert markup.signed(value, 1) == text
 
 
 def test_every_panel_has_a_figure_that_names_it():

@@ -523,8 +523,17 @@ def test_dense_networks_of_another_recipe_than_the_tickets_are_no_panel():
 def test_panels_of_one_network_and_data_set_are_told_apart():
     text = PANELS.replace("{name: resnet8, width: 8}", "{name: resnet8, width: 4, shortcut: A}")
     names = [name for name, _ in results.panels(helpers.frame_of(spec.parse(text.replace("[2, 3]", "2"))))]
-    small = "resnet8 (width 4) on digits, panel resnet8.digits"
-    assert names == ["lenet_300_100 on digits", small, f"{small}.2"]
+    small = "resnet8 (width 4) on digits, shortcut"
+    assert names == ["lenet_300_100 on digits", f"{small} B", f"{small} A"]
+    none = text.replace("shortcut: A", "shortcut: none").replace(
+        "data: digits", "data: [digits, {name: digits, train_size: 90}]"
+    )
+    frame = helpers.frame_of(spec.parse(none.replace("[2, 3]", "2")))
+    assert [name for name, _ in results.panels(frame)] == [
+        f"{net} on digits, train size {size}"
+        for net in ("lenet_300_100", "resnet8 (width 4)", "resnet8 (width 4, no shortcuts)")
+        for size in (1297, 90)
+    ]
 
 
 def test_panels_of_one_data_set_seen_differently_are_told_apart():

@@ -182,7 +182,10 @@ def test_roles_are_unique_and_complete(config):
     roles = [tuple(map(str, item.role.values())) for item in labelled]
     assert len(set(roles)) == len(roles)
     assert len({tuple(item.role) for item in labelled}) == 1
-    assert set(labelled[0].role) >= {*tickets.ROLE, "network", "width", "data", "train_size", "report"}
+    assert set(labelled[0].role) >= {*tickets.ROLE, "network", "width", "shortcut", "data", "train_size", "report"}
+    panel = config.panels[0]
+    shortcut = panel.net.shortcut if panel.net.name.startswith("resnet") else None
+    assert {item.role["shortcut"] for item in labelled} == {shortcut}
     assert all((item.role["rate"] is None) == (not item.role["level"]) for item in labelled)
     assert [item.value for item in labelled] == [item.value for item in expand(config)]
     what = {Train: "train", Magnitude: "mask", Measure: "correlation_indicator"}

@@ -406,6 +406,59 @@ def test_rewinding_steps_are_not_mixed():
         verdicts.judge(mixed, ticket="WR")
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("prune_at", ("20ep", "160ep"), "the frame, of IMP masks, mixes prune_at 160ep, 20ep; allowed: one"),
+        ("layer_counts", ("lr 0.05", None), "the frame, of IMP masks, mixes layer_counts lr 0.05, none; allowed: one"),
+        ("schedule", ("resume", "restart"), "the frame mixes schedule restart, resume; allowed: one"),
+        ("shortcut", ("A", "none"), "the frame mixes shortcut A, none; allowed: one"),
+        ("target", ("cifar10", "svhn"), "the frame mixes target cifar10, svhn; allowed: one"),
+    ],
+)
+def test_variants_are_not_mixed(column, values, message):
+    data = pd.concat([simple(**{column: value}) for value in values])
+    with pytest.raises(ValueError, match=message):
+        verdicts.judge(data)
+    assert one(simple(**{column: values[1]})).verdict == "jackpot"
+
+
+def test_methods_may_have_masks_of_their_own_kind():
+    gradual = simple(method="GMP", prune_at="8ep", pruning="cubic 2ep to 8ep every 1ep")
+    data = pd.concat([simple(prune_at="160ep"), gradual[gradual["ticket"].isin(["LT", "RR"])]], ignore_index=True)
+    data.loc[data["ticket"] == "SDT", "method"] = None
+    assert [(v.method, v.verdict) for v in verdicts.judge(data)] == [("GMP", "jackpot"), ("IMP", "jackpot")]
+
+
+def test_transferred_tickets_are_refused():
+    with pytest.raises(
+        ValueError, match="tickets of cifar10 are trained on svhn; allowed: tickets on the data that they"
+    ):
+        verdicts.judge(simple(source="cifar10", target="svhn"))
+    assert one(simple(source="cifar10", target="cifar10")).verdict == "jackpot"
+
+
+@pytest.mark.parametrize("reading", verdicts.READINGS)
+def test_unequal_seeds_and_learning_rates_are_named(reading):
+    """Three replicates of RR more than of LT, and one learning rate that only either has."""
+    data = simple()
+    data = data[(data["ticket"] != "LT") | (data["eval_lr"] < 1)]
+    data = data[(data["ticket"] != "RR") | (data["eval_lr"] > 0.01)]
+    rr = data["ticket"] == "RR"
+    data.loc[rr, "replicate"] += 1
+    found = one(data, reading=reading)
+    assert found["③"].state == "insufficient evidence" and found.verdict == "insufficient evidence"
+    assert set(found["③"].missing) == {
+        "LT at learning rate 0.01: replicate 3 (not in the frame)",
+        "LT at learning rate 0.1: replicate 3 (not in the frame)",
+        "LT at learning rate 1: replicate 0, 1, 2, 3 (not in the frame)",
+        "RR at learning rate 0.01: replicate 0, 1, 2, 3 (not in the frame)",
+        "RR at learning rate 0.1: replicate 0 (not in the frame)",
+        "RR at learning rate 1: replicate 0 (not in the frame)",
+    }
+    assert found["②"].missing == ("LT at learning rate 1: replicate 0, 1, 2 (not in the frame)",)
+
+
 def test_order_and_repetition_of_rows_do_not_matter():
     data = pd.concat(
         [resnet20(n=6), resnet20(n=6, method="OMP", level=8).query("ticket != 'dense'")], ignore_index=True
@@ -469,6 +522,9 @@ def test_overview_looks_for_prizes_at_all_levels():
     rows = verdicts.overview(data, verdicts.judge(data)).set_index("question")
     assert rows.loc["jackpot", ["state", "sparsity"]].tolist() == ["yes", pytest.approx(float(Level(5).fraction))]
     assert rows.loc["prefers small lr", "sparsity"] == pytest.approx(float(Level(9).fraction))
+    both = pd.concat([data, simple(level=5, method="OMP").query("ticket in ['LT', 'RR']")])
+    rows = verdicts.overview(both, verdicts.judge(both)).set_index("question")
+    assert set(rows.loc[["prefers small lr", "prefers IMP"], "sparsity"]) == {float(Level(5).fraction)}
 
 
 def test_overview_says_what_is_missing():
@@ -478,6 +534,10 @@ def test_overview_says_what_is_missing():
     data = frame(first, first, first, first)
     rows = verdicts.overview(data, verdicts.judge(data)).set_index("question")
     assert rows.loc["prefers small lr", "missing"] == "learning rates below and from 0.01"
+    alone = verdicts.overview(drop(simple(), "dense"), verdicts.judge(drop(simple(), "dense"))).set_index("question")
+    assert alone.loc["prefers small lr", ["state", "missing"]].tolist() == ["insufficient evidence", "no runs of dense"]
+    single = verdicts.overview(simple(n=1), verdicts.judge(simple(n=1))).set_index("question")
+    assert single.loc["prefers small lr", "state"] == "insufficient evidence"
     with pytest.raises(ValueError, match=r"no verdict at sparsity 0.5; judged: 0.914"):
         verdicts.overview(data, verdicts.judge(data), 0.5)
 
@@ -534,6 +594,73 @@ def test_without_any_difference_nothing_is_won(reading):
     found = verdicts.judge(simulated(truths, 300, np.random.default_rng(5)), data="cifar10", reading=reading)
     assert sum(v["②"].state == "yes" or v["③"].state == "yes" for v in found) <= 0.05 * len(found)
     assert sum(v["③"].state == "no" for v in found) > 0.5 * len(found)
+
+
+def answers(question, lt, dense, omp=None, times=150, seed=8):
+    """States of a question of Table 3 over simulated studies of given true means (points, by learning rate)."""
+    rng, states = np.random.default_rng(seed), []
+    truths = {"LT": 90.0 + np.array(lt), "dense": 92.0 + np.array(dense)}
+    found = verdicts.judge(simulated(truths, 1, rng), data="cifar10")
+    for _ in range(times):
+        data = simulated(truths, 1, rng)
+        if omp is not None:
+            other = simulated({"LT": 90.0 + np.array(omp)}, 1, rng).assign(method="OMP")
+            data = pd.concat([data, other])
+        rows = verdicts.overview(data, found).set_index("question")
+        states.append(rows.loc[question, "state"])
+    return pd.Series(states)
+
+
+@pytest.mark.parametrize(
+    ("lt", "dense"),
+    [
+        (FLAT, [-3.0, -2.0, -1.0, 0.0, -1.0]),  # equally good below and from the best of dense
+        ([-9.0, 0.0, -9.0, 0.0, -9.0], [-3.0, -2.0, -1.0, 0.0, -1.0]),
+        ([-2.0, -1.0, 0.0, -2.0, -2.0], [-3.0, -1.0, 0.0, -0.01, -1.0]),  # the best of dense is hard to tell
+    ],
+)
+def test_a_small_learning_rate_is_rarely_preferred_wrongly(lt, dense):
+    states = answers("prefers small lr", lt, dense)
+    assert (states == "yes").mean() <= 0.05
+    assert not (states == "insufficient evidence").any()
+
+
+def test_a_large_learning_rate_is_rarely_preferred_wrongly():
+    """True difference just above zero, where 'no' is just wrong."""
+    states = answers("prefers small lr", [-9.0, 0.01, -9.0, 0.0, -9.0], [-3.0, -2.0, -1.0, 0.0, -1.0])
+    assert (states == "no").mean() <= 0.05
+
+
+def test_clear_preferences_are_seen():
+    dense = [-3.0, -2.0, -1.0, 0.0, -1.0]
+    assert (answers("prefers small lr", [-2.0, 0.0, -1.0, -2.0, -3.0], dense, times=40) == "yes").mean() > 0.95
+    assert (answers("prefers small lr", [-3.0, -2.0, -2.0, 0.0, -1.0], dense, times=40) == "no").mean() > 0.95
+    assert (answers("prefers IMP", PEAKED, dense, [-1.0] * 5, times=40) == "yes").mean() > 0.95
+    assert (answers("prefers IMP", [-1.0] * 5, dense, PEAKED, times=40) == "no").mean() > 0.95
+
+
+@pytest.mark.parametrize(("imp", "omp"), [(FLAT, FLAT), (FLAT, PEAKED), (PEAKED, PEAKED), (PEAKED, FLAT)])
+def test_iterative_pruning_is_rarely_preferred_wrongly(imp, omp):
+    assert (answers("prefers IMP", imp, FLAT, omp) == "yes").mean() <= 0.05
+
+
+def test_learning_rates_that_may_be_the_best():
+    """The margin is the quantile of the largest of two normal means less a third, over a drawn spread: 2.36 spreads."""
+    rules = one(simple()).rules
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((200_000, 3)) / math.sqrt(3) / np.sqrt(rng.chisquare(6, (200_000, 1)) / 6)
+    margin = np.quantile(noise[:, :2].max(axis=1) - noise[:, 2], 0.975)
+    for below, expected in ((margin - 0.15, [0.1, 0.01, 1.0]), (margin + 0.15, [0.1])):
+        runs_ = {
+            (lr, None): {i: 90.0 - step * below + i - 1 for i in range(3)}
+            for lr, step in zip((0.01, 0.1, 1.0), (1, 0, 1), strict=True)
+        }
+        assert contrasts.best_lrs(contrasts.Grid("dense", runs_), rules) == expected
+    assert contrasts.best_lrs(contrasts.Grid("dense", {}), rules) == []
+    assert contrasts.best_lrs(contrasts.Grid("dense", {(lr, None): {0: lr} for lr in (0.01, 0.1)}), rules) == [
+        0.1,
+        0.01,
+    ]
 
 
 def test_clear_differences_are_seen():

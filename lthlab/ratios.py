@@ -1,0 +1,334 @@
+"""Layer-wise pruning ratios: against even pruning, settings and steps; what of a ticket's accuracy they carry."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lthlab import parts, results
+
+_SEARCH = ("method", "prune_at", "pruning", "layer_counts")
+_WEIGHTS = ("rewind", "schedule")
+_LADDER = ("rate", "level", "sparsity")
+_NAMES = {"find_lr": "learning rate"}
+CONTRASTS = {
+    "ticket − global": ("ticket", "global"),
+    "ticket − layer": ("ticket", "layer"),
+    "layer − global": ("layer", "global"),
+    "layer − even": ("layer", "even"),
+}
+"""What `contrasts` subtracts: the ticket, and random tickets permuted within layers, globally, or even."""
+
+
+def _cell(frame: pd.DataFrame, *without: str) -> list[str]:
+    """Columns that tell masks apart, the replicate aside."""
+    names = (*results.PANEL, *_SEARCH, *_WEIGHTS, *_LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
+    return [name for name in names if name in frame and name not in without]
+
+
+def _plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Write lists, as some fields of recipes are, as text."""
+    return frame.assign(
+        **{name: frame[name].map(str) for name in names if any(isinstance(v, list) for v in frame[name])}
+    )
+
+
+def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.DataFrame:
+    """Choose what stands on masks of one method, with their own counts per layer, of one kind of chain.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows of masks, layers or trainings.
+    method : str, optional
+        Whose masks.
+    latest : bool, optional
+        Whether only those ranked at the latest step of their panel count, as far as steps are known beforehand.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the chain that rewinds to the earliest step, if `method` is IMP.
+    """
+    own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
+    chains = own["rewind"].astype(object).where(own["rewind"].notna() & (own["what"] == "mask"), "")
+    own = own[chains == chains.groupby(own["panel"]).transform("min")] if len(own) else own
+    if latest and len(own):
+        epochs = pd.Series(_epochs(own), own.index)
+        own = own[epochs.isna() | (epochs == epochs.groupby(own["panel"]).transform("max"))]
+    return own
+
+
+def varied(rows: pd.DataFrame) -> str:
+    """Name the column of a setting that masks were found with several values of; the learning rate if there is none."""
+    numbers = [name for name in map(str, rows) if name[:5] == "find_" and pd.api.types.is_numeric_dtype(rows[name])]
+    return next((name for name in ["find_lr", *numbers] if rows[name].nunique() > 1), "find_lr")
+
+
+def found_with(layers: pd.DataFrame, field: str = "find_lr") -> pd.DataFrame:
+    """Tell masks of a panel apart by a setting that they were found with, in order of its values.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+    field : str, optional
+        Column of numbers, such as 'find_weight_decay'.
+
+    Returns
+    -------
+    DataFrame
+        Its rows, the setting in words in the column ticket, such as 'weight decay 0.001', and no longer in its own.
+    """
+    rows = layers.sort_values(field, kind="stable")
+    words = [f"{_word(field)} {value:g}" for value in rows[field]]
+    return rows.assign(ticket=words).drop(columns=[field, field.replace("find_", "eval_")], errors="ignore")
+
+
+def _word(field: str) -> str:
+    return _NAMES.get(field, field.removeprefix("find_").replace("_", " "))
+
+
+def to_even(layers: pd.DataFrame) -> pd.DataFrame:
+    """Divide the pruned share of each layer by that of all layers together (Morcos Fig. 1b).
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+
+    Returns
+    -------
+    DataFrame
+        Its rows with value, at least 0: 1 where a layer loses the share that it would lose were all pruned alike,
+        below 1 where it is spared. Masks that prune nothing have no ratio, and no row.
+    """
+    sums = layers.groupby("key")[["kept", "weights"]].transform("sum")
+    pruned = 1 - sums["kept"] / sums["weights"]
+    rows = layers.assign(value=layers["value"] / pruned.where(pruned > 0), metric="ratio to even pruning")
+    return rows.dropna(subset="value")
+
+
+def first_to_last(layers: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the pruned share of the last prunable layer from that of the first.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+
+    Returns
+    -------
+    DataFrame
+        One row per mask and role, with value in [-1, 1]: above 0 where the first layer loses more.
+    """
+    ends = layers["number"] == layers.groupby("key")["number"].transform("max")
+    last = layers[ends].drop_duplicates("key").set_index("key")["value"]
+    first = layers[layers["number"] == 1]
+    rows = first.assign(value=first["value"] - first["key"].map(last), metric="first minus last layer")
+    return rows.drop(columns=["layer", "number", "weights", "kept"])
+
+
+def by_setting(rows: pd.DataFrame, field: str) -> pd.DataFrame:
+    """Subtract what masks have at the largest value of a setting from what they have at the smallest, paired.
+
+    Lan's Figures 6 and 8 show opposite signs for the learning rate in early layers, so the sign is for data to say.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Rows of masks: what `lthlab.results.layers`, `to_even` or `first_to_last` returns.
+    field : str
+        Column of numbers that masks were found with, such as 'find_lr'.
+
+    Returns
+    -------
+    DataFrame
+        Columns of the cells, `setting` (such as 'learning rate 0.02 − 0.3'), replicate, value and status; pairs that
+        differ in `field` alone. No row where a panel has one value of the field.
+    """
+    by = [*_cell(rows, field), *(name for name in ("layer", "number") if name in rows)]
+    found = []
+    for _, own in rows.groupby([name for name in results.PANEL if name in rows], dropna=False):
+        low, high = own[field].min(), own[field].max()
+        if low < high:
+            pairs = results.paired(own, field, low, high, by)
+            found.append(pairs.assign(setting=f"{_word(field)} {low:g} − {high:g}"))
+    metric = "" if rows.empty else rows["metric"].iloc[0]
+    columns = [*by, "replicate", "value", "status", "setting"]
+    out = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return out.assign(metric=metric, what="mask")
+
+
+def by_step(layers: pd.DataFrame) -> pd.DataFrame:
+    """Say how the pruned share of each layer moves with the step at which weights are ranked (Sooner Fig. 2b).
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns, of masks ranked at several steps.
+
+    Returns
+    -------
+    DataFrame
+        Its rows, in order of the step, with prune_epoch (the step in epochs); change, the pruned share at the last of
+        the steps minus that at this one, in [-1, 1]; and variation, the sum of absolute changes from this step on from
+        one to the next, at least |change|. Steps that are known only after training, as 'best_val', are left out.
+    """
+    rows = layers.assign(prune_epoch=_epochs(layers)).dropna(subset="prune_epoch").reset_index(drop=True)
+    chain = [*_cell(rows, "prune_at"), "layer", "number", "replicate"]
+    rows = _plain(rows, chain).drop_duplicates([*chain, "prune_epoch"])
+    rows = rows.sort_values(["prune_epoch", "number"], kind="stable")
+    values = rows.groupby(chain, dropna=False)["value"]
+    steps = values.diff().abs().fillna(0.0)
+    walked = steps.groupby([rows[name] for name in chain], dropna=False)
+    left = walked.transform("sum") - walked.cumsum()
+    return rows.assign(change=values.transform("last") - rows["value"], variation=left)
+
+
+def _epochs(rows: pd.DataFrame) -> list[float]:
+    """Steps in epochs; NaN where the number is not known."""
+    counts = (-(-rows["train_size"] // rows["find_batch_size"])).astype(int)
+    return [
+        parts.iterations(step, steps) / steps if str(step)[:1].isdigit() else np.nan
+        for step, steps in zip(rows["prune_at"], counts, strict=True)
+    ]
+
+
+def collapsed(layers: pd.DataFrame) -> pd.DataFrame:
+    """Choose the layers that masks cut through: those of which nothing is kept.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `lthlab.results.layers` returns.
+    """
+    return layers[layers["kept"] == 0]
+
+
+def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare tickets with random ones that keep more or less of their structure, paired (Lan Fig. 1, Morcos A.1).
+
+    Random tickets permuted within layers keep the counts per layer and lose which weights are kept within each;
+    permuted globally they lose the counts too. All start from the same initial weights as the ticket.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with LT and RT.
+
+    Returns
+    -------
+    DataFrame
+        For each name of `CONTRASTS`, cell and replicate: ticket (the name), value (accuracy in [-1, 1]) and status.
+        Even random tickets, which no method finds, are compared under every method and step.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
+    """
+    done = frame[(frame["what"] == "train") & (frame["status"] == "done") & (frame["rewind"] == "0ep")]
+    done = done[done["ticket"].isin(["LT", "RT"])]
+    done = done.assign(kind=done["scope"].where(done["ticket"] == "RT", "ticket"))
+    found = [name for name in _SEARCH if name in done]
+    even = done["kind"] == "even"
+    searches = done.loc[~even, found].drop_duplicates()
+    done = pd.concat([done[~even], done[even].drop(columns=found).merge(searches, how="cross")], ignore_index=True)
+    recipes = [name for name in map(str, done) if name[:5] == "eval_"]
+    by = [*_cell(done, *_WEIGHTS), *recipes]
+    pairs = [results.paired(done, "kind", *sides, by).assign(ticket=name) for name, sides in CONTRASTS.items()]
+    return pd.concat(pairs, ignore_index=True).assign(what="train", rewind="0ep")
+
+
+def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
+    """Subtract the accuracy of tickets whose weights were ranked within layers from that of globally ranked ones.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with LT in panels of both rankings (Morcos Fig. 1a).
+
+    Returns
+    -------
+    DataFrame
+        Columns of the cells, ticket ('global − layer-wise'), replicate, value (accuracy in [-1, 1]) and status.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
+    """
+    rows = frame[(frame["what"] == "train") & (frame["ticket"] == "LT")]
+    recipes = [name for name in map(str, rows) if name[:5] == "eval_"]
+    by = [*_cell(rows, "panel", "ranking", *_WEIGHTS), *recipes]
+    return results.paired(rows, "ranking", "global", "layer", by).assign(ticket="global − layer-wise")
+
+
+def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) -> pd.DataFrame:
+    """Say which share of a ticket's advantage over a globally random one the counts per layer alone carry.
+
+    The share is the mean of 'layer − global' divided by that of 'ticket − global', replicate by replicate.
+
+    Parameters
+    ----------
+    pairs : DataFrame
+        What `contrasts` returns.
+    by : sequence of str
+        Columns that tell cells apart.
+    confidence : float, optional
+        Coverage of the interval.
+
+    Returns
+    -------
+    DataFrame
+        `by`, n, mean (the share; 1 if nothing is lost within layers), low and high: Fieller's interval of a ratio of
+        paired means (Fieller 1954). NaN where the interval of the advantage itself includes zero, or n = 1: there is
+        then nothing to share out.
+
+    Raises
+    ------
+    ValueError
+        If a cell has several values of one replicate.
+    """
+    from scipy.stats import t
+
+    if pairs.duplicated([*by, "ticket", "replicate"]).any():
+        raise ValueError("several values of one replicate in a cell; add what tells them apart to by, or select rows")
+    sides = [
+        pairs[pairs["ticket"] == name].set_index([*by, "replicate"])["value"].rename(side)
+        for side, name in (("part", "layer − global"), ("whole", "ticket − global"))
+    ]
+    both = pd.concat(sides, axis=1).dropna().reset_index()
+    rows: list[dict[str, Any]] = []
+    for place, own in both.groupby(list(by), dropna=False):
+        row = dict(zip(by, place, strict=True)) | {"n": len(own)} | dict.fromkeys(("mean", "low", "high"), np.nan)
+        if len(own) > 1:
+            part, whole = own["part"].mean(), own["whole"].mean()
+            reach = t.ppf((1 + confidence) / 2, len(own) - 1) ** 2 / len(own)
+            ((vp, cov), (_, vw)) = reach * np.cov(own["part"], own["whole"])
+            if (a := whole**2 - vw) > 0:
+                middle = part * whole - cov
+                root = np.sqrt(max(middle**2 - a * (part**2 - vp), 0.0))
+                row |= {"mean": part / whole, "low": (middle - root) / a, "high": (middle + root) / a}
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high"])
+
+
+def left_to_move(steps: pd.DataFrame) -> pd.DataFrame:
+    """Average over layers by how much pruned shares still move after the step at which weights are ranked.
+
+    Parameters
+    ----------
+    steps : DataFrame
+        What `by_step` returns.
+
+    Returns
+    -------
+    DataFrame
+        One row per mask and role, with value, the mean of `variation` over layers, at least 0; 0 at the last step.
+    """
+    rows = steps[steps["number"] == 1]
+    means = steps.groupby(steps["key"])["variation"].mean()
+    return rows.assign(value=rows["key"].map(means)).drop(columns=["layer", "number", "weights", "kept"])
