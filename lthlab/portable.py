@@ -31,13 +31,14 @@ from lthlab.runs import Outlook, Run
 from lthlab.store import Store, tensor_bytes
 from lthlab.values import At, Magnitude, Narrow, Permuted, Train, Value, ancestors
 from lthlab.values import Mask as MaskValue
-from lthlab.wording import explain
+from lthlab.wording import explain, shown
 
 FORMAT = "lthlab ticket 1"
 PREFIX = "mask."
 FOLDER = "tickets"
 """Folder of a store that imported tickets are in."""
 _LISTED = 5
+_MOST_TEXT = 500
 _TYPES = {torch.float32: "F32", torch.int64: "I64"}
 _Kind = tuple[str, tuple[int, ...]]
 
@@ -408,8 +409,9 @@ def _facts(path: Path, plain: Mapping[str, Any]) -> Facts:
     for what, said, column in (("kept", facts.kept, 0), ("total", facts.total, 1)):
         if (summed := sum(counts[column] for counts in facts.layers.values())) != said:
             problems.append(f"{what} is {said}, and the layers sum to {summed}")
-    if "name" not in facts.data:
-        problems.append("data: the name is missing")
+    for what, said in (("data: name", facts.data.get("name")), ("view", facts.view)):
+        if not isinstance(said, str) or not said.isprintable() or len(said) > _MOST_TEXT:
+            problems.append(f"{what} {shown(said)} is not allowed; allowed: text of up to {_MOST_TEXT} printable signs")
     _refuse(path, problems)
     return facts
 

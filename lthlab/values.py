@@ -382,6 +382,10 @@ def plain(net: Net | Narrow) -> Net:
     return net.net if isinstance(net, Narrow) else net
 
 
+def _named(sparsity: Sparsity) -> str:
+    return f"of level {sparsity.k}" if isinstance(sparsity, Level) else sparsity
+
+
 def _check_layers(pruning: "Gradual | Explicit", last: Sparsity) -> None:
     """Check what a training that prunes to a sparsity does with layers."""
     choice(pruning.prunable, POLICIES, "prunable")
@@ -438,7 +442,7 @@ class Gradual(Value):
             raise ValueError(f"every {self.every!r} is not allowed; allowed: '1it' or more")
         self._set(sparsity=_sparsity(self.sparsity), initial=_sparsity(self.initial))
         if sparsity_fraction(self.initial) > sparsity_fraction(self.sparsity):
-            raise ValueError(f"sparsity {self.sparsity!r} is below the initial one, {self.initial!r}")
+            raise ValueError(f"sparsity {_named(self.sparsity)} is below the initial one, {_named(self.initial)}")
         choice(self.shape, ("cubic", "linear"), "shape")
         _check_layers(self, self.sparsity)
 

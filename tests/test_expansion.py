@@ -411,7 +411,7 @@ REFUSED = {
     ),
     "gradual that grows": (
         {"prune": "{levels: [1], gradual: {start: 1ep, end: 2ep, initial: 0.5}}", "asked": "GMP: "},
-        "is below the initial one, '0.5'",
+        "is below the initial one, 0.5",
     ),
     "list that grows": (
         {"prune": "{gradual: {points: [[1ep, 0.5], [2ep, 0.4]]}}", "asked": "GMP: "},

@@ -293,6 +293,12 @@ WRONG = {
     "a fact too many": (lambda p: change(p, facts={"evil": 1}), "evil: unknown field"),
     "a fact too few": (lambda p: change(p, drop=["shape"]), "shape: missing"),
     "a fact of another type": (lambda p: change(p, facts={"classes": "10"}), "classes: '10' is not allowed"),
+    "a name with codes for terminals": (
+        lambda p: change(p, facts={"data": {"name": "digits\x1b[2J"}}),
+        r"data: name 'digits\\x1b\[2J' is not allowed; allowed: text of up to 500",
+    ),
+    "no name": (lambda p: change(p, facts={"data": {}}), "data: name None is not allowed"),
+    "a long view": (lambda p: change(p, facts={"view": "x" * 10**6}), "view 'xxx.* is not allowed; allowed: text"),
     "another format": (
         lambda p: change(p, facts={"format": "lthlab ticket 2"}),
         'format "lthlab ticket 2"; allowed: "lthlab ticket 1"',

@@ -555,7 +555,7 @@ REFUSED = {
     "gradual scope": (lambda: Gradual("1ep", "9ep", "1ep", "0.9", scope="x"), "scope 'x' is not allowed"),
     "gradual prunable": (lambda: Gradual("1ep", "9ep", "1ep", "0.9", prunable="x"), "prunable 'x' is not allowed"),
     "gradual sparsity": (lambda: Gradual("1ep", "9ep", "1ep", 1), "sparsity 1 is not allowed"),
-    "gradual falls": (lambda: Gradual("1ep", "9ep", "1ep", "0.2", "0.3"), "sparsity '0.2' is below the initial one"),
+    "gradual falls": (lambda: Gradual("1ep", "9ep", "1ep", "0.2", "0.3"), "sparsity 0.2 is below the initial one"),
     "gradual backwards": (
         lambda: train(pruning=Gradual("9ep", "9ep", "1ep", "0.9")),
         "pruning from 9ep to 9ep: the end is not behind the start",
