@@ -409,9 +409,9 @@ def _facts(path: Path, plain: Mapping[str, Any]) -> Facts:
     for what, said, column in (("kept", facts.kept, 0), ("total", facts.total, 1)):
         if (summed := sum(counts[column] for counts in facts.layers.values())) != said:
             problems.append(f"{what} is {said}, and the layers sum to {summed}")
-    for what, said in (("data: name", facts.data.get("name")), ("view", facts.view)):
-        if not isinstance(said, str) or not said.isprintable() or len(said) > _MOST_TEXT:
-            problems.append(f"{what} {shown(said)} is not allowed; allowed: text of up to {_MOST_TEXT} printable signs")
+    for what, text in (("data: name", facts.data.get("name")), ("view", facts.view)):
+        if not isinstance(text, str) or not text.isprintable() or len(text) > _MOST_TEXT:
+            problems.append(f"{what} {shown(text)} is not allowed; allowed: text of up to {_MOST_TEXT} printable signs")
     _refuse(path, problems)
     return facts
 
