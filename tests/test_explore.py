@@ -108,7 +108,7 @@ def test_what_would_be_mixed_is_said_in_place_of_the_figure(shown):
 
 
 def test_whatever_is_offered_first_can_be_drawn(shown, monkeypatch):
-    monkeypatch.setattr(explore.reports, "_svg", lambda drawing: b"")  # drawing to a file takes most of the time
+    monkeypatch.setattr(explore.markup, "svg", lambda drawing: b"")  # drawing to a file takes most of the time
     seen = 0
     for name in ("one", "two"):
         shown.choices["study"].value = name

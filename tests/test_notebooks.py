@@ -197,9 +197,10 @@ def copied(folder: Path) -> Path:
     (folder / "params" / "own.yaml").write_text(own.replace("epochs: 6", "epochs: 1").replace("[4, 8]", "[1, 2]"))
     for path in [*NOTEBOOKS, ROOT / "notebooks" / "own.py"]:
         (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
-    lab.compute_study(spec.parse(DECOUPLING), helpers.store(folder / "runs"), "cpu")
     (folder / "params" / "transfer.yaml").write_text(HALVES)
-    lab.compute_study(spec.parse(HALVES), helpers.store(folder / "runs"), "cpu")
+    store = helpers.store(folder / "runs")
+    for study in (DECOUPLING, HALVES):
+        lab.compute_study(spec.parse(study), store, "cpu")
     return folder
 
 

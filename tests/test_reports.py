@@ -154,7 +154,7 @@ def test_dense_networks_are_in_the_drawing_of_every_level():
 
 def test_panels_share_one_scale(monkeypatch):
     limits = []
-    monkeypatch.setattr(reports, "_svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
+    monkeypatch.setattr(reports, "svg", lambda drawing: limits.extend(ax.get_ylim() for ax in drawing.axes) or b"")
     frame = test_plots.tidy()
     frame["value"] = frame["value"].where(frame["eval_lr"] == 0.2, frame["value"] / 3)
     reports.figure(plots.accuracy_by_sparsity, frame, "eval_lr")
@@ -264,7 +264,7 @@ def test_titles_fit_into_their_drawings(draw, facets, monkeypatch):
         return b""
 
     titles: list[str] = []
-    monkeypatch.setattr(reports, "_svg", lambda drawing: measured(drawing) if drawing.axes else b"")
+    monkeypatch.setattr(reports, "svg", lambda drawing: measured(drawing) if drawing.axes else b"")
     frame = crossed({(find, lr): 0.01 for find in (0.025, 0.125) for lr in (0.0125, 0.125)})
     reports.figure(draw, frame[frame["ticket"] != "dense"], facets)
     reports.figure(plots.layer_ratios, test_plots.ratios().assign(find_lr=0.0125), "find_lr")
