@@ -251,7 +251,7 @@ def test_reports_become_pages(name, published, tiny):
     assert len(elements.of("h1")) == 1 and len(page) < 5_000_000
     images = [image for image in elements.of("img") if image.get("role") != "presentation"]
     assert len(images) >= 8 and all("n = 2 replicates" in image["alt"] for image in images)
-    assert all("lenet_300_100 on digits" in i["alt"] or "resnet8 (width 4) on digits" in i["alt"] for i in images)
+    assert all("lenet_300_100" in i["alt"] or "resnet8 (width 4)" in i["alt"] for i in images)
     assert str(tiny) not in page and "Traceback" not in page and "nan" not in re.sub("<[^>]+>", " ", page)
     assert "$" not in elements.text and "math" in {tag for tag, _ in elements.found}
 
