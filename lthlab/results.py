@@ -475,7 +475,7 @@ def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
         for row in _masks(frame).to_dict("records")
         for number, (name, layer) in enumerate(counts[row["key"]].items(), start=1)
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*frame, "layer", "number", "weights"])
 
 
 def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
