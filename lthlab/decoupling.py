@@ -157,13 +157,6 @@ def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = ("LT",)) -> pd.DataF
     found = []
     for masked, dense, names in _panels(frame):
         own = masked[masked["ticket"].isin(tickets) & _regular(masked)]
-        lacking = own[(own["status"] == "done") & own["validation"].isna()]
-        if len(lacking):
-            where = str(lacking.iloc[0].get("panel", "this panel"))
-            raise InputError(
-                f"{where}: no validation accuracy, without which the best cell would be chosen on test images; "
-                "set data.val_size above 0"
-            )
         kinds = own[_present(own, *_KIND)].drop_duplicates()
         unpruned = dense.drop(columns=list(kinds)).merge(kinds, how="cross")
         rows = pd.concat([own, unpruned])
@@ -171,6 +164,7 @@ def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = ("LT",)) -> pd.DataF
             crossed = _crossed(rows, names, name)
             crossed = crossed[crossed["alike"]]
             if crossed.loc[crossed["sparsity"] > 0, "coupled"].nunique() == 2:
+                _refuse_unvalidated(crossed)
                 found.append(_enveloped(crossed, [name] if name in names else names))
     return _plain(
         found, "hyperparameter", "context", "facet", "series", "order", "find", "eval", "coupled", "cells", "left_out",
@@ -440,8 +434,10 @@ def _fields(text: str) -> list[str]:
 
 
 def _ends(rows: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether masks are of weights at the end of the finding training, or of its best epoch, or of none."""
-    return rows["prune_at"].isna() | (rows["prune_at"] == END) | rows["prune_at"].str.startswith("best", na=False)
+    """Whether masks are of weights at the end of the finding training (its best epoch where none is) or of none."""
+    steps = rows["prune_at"].dropna().unique()
+    best = sorted(step for step in steps if step.startswith("best"))
+    return rows["prune_at"].isna() | (rows["prune_at"] == (best[-1] if best and END not in steps else END))
 
 
 def _regular(rows: pd.DataFrame) -> "pd.Series[bool]":
@@ -484,6 +480,16 @@ def _from_unpruned(rows: pd.DataFrame, dense: pd.DataFrame, names: Sequence[str]
     unpruned = dense.drop(columns=["method", "prune_at"])
     first = unpruned.merge(lines, how="inner", on=evaluated) if names else unpruned.merge(lines, how="cross")
     return pd.concat([rows, first])
+
+
+def _refuse_unvalidated(rows: pd.DataFrame) -> None:
+    lacking = rows[(rows["status"] == "done") & rows["validation"].isna()]
+    if len(lacking):
+        where = str(lacking.iloc[0].get("panel", "this panel"))
+        raise InputError(
+            f"{where}: no validation accuracy, without which the best cell would be chosen on test images; "
+            "set data.val_size above 0"
+        )
 
 
 def _enveloped(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

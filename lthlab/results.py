@@ -12,7 +12,7 @@ from lthlab import packing, tickets
 from lthlab.errors import nearest
 from lthlab.forms import input_keys
 from lthlab.nodes import KINDS
-from lthlab.parts import NETS
+from lthlab.parts import NETS, iterations
 from lthlab.runs import read_metrics, staleness
 from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
@@ -450,6 +450,46 @@ def sizes(frame: pd.DataFrame) -> pd.DataFrame:
     columns = ["panel", "level", "sparsity", "widths", "parameters", "target"]
     out = pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
     return out.reset_index(drop=True).assign(gap=1 - out["parameters"].to_numpy(float) / out["target"].to_numpy(float))
+
+
+def step_epochs(rows: pd.DataFrame, column: str = "prune_at") -> "pd.Series[float]":
+    """Give steps in epochs of the finding recipe; NaN where the number is not known beforehand, as of 'best_val'.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows that stand on masks.
+    column : str, optional
+        Where the steps are: 'prune_at' or 'rewind'.
+    """
+    epochs = [
+        iterations(step, count) / count if str(step)[:1].isdigit() else np.nan
+        for step, count in zip(rows[column], -(-rows["train_size"] // rows["find_batch_size"]), strict=True)
+    ]
+    return pd.Series(epochs, rows.index, dtype=float)
+
+
+def ranked_last(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Choose, of what stands on masks that were ranked at several steps of a training, what is ranked last.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows that stand on masks.
+    by : sequence of str
+        Columns beside the finding recipe that tell apart what is chosen from.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the last step known beforehand; where there is none, of 'best_val' before 'best_test'.
+    """
+    recipes = [name for name in map(str, rows) if name.startswith("find_")]
+    place = [rows[name].map(str) for name in (*by, *recipes)]
+    epochs = step_epochs(rows).fillna(-1.0)
+    last = epochs == epochs.groupby(place).transform("max")
+    names = rows["prune_at"].map(str).where(last, "")
+    return rows[last & (names == names.groupby(place).transform("max"))]
 
 
 def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
