@@ -4,7 +4,6 @@ A cell is a pair of recipes: one that the mask was found with and one that the t
 if the two are the same. The unpruned network of a cell is trained as its tickets are, whatever the mask was found with.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -285,7 +284,7 @@ def effects(rows: pd.DataFrame) -> pd.DataFrame:
         whole = pd.DataFrame({"total": total, "counts": counts, "ranks": total - counts}).dropna()
         where: dict[str, Any] = dict(zip(by, place, strict=True)) | {"ways": len(ways)}
         found.append(whole.reset_index().melt("replicate", var_name="effect").assign(**where))
-        ratio = dict(zip(("mean", "low", "high"), _ratio(whole["counts"], whole["total"]), strict=True))
+        ratio = dict(zip(("mean", "low", "high"), results.ratio(whole["counts"], whole["total"]), strict=True))
         shares.append(where | {"effect": "share", "n": len(whole)} | ratio)
     if not found:
         return pd.DataFrame(columns=[*by, "ways", "effect", "n", "mean", "low", "high"])
@@ -526,20 +525,3 @@ def _plain(found: Sequence[pd.DataFrame], *columns: str) -> pd.DataFrame:
         return pd.DataFrame(columns=[*results.PANEL, "status", *columns])
     rows = pd.concat(found, ignore_index=True)
     return rows[[name for name in map(str, rows) if not name.startswith(("find_", "eval_")) and name != "alike"]]
-
-
-def _ratio(part: "pd.Series[float]", whole: "pd.Series[float]") -> tuple[float, float, float]:
-    """Ratio of two paired means with Fieller's 95 % interval; NaN where the latter's interval includes zero."""
-    from scipy.stats import t
-
-    n = len(whole)
-    if n < 2:
-        return math.nan, math.nan, math.nan
-    squared = t.ppf(0.975, n - 1) ** 2 / n
-    variances = np.cov(part, whole) * squared
-    a, b = part.mean(), whole.mean()
-    lead, middle = b**2 - variances[1, 1], a * b - variances[0, 1]
-    if lead <= 0:
-        return math.nan, math.nan, math.nan
-    half = math.sqrt(max(middle**2 - lead * (a**2 - variances[0, 0]), 0.0))
-    return float(a / b), float((middle - half) / lead), float((middle + half) / lead)

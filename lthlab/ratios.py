@@ -281,17 +281,14 @@ def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) ->
     Returns
     -------
     DataFrame
-        `by`, n, mean (the share; 1 if nothing is lost within layers), low and high: Fieller's interval of a ratio of
-        paired means (Fieller 1954). NaN where the interval of the advantage itself includes zero, or n = 1: there is
-        then nothing to share out.
+        `by`, n, mean (the share; 1 if nothing is lost within layers), low and high (`lthlab.results.ratio`): NaN where
+        the interval of the advantage itself includes zero, or n = 1; there is then nothing to share out.
 
     Raises
     ------
     ValueError
         If a cell has several values of one replicate.
     """
-    from scipy.stats import t
-
     if pairs.duplicated([*by, "ticket", "replicate"]).any():
         raise ValueError("several values of one replicate in a cell; add what tells them apart to by, or select rows")
     sides = [
@@ -301,16 +298,9 @@ def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) ->
     both = pd.concat(sides, axis=1).dropna().reset_index()
     rows: list[dict[str, Any]] = []
     for place, own in both.groupby(list(by), dropna=False):
-        row = dict(zip(by, place, strict=True)) | {"n": len(own)} | dict.fromkeys(("mean", "low", "high"), np.nan)
-        if len(own) > 1:
-            part, whole = own["part"].mean(), own["whole"].mean()
-            reach = t.ppf((1 + confidence) / 2, len(own) - 1) ** 2 / len(own)
-            ((vp, cov), (_, vw)) = reach * np.cov(own["part"], own["whole"])
-            if (a := whole**2 - vw) > 0:
-                middle = part * whole - cov
-                root = np.sqrt(max(middle**2 - a * (part**2 - vp), 0.0))
-                row |= {"mean": part / whole, "low": (middle - root) / a, "high": (middle + root) / a}
-        rows.append(row)
+        share = results.ratio(own["part"], own["whole"], confidence)
+        row = dict(zip(by, place, strict=True)) | {"n": len(own)}
+        rows.append(row | dict(zip(("mean", "low", "high"), share, strict=True)))
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high"])
 
 

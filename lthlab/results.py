@@ -265,6 +265,37 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
 
 
+def ratio(part: Iterable[float], whole: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Divide the mean of one sample by that of another, paired with it.
+
+    Parameters
+    ----------
+    part, whole : iterable of float
+        Values of the same replicates.
+    confidence : float, optional
+        Coverage of the interval.
+
+    Returns
+    -------
+    tuple of float
+        Ratio of the means with its interval (Fieller 1954); NaN where the interval of the mean of `whole` includes
+        zero, for then that of the ratio has no bound, and for n = 1.
+    """
+    from scipy.stats import t
+
+    pairs = np.array([list(part), list(whole)], float)
+    n = pairs.shape[1]
+    if n < 2:
+        return np.nan, np.nan, np.nan
+    ((vp, both), (_, vw)) = np.cov(pairs) * t.ppf((1 + confidence) / 2, n - 1) ** 2 / n
+    a, b = pairs.mean(axis=1)
+    lead, middle = b**2 - vw, a * b - both
+    if lead <= 0:
+        return np.nan, np.nan, np.nan
+    half = max(middle**2 - lead * (a**2 - vp), 0.0) ** 0.5
+    return float(a / b), float((middle - half) / lead), float((middle + half) / lead)
+
+
 def _mixed(rows: pd.DataFrame, place: Sequence[str]) -> str:
     """Say by which columns cells would have one value per replicate."""
     one = rows.iloc[0]
