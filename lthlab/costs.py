@@ -90,7 +90,7 @@ def saved(frame: pd.DataFrame, ticket: str = "LT", dear: str = "IMP", cheap: str
         if own["method"].nunique() < 2:
             continue
         longest = own.groupby([*by, "method"], dropna=False)["search_epochs"].transform("max")
-        own = own[own["search_epochs"] == longest]
+        own = results.ranked_last(own[own["search_epochs"] == longest], ["method", "level", "sparsity"])
         spent = own.pivot_table(index=by, columns="method", values="search_epochs", dropna=False)
         spent = spent.rename(columns={dear: "dear", cheap: "cheap"}).reset_index()
         pairs = results.summarise(results.paired(own, "method", dear, cheap, by), by)

@@ -4,7 +4,6 @@ A cell is a pair of recipes: one that the mask was found with and one that the t
 if the two are the same. The unpruned network of a cell is trained as its tickets are, whatever the mask was found with.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -157,13 +156,6 @@ def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = ("LT",)) -> pd.DataF
     found = []
     for masked, dense, names in _panels(frame):
         own = masked[masked["ticket"].isin(tickets) & _regular(masked)]
-        lacking = own[(own["status"] == "done") & own["validation"].isna()]
-        if len(lacking):
-            where = str(lacking.iloc[0].get("panel", "this panel"))
-            raise InputError(
-                f"{where}: no validation accuracy, without which the best cell would be chosen on test images; "
-                "set data.val_size above 0"
-            )
         kinds = own[_present(own, *_KIND)].drop_duplicates()
         unpruned = dense.drop(columns=list(kinds)).merge(kinds, how="cross")
         rows = pd.concat([own, unpruned])
@@ -171,6 +163,7 @@ def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = ("LT",)) -> pd.DataF
             crossed = _crossed(rows, names, name)
             crossed = crossed[crossed["alike"]]
             if crossed.loc[crossed["sparsity"] > 0, "coupled"].nunique() == 2:
+                _refuse_unvalidated(crossed)
                 found.append(_enveloped(crossed, [name] if name in names else names))
     return _plain(
         found, "hyperparameter", "context", "facet", "series", "order", "find", "eval", "coupled", "cells", "left_out",
@@ -291,7 +284,7 @@ def effects(rows: pd.DataFrame) -> pd.DataFrame:
         whole = pd.DataFrame({"total": total, "counts": counts, "ranks": total - counts}).dropna()
         where: dict[str, Any] = dict(zip(by, place, strict=True)) | {"ways": len(ways)}
         found.append(whole.reset_index().melt("replicate", var_name="effect").assign(**where))
-        ratio = dict(zip(("mean", "low", "high"), _ratio(whole["counts"], whole["total"]), strict=True))
+        ratio = dict(zip(("mean", "low", "high"), results.ratio(whole["counts"], whole["total"]), strict=True))
         shares.append(where | {"effect": "share", "n": len(whole)} | ratio)
     if not found:
         return pd.DataFrame(columns=[*by, "ways", "effect", "n", "mean", "low", "high"])
@@ -440,8 +433,10 @@ def _fields(text: str) -> list[str]:
 
 
 def _ends(rows: pd.DataFrame) -> "pd.Series[bool]":
-    """Whether masks are of weights at the end of the finding training, or of its best epoch, or of none."""
-    return rows["prune_at"].isna() | (rows["prune_at"] == END) | rows["prune_at"].str.startswith("best", na=False)
+    """Whether masks are of weights at the end of the finding training (its best epoch where none is) or of none."""
+    steps = rows["prune_at"].dropna().unique()
+    best = sorted(step for step in steps if step.startswith("best"))
+    return rows["prune_at"].isna() | (rows["prune_at"] == (best[-1] if best and END not in steps else END))
 
 
 def _regular(rows: pd.DataFrame) -> "pd.Series[bool]":
@@ -486,6 +481,16 @@ def _from_unpruned(rows: pd.DataFrame, dense: pd.DataFrame, names: Sequence[str]
     return pd.concat([rows, first])
 
 
+def _refuse_unvalidated(rows: pd.DataFrame) -> None:
+    lacking = rows[(rows["status"] == "done") & rows["validation"].isna()]
+    if len(lacking):
+        where = str(lacking.iloc[0].get("panel", "this panel"))
+        raise InputError(
+            f"{where}: no validation accuracy, without which the best cell would be chosen on test images; "
+            "set data.val_size above 0"
+        )
+
+
 def _enveloped(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Choose the best coupled cell and the best of all at each place."""
     place = [*_present(rows, *results.PANEL, *_KIND, *_SIZE), "context"]
@@ -520,20 +525,3 @@ def _plain(found: Sequence[pd.DataFrame], *columns: str) -> pd.DataFrame:
         return pd.DataFrame(columns=[*results.PANEL, "status", *columns])
     rows = pd.concat(found, ignore_index=True)
     return rows[[name for name in map(str, rows) if not name.startswith(("find_", "eval_")) and name != "alike"]]
-
-
-def _ratio(part: "pd.Series[float]", whole: "pd.Series[float]") -> tuple[float, float, float]:
-    """Ratio of two paired means with Fieller's 95 % interval; NaN where the latter's interval includes zero."""
-    from scipy.stats import t
-
-    n = len(whole)
-    if n < 2:
-        return math.nan, math.nan, math.nan
-    squared = t.ppf(0.975, n - 1) ** 2 / n
-    variances = np.cov(part, whole) * squared
-    a, b = part.mean(), whole.mean()
-    lead, middle = b**2 - variances[1, 1], a * b - variances[0, 1]
-    if lead <= 0:
-        return math.nan, math.nan, math.nan
-    half = math.sqrt(max(middle**2 - lead * (a**2 - variances[0, 0]), 0.0))
-    return float(a / b), float((middle - half) / lead), float((middle + half) / lead)

@@ -27,11 +27,12 @@ def settings(layers: pd.DataFrame, field: str = "find_lr") -> Html:
     """
     pairs = ratios.by_setting(layers, field)
     ends = ratios.by_setting(ratios.first_to_last(layers), field)
+    ends_of = dict(results.panels(ends)) if len(ends) else {}
     sentences = []
     for name, rows in results.panels(pairs) if len(pairs) else []:
         last = rows[rows["sparsity"] == rows["sparsity"].max()]
         numbers = (last["number"].min(), last["number"].max())
-        own = ends.merge(last[["panel", "level", "sparsity"]].drop_duplicates())
+        own = ends_of[name][ends_of[name]["sparsity"] == rows["sparsity"].max()]
         places = [last[last["number"] == number] for number in numbers]
         words = [_over(place, ["layer"], f"{place['layer'].iloc[0]} ") for place in places]
         words.append(_over(own, ["sparsity"], "the first minus the last "))

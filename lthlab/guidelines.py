@@ -95,7 +95,8 @@ def evidence(judged: Sequence[Judged]) -> pd.DataFrame:
         One row per statement and panel: statement (1 to 4), study, panel, connections (`WITH` or `WITHOUT`), shows (one
         of `SHOWS`), estimate, low and high in points, n (replicates), method, sparsity, tolerance in points, note. For
         statement 3, redundancy is the number of parameters of the dense network per training image, and sparsity the
-        largest with a ticket (① to ④ hold for LT in the study's reading), 0 where it is certain that there is none;
+        largest with a ticket (① to ④ hold for LT in the study's reading), 0 where it is certain that there is none
+        at any sparsity at which ① allows one;
         by_means is what the means alone say.
     """
     rows: list[dict[str, Any]] = []
@@ -169,13 +170,18 @@ def _redundant(panel: Judged, found: Sequence[verdicts.Verdict]) -> dict[str, An
     """Largest sparsity with a ticket, and parameters per training image."""
     dense = panel.frame[panel.frame["ticket"] == "dense"]
     sizes = [dense[name].max() if name in dense else math.nan for name in ("parameters", "train_size")]
-    states = {verdict.sparsity: set[str]() for verdict in found}
-    for verdict in found:
+    row = {"redundancy": sizes[0] / sizes[1], "n": dense["replicate"].nunique()}
+    eligible = [verdict for verdict in found if verdict["①"].state != "no"]
+    if not eligible:
+        note = f"nothing was looked for: ① asks for {found[-1]['①'].change}"
+        return row | {"shows": "no evidence", "by_means": 0.0, "note": note}
+    states = {verdict.sparsity: set[str]() for verdict in eligible}
+    for verdict in eligible:
         states[verdict.sparsity].add(verdict.ticket)
     won = [sparsity for sparsity, own in states.items() if "yes" in own]
     open_ = [sparsity for sparsity, own in states.items() if "yes" not in own and own != {"no"}]
     by_means = [verdict.sparsity for verdict in found if verdict.by_means in ("jackpot", "secondary prize")]
-    row = {"redundancy": sizes[0] / sizes[1], "n": dense["replicate"].nunique(), "by_means": max(by_means, default=0.0)}
+    row["by_means"] = max(by_means, default=0.0)
     if math.isnan(row["redundancy"]):
         return row | {"shows": "no evidence", "note": "numbers of parameters or of training images are not known"}
     if not won and open_:

@@ -242,7 +242,7 @@ def _by_layer(
         colour, marker = plots._SEVERAL[place % len(plots._SEVERAL)]
         cells = results.summarise(done[done[hue] == value], ["number"]).sort_values("number")
         colour = colours[place] if colours else colour
-        plots._line(ax, cells["number"], cells, name, colour, plots._VARIED[place], "-")
+        plots._line(ax, cells["number"], cells, name, colour, plots._VARIED[place % len(plots._VARIED)], "-")
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
     ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lthlab import parts, results
+from lthlab import results
 
 _SEARCH = ("method", "prune_at", "pruning", "layer_counts")
 _WEIGHTS = ("rewind", "schedule")
@@ -44,7 +44,7 @@ def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.Da
     method : str, optional
         Whose masks.
     latest : bool, optional
-        Whether only those ranked at the latest step of their panel count, as far as steps are known beforehand.
+        Whether only those ranked last count (`lthlab.results.ranked_last`).
 
     Returns
     -------
@@ -52,12 +52,12 @@ def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.Da
         Rows of the chain that rewinds to the earliest step, if `method` is IMP.
     """
     own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
-    chains = own["rewind"].astype(object).where(own["rewind"].notna() & (own["what"] == "mask"), "")
-    own = own[chains == chains.groupby(own["panel"]).transform("min")] if len(own) else own
-    if latest and len(own):
-        epochs = pd.Series(_epochs(own), own.index)
-        own = own[epochs.isna() | (epochs == epochs.groupby(own["panel"]).transform("max"))]
-    return own
+    if own.empty:
+        return own
+    chains = results.step_epochs(own, "rewind").fillna(np.inf)
+    chains = chains.where(own["rewind"].notna() & (own["what"] == "mask"), -1.0)
+    own = own[chains == chains.groupby(own["panel"]).transform("min")]
+    return results.ranked_last(own, ["panel"]) if latest else own
 
 
 def varied(rows: pd.DataFrame) -> str:
@@ -176,7 +176,7 @@ def by_step(layers: pd.DataFrame) -> pd.DataFrame:
         the steps minus that at this one, in [-1, 1]; and variation, the sum of absolute changes from this step on from
         one to the next, at least |change|. Steps that are known only after training, as 'best_val', are left out.
     """
-    rows = layers.assign(prune_epoch=_epochs(layers)).dropna(subset="prune_epoch").reset_index(drop=True)
+    rows = layers.assign(prune_epoch=results.step_epochs(layers)).dropna(subset="prune_epoch").reset_index(drop=True)
     chain = [*_cell(rows, "prune_at"), "layer", "number", "replicate"]
     rows = _plain(rows, chain).drop_duplicates([*chain, "prune_epoch"])
     rows = rows.sort_values(["prune_epoch", "number"], kind="stable")
@@ -185,15 +185,6 @@ def by_step(layers: pd.DataFrame) -> pd.DataFrame:
     walked = steps.groupby([rows[name] for name in chain], dropna=False)
     left = walked.transform("sum") - walked.cumsum()
     return rows.assign(change=values.transform("last") - rows["value"], variation=left)
-
-
-def _epochs(rows: pd.DataFrame) -> list[float]:
-    """Steps in epochs; NaN where the number is not known."""
-    counts = (-(-rows["train_size"] // rows["find_batch_size"])).astype(int)
-    return [
-        parts.iterations(step, steps) / steps if str(step)[:1].isdigit() else np.nan
-        for step, steps in zip(rows["prune_at"], counts, strict=True)
-    ]
 
 
 def collapsed(layers: pd.DataFrame) -> pd.DataFrame:
@@ -221,7 +212,8 @@ def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        For each name of `CONTRASTS`, cell and replicate: ticket (the name), value (accuracy in [-1, 1]) and status.
+        For each name of `CONTRASTS`, cell and replicate: ticket (the name), value (accuracy in [-1, 1]), status, and
+        facet, a title that says the learning rates of masks and, where masks have tickets of several, of these.
         Even random tickets, which no method finds, are compared under every method and step.
 
     Raises
@@ -239,7 +231,13 @@ def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
     recipes = [name for name in map(str, done) if name[:5] == "eval_"]
     by = [*_cell(done, *_WEIGHTS), *recipes]
     pairs = [results.paired(done, "kind", *sides, by).assign(ticket=name) for name, sides in CONTRASTS.items()]
-    return pd.concat(pairs, ignore_index=True).assign(what="train", rewind="0ep")
+    out = pd.concat(pairs, ignore_index=True).assign(what="train", rewind="0ep")
+    several = (out.groupby("find_lr")["eval_lr"].nunique() > 1).any()
+    titles = [
+        f"mask found at learning rate {find:g}" + f", trained at {trained:g}" * bool(several)
+        for find, trained in zip(out["find_lr"], out["eval_lr"], strict=True)
+    ]
+    return out.assign(facet=titles).sort_values(["find_lr", "eval_lr"], kind="stable", ignore_index=True)
 
 
 def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
@@ -283,17 +281,14 @@ def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) ->
     Returns
     -------
     DataFrame
-        `by`, n, mean (the share; 1 if nothing is lost within layers), low and high: Fieller's interval of a ratio of
-        paired means (Fieller 1954). NaN where the interval of the advantage itself includes zero, or n = 1: there is
-        then nothing to share out.
+        `by`, n, mean (the share; 1 if nothing is lost within layers), low and high (`lthlab.results.ratio`): NaN where
+        the interval of the advantage itself includes zero, or n = 1; there is then nothing to share out.
 
     Raises
     ------
     ValueError
         If a cell has several values of one replicate.
     """
-    from scipy.stats import t
-
     if pairs.duplicated([*by, "ticket", "replicate"]).any():
         raise ValueError("several values of one replicate in a cell; add what tells them apart to by, or select rows")
     sides = [
@@ -303,16 +298,9 @@ def carried(pairs: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) ->
     both = pd.concat(sides, axis=1).dropna().reset_index()
     rows: list[dict[str, Any]] = []
     for place, own in both.groupby(list(by), dropna=False):
-        row = dict(zip(by, place, strict=True)) | {"n": len(own)} | dict.fromkeys(("mean", "low", "high"), np.nan)
-        if len(own) > 1:
-            part, whole = own["part"].mean(), own["whole"].mean()
-            reach = t.ppf((1 + confidence) / 2, len(own) - 1) ** 2 / len(own)
-            ((vp, cov), (_, vw)) = reach * np.cov(own["part"], own["whole"])
-            if (a := whole**2 - vw) > 0:
-                middle = part * whole - cov
-                root = np.sqrt(max(middle**2 - a * (part**2 - vp), 0.0))
-                row |= {"mean": part / whole, "low": (middle - root) / a, "high": (middle + root) / a}
-        rows.append(row)
+        share = results.ratio(own["part"], own["whole"], confidence)
+        row = dict(zip(by, place, strict=True)) | {"n": len(own)}
+        rows.append(row | dict(zip(("mean", "low", "high"), share, strict=True)))
     return pd.DataFrame(rows, columns=[*by, "n", "mean", "low", "high"])
 
 

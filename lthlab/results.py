@@ -12,7 +12,7 @@ from lthlab import packing, tickets
 from lthlab.errors import nearest
 from lthlab.forms import input_keys
 from lthlab.nodes import KINDS
-from lthlab.parts import NETS
+from lthlab.parts import NETS, iterations
 from lthlab.runs import read_metrics, staleness
 from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
@@ -265,6 +265,37 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], confidence: float = 0.95) 
     return out.assign(low=out["mean"] - half, high=out["mean"] + half)
 
 
+def ratio(part: Iterable[float], whole: Iterable[float], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Divide the mean of one sample by that of another, paired with it.
+
+    Parameters
+    ----------
+    part, whole : iterable of float
+        Values of the same replicates.
+    confidence : float, optional
+        Coverage of the interval.
+
+    Returns
+    -------
+    tuple of float
+        Ratio of the means with its interval (Fieller 1954); NaN where the interval of the mean of `whole` includes
+        zero, for then that of the ratio has no bound, and for n = 1.
+    """
+    from scipy.stats import t
+
+    pairs = np.array([list(part), list(whole)], float)
+    n = pairs.shape[1]
+    if n < 2:
+        return np.nan, np.nan, np.nan
+    ((vp, both), (_, vw)) = np.cov(pairs) * t.ppf((1 + confidence) / 2, n - 1) ** 2 / n
+    a, b = pairs.mean(axis=1)
+    lead, middle = b**2 - vw, a * b - both
+    if lead <= 0:
+        return np.nan, np.nan, np.nan
+    half = max(middle**2 - lead * (a**2 - vp), 0.0) ** 0.5
+    return float(a / b), float((middle - half) / lead), float((middle + half) / lead)
+
+
 def _mixed(rows: pd.DataFrame, place: Sequence[str]) -> str:
     """Say by which columns cells would have one value per replicate."""
     one = rows.iloc[0]
@@ -452,6 +483,46 @@ def sizes(frame: pd.DataFrame) -> pd.DataFrame:
     return out.reset_index(drop=True).assign(gap=1 - out["parameters"].to_numpy(float) / out["target"].to_numpy(float))
 
 
+def step_epochs(rows: pd.DataFrame, column: str = "prune_at") -> "pd.Series[float]":
+    """Give steps in epochs of the finding recipe; NaN where the number is not known beforehand, as of 'best_val'.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows that stand on masks.
+    column : str, optional
+        Where the steps are: 'prune_at' or 'rewind'.
+    """
+    epochs = [
+        iterations(step, count) / count if str(step)[:1].isdigit() else np.nan
+        for step, count in zip(rows[column], -(-rows["train_size"] // rows["find_batch_size"]), strict=True)
+    ]
+    return pd.Series(epochs, rows.index, dtype=float)
+
+
+def ranked_last(rows: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Choose, of what stands on masks that were ranked at several steps of a training, what is ranked last.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        Tidy rows that stand on masks.
+    by : sequence of str
+        Columns beside the finding recipe that tell apart what is chosen from.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the last step known beforehand; where there is none, of 'best_val' before 'best_test'.
+    """
+    recipes = [name for name in map(str, rows) if name.startswith("find_")]
+    place = [rows[name].map(str) for name in (*by, *recipes)]
+    epochs = step_epochs(rows).fillna(-1.0)
+    last = epochs == epochs.groupby(place).transform("max")
+    names = rows["prune_at"].map(str).where(last, "")
+    return rows[last & (names == names.groupby(place).transform("max"))]
+
+
 def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
     """List what masks do to each layer (the layer-wise pruning ratio, LPR, of Lan).
 
@@ -475,7 +546,7 @@ def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
         for row in _masks(frame).to_dict("records")
         for number, (name, layer) in enumerate(counts[row["key"]].items(), start=1)
     ]  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*frame, "layer", "number", "weights"])
 
 
 def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,17 +1,17 @@
 """Transferred tickets (Morcos et al. 2019): by what they were found on and are trained on, and their contrasts."""
 
-import html
 from typing import Any
 
 import pandas as pd
 
-from lthlab import markup, results
+from lthlab import markup, plots, results
 from lthlab.markup import Html
 
 _FROM, _TO = "found_on", "trained_on"
-_PLACE = ["study", "network", "width", _TO, "method", "prune_at", "level", "sparsity"]
+_NETWORK = ["study", "network", "width", "shortcut", "ranking"]
+_PLACE = [*_NETWORK, _TO, "method", "prune_at", "level", "sparsity"]
 _KEPT = [
-    "study", "network", "width", "what", "ticket", "method", *results.VARIANT, _FROM, "source_number", _TO, "level",
+    *_NETWORK, "what", "ticket", "method", *results.VARIANT, _FROM, "source_number", _TO, "level",
     "rate", "sparsity", "replicate", "kept", "collapsed", "epoch", "metric", "value", "validation", "status", "note",
     "key",
 ]  # fmt: skip
@@ -45,10 +45,11 @@ def rows(frame: pd.DataFrame, ticket: str | None = None) -> pd.DataFrame:
     random = (trained["ticket"] == "RT") & (trained["scope"] == "global") & trained["rewind"].isna()
     dense = trained["ticket"] == "dense"
     trained = trained[random | dense | (trained["ticket"] == ticket)]
-    labelled = [_labelled(own) for _, own in trained.groupby(["study", "network", "width"], sort=False)]
+    network = [name for name in _NETWORK if name in trained]
+    labelled = [_labelled(own) for _, own in trained.groupby(network, sort=False, dropna=False)]
     found = pd.concat(labelled) if labelled else trained.assign(**{_FROM: None, _TO: None, "source_number": None})
     whole = found["ticket"] == ticket
-    tickets = found[whole].drop_duplicates([_FROM, _TO, "level", "sparsity", "key"])  # panels may share some
+    tickets = found[whole].drop_duplicates([*network, _FROM, _TO, "level", "sparsity", "key"])  # panels may share some
     place = [name for name in (*_PLACE, "ticket", "replicate") if name in found]
     others = found[~whole].assign(foreign=found[_FROM] != found[_TO]).sort_values("foreign", kind="stable")
     others = others.drop_duplicates(place).assign(**{_FROM: None, "source_number": None})
@@ -162,13 +163,12 @@ def profit(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _counted(pairs: pd.DataFrame) -> pd.DataFrame:
-    by = [name for name in ("study", "network", "width", "method", _TO, _FROM, "prune_at", "rewind") if name in pairs]
+    by = [name for name in (*_NETWORK, "method", _TO, _FROM, "prune_at", "rewind") if name in pairs]
     cells = results.summarise(pairs, [*by, "level", "sparsity"]).sort_values("sparsity")
     cells = cells.assign(levels=1, above=cells["low"] > 0, below=cells["high"] < 0)
     groups = cells.groupby(by, dropna=False, sort=False)
     counts = groups[["levels", "above", "below"]].sum().astype(int)
-    last = groups.tail(1).drop(columns=list(counts)).set_index(by)
-    return counts.join(last).reset_index()
+    return counts.reset_index().merge(groups.tail(1).drop(columns=list(counts)), on=by)
 
 
 # --- in words and tables --------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def finding(rows: pd.DataFrame) -> Html:
     """
     counted = profit(rows)
     moved = counted[counted[_FROM] != counted[_TO]]
-    sentences = [_sentence(str(name), own) for name, own in moved.groupby("network", sort=False)]
+    sentences = [_sentence(name, own) for name, own in (results.panels(moved) if len(moved) else [])]
     how = "Better and worse: the whole 95 % t interval of the paired difference is above or below zero."
     nothing = "No transferred ticket is done together with what it is compared with."
     return markup.found_out([*sentences, how] if sentences else [nothing])
@@ -216,21 +216,17 @@ def gains(rows: pd.DataFrame) -> Html:
     """
     counted = profit(rows)
     text = [
-        f"{cell['above']} above, {cell['below']} below of {cell['levels']}; {_points(cell)}"
+        f"{cell['above']} above, {cell['below']} below of {cell['levels']}; {markup.points(cell)}"
         for cell in counted.to_dict("records")
     ]
-    by = [name for name in ("network", "method", "rewind", _TO, _FROM) if name in counted]
-    by = [name for name in by if name in (_TO, _FROM) or counted[name].nunique() > 1]
-    wide = counted.assign(text=text).pivot_table("text", by, "reference", "first").reset_index()
+    by = [name for name in (*_NETWORK, "method", "prune_at", "rewind", _TO, _FROM) if name in counted]
+    by = [name for name in by if name in (_TO, _FROM) or counted[name].nunique(dropna=False) > 1]
+    known = counted[[*by, "reference"]].fillna(dict.fromkeys(by, "")).assign(text=text)
+    wide = known.pivot(index=by, columns="reference", values="text").reset_index()
     names = {"random": "minus random ticket", "own": "minus own ticket"} | {name: name.replace("_", " ") for name in by}
     label = "At how many levels the interval is on one side of zero; the difference at the sparsest one, in points"
     wide = wide.rename_axis(columns=None).rename(columns=names)
     return Html(f"<p>{label}</p>{markup.table(wide, label)}")
-
-
-def _points(cell: dict[Any, Any]) -> str:
-    mean, low, high = (markup.signed(100 * cell[name], 1) for name in ("mean", "low", "high"))
-    return mean if cell["n"] < 2 else f"{mean} [{low}, {high}]"
 
 
 def tables(rows: pd.DataFrame) -> Html:
@@ -242,12 +238,14 @@ def tables(rows: pd.DataFrame) -> Html:
         What `rows` returns.
     """
     shown, cells = [], matrix(rows)
-    dense = cells["ticket"] == "dense"
-    for (network, method), own in cells[~dense].groupby(["network", "method"], sort=False):
-        whole = cells[dense & (cells["network"] == network)]
-        *others, last = [_crossed(level, whole, f"{network}, {method} masks") for _, level in own.groupby("sparsity")]
-        folded = f"<details><summary>The other {len(others)} levels</summary>{''.join(others)}</details>"
-        shown.append(last + folded * bool(others))
+    for network, found in results.panels(cells) if len(cells) else []:
+        dense = found["ticket"] == "dense"
+        for method, own in found[~dense].groupby("method", sort=False):
+            own = own.assign(variant=plots.variants(own))
+            name = f"{network}, {method} masks"
+            *others, last = [_crossed(level, found[dense], name) for _, level in own.groupby("sparsity")]
+            folded = f"<details><summary>The other {len(others)} levels</summary>{''.join(others)}</details>"
+            shown.append(last + folded * bool(others))
     return Html("".join(shown))
 
 
@@ -256,35 +254,13 @@ def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     place = markup.level_of(cells.iloc[0].to_dict())
     label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
     every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
-    text = [
-        f"{_percent(cell['mean'])} [{_percent(cell['low'])}, {_percent(cell['high'])}], n = {cell['n']}"
-        for cell in every.to_dict("records")
-    ]
-    wide = every.assign(text=text).rename(columns={_FROM: "found on"}).pivot_table("text", "found on", _TO, "first")
-    rows = sorted(wide.index, key=lambda name: (name == "dense network", name == "random ticket"))
-    return f"<p>{label}</p>{markup.table(wide.loc[rows].reset_index().rename_axis(columns=None), label)}"
+    told = every["variant"].fillna("").map(lambda text: f", {text}" if text else "")
+    wide = every.assign(text=[_percent(cell) for cell in every.to_dict("records")], by=every[_FROM] + told)
+    wide = wide.pivot(index="by", columns=_TO, values="text").rename_axis(index="found on", columns=None)
+    rows = sorted(wide.index, key=lambda name: (name.startswith("dense network"), name.startswith("random ticket")))
+    return f"<p>{label}</p>{markup.table(wide.loc[rows].reset_index(), label)}"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
-def vanished(layers: pd.DataFrame) -> Html:
-    """Say which layers masks lost all weights of.
-
-    Parameters
-    ----------
-    layers : DataFrame
-        What `lthlab.results.layers` returns.
-    """
-    gone = layers[layers["kept"] == 0] if len(layers) else layers
-    if gone.empty:
-        return Html("<p>Every layer keeps weights in every mask that was found.</p>")
-    cells = gone.groupby(["network", "level", "layer"])["key"].nunique()
-    masks = layers.groupby(["network", "level"])["key"].nunique()
-    words = [
-        f"{row['layer']} of {row['network']} in {row['key']} of {masks[row['network'], row['level']]} masks of level "
-        f"{row['level']:g}"
-        for row in cells.reset_index().to_dict("records")
-    ]
-    return Html(f'<p class="warning">No weight is left of {"; ".join(map(html.escape, words))}.</p>')
+def _percent(cell: dict[Any, Any]) -> str:
+    ends = f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if cell["n"] > 1 else ""
+    return f"{100 * cell['mean']:.1f}{ends}, n = {cell['n']}"

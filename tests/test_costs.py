@@ -97,6 +97,7 @@ def tidy():
                 row = {"study": "s", "panel": "p", "network": "n", "data": "d", "what": "train", "ticket": ticket}
                 row |= {"method": method, "level": level, "sparsity": 1 - 0.8**level, "find_lr": lr, "eval_lr": lr}
                 row |= {"prune_at": f"{search}ep" if method == "OMP" else None, "layer_counts": None}
+                row |= {"train_size": 100, "find_batch_size": 50}
                 row |= {"search_epochs": search, "train_epochs": 20, "replicate": replicate, "status": "done"}
                 rows.append(row | {"value": base - worse + replicate / 100, "key": f"{len(rows):032x}"})
     return pd.DataFrame(rows)
@@ -144,3 +145,6 @@ def test_what_the_dear_search_buys_is_paired_with_the_longest_cheap_one():
     assert found["mean"].tolist() == pytest.approx([0.03, 0.11])
     assert (found["high"] - found["mean"]).tolist() == pytest.approx([4.302653 * 0.03 / 3] * 2)  # sd 0.03/√3, n = 3
     assert costs.saved(frame[frame["method"] != "IMP"]).empty
+    best = frame[frame["method"] == "OMP"].assign(prune_at="best_val", value=0.0, key="b" + frame["key"])
+    again = costs.saved(costs.at_dense_best(pd.concat([frame, best], ignore_index=True)))
+    pd.testing.assert_frame_equal(again, found)

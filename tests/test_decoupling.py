@@ -85,6 +85,25 @@ def test_cells_keep_other_fields_equal():
     assert not found.loc[found["context"] == both, "coupled"].any() and found["coupled"].sum() == 6
 
 
+def test_masks_of_the_best_epoch_stand_back_where_there_are_those_of_the_end():
+    end = pd.concat([grid(FLAT), pd.DataFrame(sum([dense(0.85, lr) for lr in RATES], []))], ignore_index=True)
+    best = grid(FLAT).assign(prune_at="best_val", value=0.9)
+    both = pd.concat([end, best.assign(key="b" + best["key"])], ignore_index=True)
+    for choose in (decoupling.envelopes, decoupling.curves):
+        assert sorted(choose(both)["key"]) == sorted(choose(end)["key"])
+    alone = decoupling.envelopes(best)
+    assert alone["cells"].max() == 9 and alone["value"].eq(0.9).all()
+
+
+def test_validation_accuracy_is_asked_for_where_a_cell_has_to_be_chosen_and_only_there():
+    one = grid(FLAT).query("find_lr == 0.1 and eval_lr == 0.1").assign(validation=np.nan)
+    assert "with the hyperparameters that its ticket is trained with" in pairings.finding(one)
+    unpruned = pd.DataFrame(sum([dense(0.85, lr) for lr in RATES], [])).assign(validation=np.nan)
+    waiting = pd.concat([grid(FLAT).assign(status="missing", value=np.nan, validation=np.nan), unpruned])
+    with pytest.raises(InputError, match="no validation accuracy"):
+        decoupling.envelopes(waiting.reset_index(drop=True))
+
+
 @pytest.mark.parametrize(
     "name, words",
     [("rl", r"'rl' does not vary in this frame; allowed: lr"), ("epochs", r"'epochs' does not vary .*; allowed: lr")],

@@ -30,6 +30,17 @@ def test_the_sign_of_a_setting_is_said_as_it_is_measured():
     assert "All masks were found with the same settings" in findings.settings(frame[frame["find_lr"] == 0.3])
 
 
+def test_panels_that_differ_in_another_setting_are_said_apart():
+    masks = [
+        ([8 - 2 * (lr > 0.1) * sign - r, 20 + r, 2], {"find_lr": lr, "find_weight_decay": decay, "replicate": r})
+        for decay, sign in ((0.0, 1), (0.1, -1)) for lr in (0.1, 0.2) for r in range(3)
+    ]  # fmt: skip
+    frame = test_ratios.layers(*masks, sparsity=0.7)
+    said = words(findings.settings(frame))
+    assert said.count("l1.weight −20.0") == 1 and said.count("l1.weight +20.0") == 1
+    assert said.count("the first minus the last −20.0") == 1 and said.count("the first minus the last +20.0") == 1
+
+
 def test_layers_that_are_cut_through_are_named():
     masks = [([8, 22, 0], {}), ([8, 20, 2], {"replicate": 1}), ([8, 20, 2], {"method": "IMP"})]
     frame = test_ratios.layers(*masks, sparsity=0.7).assign(data="d")

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_costs
+import test_ratios
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
@@ -162,3 +163,9 @@ def test_random_tickets_that_cost_nothing_are_drawn_once(ax):
     free = rows[rows["method"] == "OMP"].assign(ticket="RT", scope="global", search_epochs=0)
     profiles.accuracy_by_cost(pd.concat([rows, free]), ax=ax)
     assert series(ax)["RT on permuted OMP masks"].get_ydata(orig=False).tolist() == pytest.approx([71])
+
+
+def test_more_lines_than_markers_are_drawn(ax):
+    masks = [([8, 20, 2], {"find_lr": 0.01 * (number + 1)}) for number in range(12)]
+    profiles.layers_by_setting(ratios.found_with(test_ratios.layers(*masks, sparsity=0.7)), ax)
+    assert len(ax.containers) == 12

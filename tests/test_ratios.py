@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lthlab import lab, ratios, results, spec
+from lthlab import lab, profiles, ratios, reports, results, spec
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
 from lthlab.store import Store
@@ -118,10 +118,28 @@ def test_masks_of_one_kind_are_chosen():
     own = [{"prune_at": "2ep"}, {}, {"layer_counts": "lr 0.1"}, {"prune_at": "best_val"}]
     chains = [{"method": "IMP", "rewind": step} for step in ("1ep", "0ep")]
     frame = layers(*(([8, 20, 2], columns) for columns in [*own, *chains]))
-    assert ratios.alike(frame)["key"].unique().tolist() == [f"{number:032x}" for number in (1, 3)]
+    assert ratios.alike(frame)["key"].unique().tolist() == [f"{1:032x}"]
+    best = frame[frame["prune_at"].str.startswith("best")]
+    assert ratios.alike(pd.concat([best, best.assign(prune_at="best_test", key="t")]))["key"].unique().tolist() == [
+        f"{3:032x}"
+    ]
+    chains = pd.concat([frame[frame["method"] == "IMP"].assign(rewind=step, key=step) for step in ("10ep", "2ep")])
+    assert ratios.alike(chains, "IMP")["key"].unique().tolist() == ["2ep"]
     assert ratios.alike(frame, latest=False)["key"].unique().tolist() == [f"{number:032x}" for number in (0, 1, 3)]
     assert ratios.alike(frame, "IMP")["key"].unique().tolist() == [f"{5:032x}"]
     assert ratios.alike(frame, "GMP").empty
+
+
+def test_a_row_of_titles_tells_tickets_of_several_learning_rates_apart():
+    frame = trained().assign(study="s", network="n", data="d", train_size=100, find_batch_size=32)
+    frame["layer_counts"] = None
+    again = frame.assign(eval_lr=0.4, key=frame["key"] + "b")
+    assert set(ratios.contrasts(frame)["facet"]) == {"mask found at learning rate 0.1"}
+    pairs = ratios.alike(ratios.contrasts(pd.concat([again, frame])))
+    titles = [f"mask found at learning rate 0.1, trained at {lr}" for lr in (0.2, 0.4)]
+    assert pairs["facet"].unique().tolist() == titles
+    shown = reports.figure(profiles.contrasts_by_sparsity, pairs, "facet")
+    assert all(title in shown for title in titles)
 
 
 # --- what the counts per layer carry --------------------------------------------------------------------------

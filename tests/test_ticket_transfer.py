@@ -180,23 +180,35 @@ def test_the_finding_counts_transferred_tickets_only():
     assert "No transferred ticket is done" in transfer.finding(transfer.rows(known().query("ticket == 'dense'")))
 
 
-def test_layers_that_keep_nothing_are_named():
-    layers = pd.DataFrame(
-        [
-            {"network": "lenet_300_100", "level": level, "layer": layer, "kept": kept, "key": f"{level} {replicate}"}
-            for level, replicate, layer, kept in (
-                (27, 0, "fc1", 2),
-                (27, 0, "fc2", 1),
-                (30, 0, "fc1", 0),
-                (30, 0, "fc2", 3),
-                (30, 1, "fc1", 1),
-                (30, 1, "fc2", 2),
-            )
-        ]
-    )
-    assert "No weight is left of fc1 of lenet_300_100 in 1 of 2 masks of level 30." in transfer.vanished(layers)
-    assert "Every layer keeps weights" in transfer.vanished(layers[layers["level"] == 27])
-    assert "Every layer keeps weights" in transfer.vanished(pd.DataFrame())
+def test_networks_that_differ_in_shortcuts_or_ranking_are_told_apart():
+    """Tickets of the one are not compared with random tickets of the other."""
+    for name, values in (("shortcut", ("B", "none")), ("ranking", ("global", "layer"))):
+        frame = known().assign(**{name: values[0]})
+        worse = frame.assign(value=frame["value"] - np.where(frame["ticket"] == "RT", 0.2, 0.0), key=frame["key"] + "b")
+        rows = transfer.rows(pd.concat([frame, worse.assign(**{name: values[1]})], ignore_index=True))
+        found = transfer.profit(rows).set_index([name, "reference", "trained_on", "found_on"]).sort_index()
+        means = [found["mean"][value, "random", LOW, HIGH] for value in values]
+        assert means == pytest.approx([0.1, 0.3])
+        assert transfer.finding(rows).count("of 2, 2 do better") == 2
+        assert len(re.findall("<table", transfer.tables(rows))) == 4 and values[1] in transfer.gains(rows)
+        assert reports.figure(plots.accuracy_by_source, rows, "trained_on").count("<figure>") == 2
+
+
+def test_tables_have_a_row_for_each_step_and_rewinding():
+    late = known().query("ticket == 'WR'").assign(rewind="2ep")
+    late = late.assign(value=late["value"] + 0.1, key=late["key"] + "b")
+    rows = transfer.rows(pd.concat([known(), late], ignore_index=True))
+    shown = transfer.tables(rows)
+    assert f"{LOW}, weights of 1ep" in shown and f"{LOW}, weights of 2ep" in shown and "76.2 [" in shown
+    early = known().query("ticket in ['WR', 'RT']").assign(prune_at="1ep")
+    early = early.assign(key=early["key"] + "b")
+    gains = transfer.gains(transfer.rows(pd.concat([known(), early], ignore_index=True)))
+    assert gains.count("<td>1ep</td>") == 4 and gains.count("<td>2ep</td>") == 4
+
+
+def test_one_replicate_gives_no_interval():
+    shown = transfer.tables(transfer.rows(known().query("replicate == 0")))
+    assert "n = 1" in shown and "nan" not in shown
 
 
 def test_tables_have_sources_below_each_other_and_targets_side_by_side():
