@@ -45,7 +45,7 @@ _PLAIN = re.compile(r"lenet_300_100|(vgg|conv)\d+|mobilenet_v1")
 
 
 def others(store: Store, study: str) -> list[Judged]:
-    """Judge the panels of all other studies in a store, each by its own section `verdicts`.
+    """Judge the panels of all other studies in a store that can be judged, each by its own section `verdicts`.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def others(store: Store, study: str) -> list[Judged]:
         frame = pd.DataFrame() if name == study else results.load(store, name)
         if len(frame):
             rules = store.study(name).get("document", {}).get("verdicts", {})
-            found += judge(Verdicts.model_validate(rules), frame)
+            found += [panel for panel in judge(Verdicts.model_validate(rules), frame) if panel.verdicts]
     return found
 
 

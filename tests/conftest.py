@@ -21,6 +21,14 @@ def home(tmp_path_factory):
     os.environ.pop("LTHLAB_WITH", None)
 
 
+@pytest.fixture(autouse=True)
+def figures():
+    """Close what a test has opened, so that others find no figure of it."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
 def pytest_collection_modifyitems(items):
     """Skip the tests marked `gpu` where there is no CUDA device; torch is imported only if there are any."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
