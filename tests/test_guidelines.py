@@ -300,7 +300,7 @@ def test_the_figure_names_its_points():
     (image,) = Elements(guidelines.figure(guidelines.evidence([panel(rr=2.0, n=1)]))).of("img")
     assert "vgg16 on cifar10 at 2: 91.4 % by means (n = 1 replicates)." in image["alt"]
     unknown = guidelines.evidence([panel(rr=2.0)]).assign(redundancy=None)
-    assert "Of no panel are the numbers" in guidelines.figure(unknown)
+    assert "There is no panel of known size" in guidelines.figure(unknown)
 
 
 # --- a store ------------------------------------------------------------------------------------------------------
