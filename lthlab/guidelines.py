@@ -174,7 +174,7 @@ def _redundant(panel: Judged, found: Sequence[verdicts.Verdict]) -> dict[str, An
     eligible = [verdict for verdict in found if verdict["①"].state != "no"]
     if not eligible:
         note = f"nothing was looked for: ① asks for {found[-1]['①'].change}"
-        return row | {"shows": "no evidence", "by_means": 0.0, "note": note}
+        return row | {"shows": "no evidence", "note": note}
     states = {verdict.sparsity: set[str]() for verdict in eligible}
     for verdict in eligible:
         states[verdict.sparsity].add(verdict.ticket)
@@ -368,10 +368,10 @@ def figure(found: pd.DataFrame) -> Html:
     """Draw the largest sparsity with a ticket against the redundancy of networks, with caption, and in words."""
     from matplotlib.figure import Figure
 
-    points = found[(found["statement"] == 3) & found["redundancy"].notna()]
+    points = found[(found["statement"] == 3) & found["redundancy"].notna() & found["by_means"].notna()]
     absent = int((found["statement"] == 3).sum()) - len(points)
     if points.empty:
-        return Html('<p class="nothing">Of no panel are the numbers of parameters and of training images known.</p>')
+        return Html('<p class="nothing">There is no panel of known size in which a ticket was looked for.</p>')
     certain = points["shows"] == "bears"
     points = points.assign(certain=certain, sparsity=points["sparsity"].where(certain, points["by_means"]))
     sample = " to ".join(dict.fromkeys(str(n) for n in (points["n"].min(), points["n"].max())))
@@ -384,7 +384,8 @@ def figure(found: pd.DataFrame) -> Html:
         "Largest sparsity at which LT is a ticket (a jackpot or a secondary prize) against the parameters of the dense "
         f"network per training image; 0 where there is none. One point per panel, {len(points)} in all (n = {sample} "
         f"replicates): filled where the answer is certain ({certain.sum()}), open where it is that of the means alone, "
-        f"which decides nothing ({(~certain).sum()}); {absent} of unknown size are left out. No point can lie above "
+        f"which decides nothing ({(~certain).sum()}); {absent} of unknown size, or in which no ticket was "
+        "looked for, are left out. No point can lie above "
         "the sparsest level that was judged."
     )
     ax = Figure(figsize=(6.2, 3.2), layout="constrained").subplots()

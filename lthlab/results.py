@@ -546,7 +546,7 @@ def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
         for row in _masks(frame).to_dict("records")
         for number, (name, layer) in enumerate(counts[row["key"]].items(), start=1)
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=[*frame, "layer", "number", "weights"])
+    return pd.DataFrame(rows, columns=[*frame, "layer", "number", "weights"]).astype({"value": float})
 
 
 def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:

@@ -54,6 +54,7 @@ def test_a_panel_that_looked_for_no_ticket_says_nothing_of_the_largest_sparsity(
     """Where ① fails at every level, as in a short training, that there is no ticket is no evidence."""
     (row,) = shown(panel(levels=(1, 2)), statement=3).to_dict("records")
     assert row["shows"] == "no evidence" and row["note"].startswith("nothing was looked for: ① asks for a sparsity of")
+    assert "nothing" in guidelines.figure(guidelines.evidence([panel(levels=(1, 2))]))
     (row,) = shown(panel(levels=(2, 11), rr=0.0), statement=3).to_dict("records")
     assert (row["shows"], row["sparsity"]) == ("bears", 0.0)
 
@@ -299,7 +300,7 @@ def test_the_figure_names_its_points():
     (image,) = Elements(guidelines.figure(guidelines.evidence([panel(rr=2.0, n=1)]))).of("img")
     assert "vgg16 on cifar10 at 2: 91.4 % by means (n = 1 replicates)." in image["alt"]
     unknown = guidelines.evidence([panel(rr=2.0)]).assign(redundancy=None)
-    assert "Of no panel are the numbers" in guidelines.figure(unknown)
+    assert "There is no panel of known size" in guidelines.figure(unknown)
 
 
 # --- a store ------------------------------------------------------------------------------------------------------

@@ -142,6 +142,15 @@ def test_a_row_of_titles_tells_tickets_of_several_learning_rates_apart():
     assert all(title in shown for title in titles)
 
 
+def test_of_an_unfinished_study_the_functions_give_no_row(tmp_path):
+    frame = layers(([8, 20, 2], {})).drop(columns=["layer", "number", "weights"]).assign(status="missing")
+    none = results.layers(Store(tmp_path), frame)
+    assert none.empty and set(frame) <= set(none)
+    for found in (ratios.alike(none), ratios.by_step(none), ratios.to_even(none), ratios.by_setting(none, "find_lr")):
+        assert found.empty
+    assert ratios.left_to_move(ratios.by_step(none)).empty and ratios.found_with(none).empty
+
+
 # --- what the counts per layer carry --------------------------------------------------------------------------
 
 PARTS = {"LT": [0.9, 0.86, 0.91], "layer": [0.86, 0.85, 0.88], "global": [0.8, 0.8, 0.79], "even": [0.7, 0.75, 0.74]}
