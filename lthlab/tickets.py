@@ -1,5 +1,6 @@
 """The papers' experiments as values, and a study's configuration as a list of labelled values."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -256,12 +257,18 @@ def _panel_names(panels: Sequence[Panel]) -> list[str]:
     return names
 
 
-class _Site(NamedTuple):
+@dataclass(frozen=True)
+class _Site:
     """Where tickets are trained: on the data that they are found on, or on a target."""
 
     protocol: Protocol
     recipe: Recipe
     transferred: bool = False
+
+    @functools.cached_property
+    def columns(self) -> dict[str, Any]:
+        """What of it is in a role."""
+        return {"target": self.protocol.data.text, **_columns("eval", self.recipe)}
 
 
 class _Found(NamedTuple):
@@ -338,6 +345,7 @@ class _Expansion:
         self.chains: dict[tuple[str, _Rounds, Recipe, Recipe | None], list[tuple[Train, Magnitude]]] = {}
         self.found: dict[tuple[str, tuple[_Rounds, ...]], list[_Found]] = {}
         self.found_with = _columns("find", find)
+        self.own = _Site(self.protocol, find)
 
     def items(self) -> Iterator[Labelled]:
         """List labelled values, those of the stages that are asked for."""
@@ -347,13 +355,13 @@ class _Expansion:
 
     def _items(self) -> Iterator[tuple[str, Labelled]]:
         finding, evaluating = STAGES
-        own, coupled = _Site(self.protocol, self.find), self.evaluate == self.find
+        coupled = self.evaluate == self.find
         if coupled or self._to_the_end():
-            yield from self._trained(own, self.trunk, "dense", None, stage=finding)
+            yield from self._trained(self.own, self.trunk, "dense", None, stage=finding)
         if self.panel.tickets.GMP is not None:
-            for found in self._gradual():
+            for found in self._masks("GMP"):
                 columns = found.columns | {"rewind": "0ep"}
-                yield from self._trained(own, found.trunk, "GMP", found.sparsity, stage=finding, **columns)
+                yield from self._trained(self.own, found.trunk, "GMP", found.sparsity, stage=finding, **columns)
         sites = [_Site(self.protocol, self.evaluate)]
         for data, recipes in self.panel.targets:
             there = replace(self.protocol, data=data)
@@ -367,8 +375,10 @@ class _Expansion:
                         value = small(site.protocol, site.recipe, sparsity)
                         yield from self._trained(site, value, ticket, sparsity)
                 for method in getattr(options, "methods", ()):
-                    for found in self._masks(method, tuple(self._rounds(ticket, options))):
-                        yield from self._searched(found)
+                    rounds = self._rounds(ticket, options) if method == "IMP" else []
+                    for found in self._masks(method, tuple(rounds)):
+                        if site is sites[0]:
+                            yield from self._searched(found)
                         if found.sparsity in self.sparsities or method == "GMP":
                             yield from self._under(site, ticket, options, found)
 
@@ -390,8 +400,7 @@ class _Expansion:
 
     def _searched(self, found: _Found) -> Iterator[tuple[str, Labelled]]:
         """Label a mask, and the training that was ranked for it if that went to its end."""
-        finding, run, columns = STAGES[0], found.ranked.run, found.columns
-        site = _Site(self.protocol, self.find)
+        finding, site, run, columns = STAGES[0], self.own, found.ranked.run, found.columns
         level, ends = found.sparsity, (run.canonical_step("last"), "best_val", "best_test")
         if isinstance(run.mask, Magnitude) and isinstance(level, Level) and found.ranked.step in ends:
             spent = {"search_epochs": found.epochs - _epochs(run), "train_epochs": _epochs(run)}
@@ -445,18 +454,13 @@ class _Expansion:
                 continue
             step = "0ep" if source == "initial" else source
             value = rewound(site.protocol, site.recipe, self.trunk, mask, step, "restart")
-            spent = self._reached(found, step) if scope == "layer" else self._whole_epochs(self.trunk, step)
+            spent = self._reached(found, step) if scope == "layer" else _epochs(self.trunk, step)
             more = {"rewind": step, "search_epochs": spent}
             yield from self._trained(site, value, "RT", found.sparsity, **columns | more)
 
     def _reached(self, found: _Found, step: str) -> int:
         """Count the epochs of a search whose first training also has to come to a step that weights are taken from."""
-        return found.epochs + max(0, self._whole_epochs(found.trunk, step) - found.first)
-
-    def _whole_epochs(self, run: Train, step: str) -> int:
-        """Count the epochs to a step, begun ones included."""
-        reached = run.end if step.startswith("best") else run.iteration(step)
-        return -(-(reached - run.start) // run.steps_per_epoch)
+        return found.epochs + max(0, _epochs(found.trunk, step) - found.first)
 
     def _trained(
         self,
@@ -482,13 +486,12 @@ class _Expansion:
     def _label(
         self, stage: str, site: _Site, value: Value, what: str, ticket: str, sparsity: Sparsity | None, **columns: Any
     ) -> Labelled:
-        data = site.protocol.data
-        role = self.roles[stage] | {"what": what, "ticket": ticket, "target": data.text} | columns
+        role = self.roles[stage] | {"what": what, "ticket": ticket} | columns
         role["level"] = sparsity.k if isinstance(sparsity, Level) else 0 if sparsity is None else None
         role["sparsity"] = float(sparsity_fraction(sparsity or "0"))
         role["rate"] = float(sparsity.rate) if isinstance(sparsity, Level) else None
-        role["widths"], role["parameters"] = self._size(ticket, sparsity or "0", data)
-        return Labelled(value, role | self.found_with | _columns("eval", site.recipe))
+        role["widths"], role["parameters"] = self._size(ticket, sparsity or "0", site.protocol.data)
+        return Labelled(value, role | self.found_with | site.columns)
 
     def _size(self, ticket: str, sparsity: Sparsity, data: Data) -> tuple[str | None, int | None]:
         """Widths of a network's stages and its parameters that are not pruned; None where these are not known."""
@@ -504,7 +507,7 @@ class _Expansion:
 
     # --- masks ------------------------------------------------------------------------------------------------
 
-    def _masks(self, method: str, rounds: tuple[_Rounds, ...]) -> list[_Found]:
+    def _masks(self, method: str, rounds: tuple[_Rounds, ...] = ()) -> list[_Found]:
         """List the masks of a method, each list once."""
         if (method, rounds) not in self.found:
             self.found[method, rounds] = list(self._gradual() if method == "GMP" else self._ranked(method, rounds))
@@ -526,8 +529,8 @@ class _Expansion:
         for sparsity in self.sparsities:
             other = None if counted is None else omp(protocol, counted, sparsity)
             mask = omp(protocol, self.find, sparsity, other)
-            first = self._whole_epochs(self.trunk, mask.of.step)
-            spent = first + (0 if other is None else self._whole_epochs(other.of.run, other.of.step))
+            first = _epochs(self.trunk, mask.of.step)
+            spent = first + (0 if other is None else _epochs(other.of.run, other.of.step))
             yield _Found(mask, sparsity, self.trunk, mask.of, first, spent, columns | {"rewind": None})
 
     def _iterative(
@@ -538,9 +541,9 @@ class _Expansion:
         schedule = "fine-tune" if how.tuning else how.schedule
         columns = columns | {"rewind": RANKED if how.rewind is None else how.rewind, "schedule": schedule}
         last, spent = self.panel.levels[-1], 0
-        first = self._whole_epochs(self.trunk, chains[0][0][1].of.step)
+        first = _epochs(self.trunk, chains[0][0][1].of.step)
         for k, steps in enumerate(zip(*chains, strict=True), start=1):
-            spent += sum(self._whole_epochs(run, mask.of.step) for run, mask in steps)
+            spent += sum(_epochs(run, mask.of.step) for run, mask in steps)
             mask = steps[0][1]
             yield _Found(mask, Level(k, last.rate), self.trunk, mask.of, first, spent, columns)
 
@@ -559,7 +562,7 @@ class _Expansion:
         for curve in self.panel.gradual:
             for sparsity in pruning.reaches(curve, self.sparsities):
                 mask = gmp(self.protocol, self.find, pruning.schedule(curve, sparsity, self.rules))
-                spent = self._whole_epochs(mask.run, mask.step)
+                spent = _epochs(mask.run, mask.step)
                 columns = {"method": "GMP", "prune_at": mask.step, "pruning": pruning.words(curve), "rewind": None}
                 yield _Found(mask, sparsity, mask.run, At(mask.run, mask.step), spent, spent, columns)
 
@@ -572,8 +575,10 @@ def _tuned(recipe: Recipe, data: Data, how: _Rounds) -> Recipe | None:
     return recipe.tuning(epochs, data.steps_per_epoch(recipe.batch_size), lr)
 
 
-def _epochs(run: Train) -> int:
-    return run.recipe.epochs - run.start // run.steps_per_epoch
+def _epochs(run: Train, step: str = "last") -> int:
+    """Count the epochs of a training up to a step, begun ones included."""
+    reached = run.end if step.startswith("best") else run.iteration(step)
+    return -(-(reached - run.start) // run.steps_per_epoch)
 
 
 def _columns(side: str, recipe: Recipe) -> dict[str, Any]:
