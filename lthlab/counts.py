@@ -18,12 +18,7 @@ def made_for(mask: Mask) -> tuple[Net | Narrow, Data, str]:
 
 def layers(mask: Mask) -> Counts:
     """Count the prunable weights of each layer that a mask is for."""
-    return _layers(*made_for(mask))
-
-
-@functools.cache
-def _layers(net: Net | Narrow, data: Data, policy: str) -> Counts:
-    return {name: shape.numel() for name, shape in nets.prunable(net, data, policy).items()}
+    return gradual.layers(*made_for(mask))
 
 
 @functools.cache

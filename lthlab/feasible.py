@@ -57,12 +57,11 @@ def _growing(wanted: Iterable[Value]) -> Iterator[str]:
             continue
         if not by_layer:
             already = {name: sum(already.values()) for name in goal}
-        shapes = nets.prunable(train.net, train.data, train.pruning.prunable)
-        sizes = {name: shape.numel() for name, shape in shapes.items()}
-        spared = sum((masks.floors(train.pruning.floor, sizes) or {}).values())
-        last = gradual.counts(train, [*gradual.sparsities(train).values()][-1])
-        if spared and (most := sum(sizes.values()) - spared) < last[TOGETHER]:
-            yield f"{what}, in the end to {last[TOGETHER]} weights; allowed with its floor: up to {most}"
+        if floors := gradual.floors(train):
+            most = sum(gradual.layers(train.net, train.data, train.pruning.prunable).values()) - sum(floors.values())
+            last = gradual.counts(train, [*gradual.sparsities(train).values()][-1])
+            if most < last[TOGETHER]:
+                yield f"{what}, in the end to {last[TOGETHER]} weights; allowed with its floor: up to {most}"
         for name, count in goal.items():
             if count < already.get(name, 0):
                 yield f"{what} to {count} weights of {name}; allowed: {already[name]} or more, which its mask prunes"

@@ -1,5 +1,6 @@
 """Pruning on the way: how many weights a training prunes at which step, and the mask that it has since then."""
 
+import functools
 from collections.abc import Mapping
 from fractions import Fraction
 
@@ -8,8 +9,8 @@ from torch import Tensor
 
 from lthlab import masks, nets
 from lthlab.masks import Mask
-from lthlab.parts import iterations, pruned_count, sparsity_fraction
-from lthlab.values import Explicit, Train
+from lthlab.parts import Data, Net, iterations, pruned_count, sparsity_fraction
+from lthlab.values import Explicit, Narrow, Train
 
 Counts = dict[str, int]
 """Number of weights by layer; of all layers together under the name `TOGETHER`."""
@@ -37,6 +38,12 @@ def sparsities(train: Train) -> dict[int, Fraction]:
     return {at: last + (first - last) * Fraction(end - at, end - start) ** power for at in steps}
 
 
+@functools.cache
+def layers(net: Net | Narrow, data: Data, policy: str) -> Counts:
+    """Count the prunable weights of each layer of a network."""
+    return {name: shape.numel() for name, shape in nets.prunable(net, data, policy).items()}
+
+
 def counts(train: Train, sparsity: Fraction) -> Counts:
     """Count the weights that a training has pruned once it has pruned to a sparsity, half up.
 
@@ -46,11 +53,16 @@ def counts(train: Train, sparsity: Fraction) -> Counts:
         By layer if it prunes within layers, else of all together.
     """
     assert train.pruning is not None
-    shapes = nets.prunable(train.net, train.data, train.pruning.prunable)
-    sizes = {name: shape.numel() for name, shape in shapes.items()}
+    sizes = layers(train.net, train.data, train.pruning.prunable)
     if train.pruning.scope == "global":
         sizes = {TOGETHER: sum(sizes.values())}
     return {name: pruned_count(sparsity, size) for name, size in sizes.items()}
+
+
+def floors(train: Train) -> Counts | None:
+    """Count the weights that each layer keeps at least; None without a floor."""
+    assert train.pruning is not None
+    return masks.floors(train.pruning.floor, layers(train.net, train.data, train.pruning.prunable))
 
 
 class Pruner:
@@ -89,8 +101,7 @@ class Pruner:
         """
         goal, current = counts(self.train, self.steps[iteration]), {name: weights[name] for name in self.mask}
         if TOGETHER in goal:
-            sizes = {name: weight.numel() for name, weight in current.items()}
-            floor = masks.floors(self.train.pruning.floor if self.train.pruning else None, sizes)
+            floor = floors(self.train)
             if floor is not None:  # what the training's own mask has pruned already stays pruned
                 floor = {name: min(least, int(self.mask[name].count_nonzero())) for name, least in floor.items()}
             self.mask = masks.magnitude(current, goal[TOGETHER], self.mask, floor)

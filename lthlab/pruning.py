@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from lthlab import parts, sizes, values
-from lthlab.parts import Level, Recipe, Sparsity
+from lthlab.parts import Recipe, Sparsity
 from lthlab.sections import Curve, Protocol, Study
 from lthlab.trees import Place
 
@@ -25,14 +25,21 @@ def schedule(curve: Curve, sparsity: Sparsity, rules: Protocol) -> values.Gradua
     ValueError
         If the sparsity is below the initial one.
     """
-    floor = None if rules.floor is None else parts.decimal_text(rules.floor)
     if curve.points is not None:
         points = tuple((at, parts.decimal_text(share)) for at, share in curve.points)
-        return values.Explicit(points, rules.prunable, rules.scope, floor)
+        return values.Explicit(points, rules.prunable, rules.scope, rules.floor_text)
     assert curve.start is not None and curve.end is not None
     initial = parts.decimal_text(curve.initial)
     return values.Gradual(
-        curve.start, curve.end, curve.every, sparsity, initial, curve.shape, rules.prunable, rules.scope, floor
+        curve.start,
+        curve.end,
+        curve.every,
+        sparsity,
+        initial,
+        curve.shape,
+        rules.prunable,
+        rules.scope,
+        rules.floor_text,
     )
 
 
@@ -95,12 +102,9 @@ def _counted(study: Study, counted: Iterable[Recipe]) -> Iterator[tuple[Place, s
     rules, rewound = study.protocol, study.tickets.WR
     chain = rewound is not None and "IMP" in rewound.methods and rules.rewound_masks == "rewound"
     for recipe in dict.fromkeys(counted):
-        steps = study.data.steps_per_epoch(recipe.batch_size)
-        end = recipe.epochs * steps
         for at in study.prune.at:
-            if at[0].isdigit() and parts.iterations(at, steps) > end:
-                allowed = f"allowed: up to {recipe.epochs}ep, {end}it"
-                yield ("prune", "layer_counts"), f"{at} of prune.at is after the end of its trainings; {allowed}"
+            if problem := _late(study, at, recipe):
+                yield ("prune", "layer_counts"), f"{at} of prune.at is after the end of its trainings; {problem}"
         for rewind in rewound.rewind if rewound is not None and chain else ():
             if problem := _rewind_problem(study, rewind, rules.schedule, recipe, recipe):
                 yield ("prune", "layer_counts"), f"{rewind} of tickets.WR.rewind {problem}"
@@ -115,10 +119,9 @@ def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[t
     for place, at in (ranked or {("protocol", "masks_from"): rules.masks_from}).items():
         if at == "best_val" and not data.val_size:
             yield place, "best_val needs validation images; set data.val_size above 0"
-        for find in _of(recipes, 0) if at[0].isdigit() else ():
-            steps = data.steps_per_epoch(find.batch_size)
-            if parts.iterations(at, steps) > find.epochs * steps:
-                yield place, f"{at} is after the end; allowed: up to {find.epochs}ep, {find.epochs * steps}it"
+        for find in _of(recipes, 0):
+            if problem := _late(study, at, find):
+                yield place, f"{at} is after the end; {problem}"
     rewinds: list[tuple[Place, str, str]] = []
     if tickets.WR is not None:
         rewinds += [(("tickets", "WR", "rewind"), step, rules.schedule) for step in tickets.WR.rewind]
@@ -130,6 +133,14 @@ def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[t
         yield from ((place, f"{rewind} {problem}") for problem in found if problem)
 
 
+def _late(study: Study, at: str, recipe: Recipe) -> str | None:
+    """Say which steps are allowed where one is after the end of a recipe's trainings; None if it is not."""
+    steps = study.data.steps_per_epoch(recipe.batch_size)
+    end = recipe.epochs * steps
+    late = at[0].isdigit() and parts.iterations(at, steps) > end
+    return f"allowed: up to {recipe.epochs}ep, {end}it" if late else None
+
+
 def _of(recipes: Sequence[tuple[Recipe, Recipe]], side: int) -> list[Recipe]:
     return list(dict.fromkeys(pair[side] for pair in recipes))
 
@@ -139,7 +150,8 @@ def _rewind_problem(study: Study, rewind: str, how: str, find: Recipe, evaluate:
     steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
     at, end = parts.iterations(rewind, steps), find.epochs * steps
     if how == "restart":
-        return f"is after the end; allowed: up to {find.epochs}ep, {end}it" if at > end else None
+        problem = _late(study, rewind, find)
+        return problem and f"is after the end; {problem}"
     if at >= end:
         return f"is not before the end; allowed: below {find.epochs}ep, {end}it"
     if at % steps and steps != steps_after:
@@ -172,8 +184,7 @@ def _sparsities(study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tu
 
 def _schedules(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[tuple[Place, str]]:
     """Check that gradual pruning lies within the trainings and only takes away."""
-    levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
-    sparsities = levels + [parts.decimal_text(share) for share in study.prune.sparsities]
+    sparsities = list(study.prune.asked.values())
     for number, curve in enumerate(study.prune.gradual):
         found: dict[str, None] = {}
         for find in _of(recipes, 0):

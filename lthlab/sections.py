@@ -214,6 +214,14 @@ class Prune(_Model):
     layer_counts: _grid(Recipe) | None = None  # type: ignore[valid-type]
     gradual: Annotated[list[Curve], BeforeValidator(_as_list)] = []
 
+    @property
+    def asked(self) -> dict[tuple[str, int], parts.Sparsity]:
+        """All sparsities that are asked for, by their place in the section."""
+        ladder: list[parts.Sparsity] = [parts.Level(k, self.rate) for k in self.levels]
+        others: list[parts.Sparsity] = [parts.decimal_text(share) for share in self.sparsities]
+        fields = {"levels": ladder, "sparsities": others}
+        return {(field, number): item for field, items in fields.items() for number, item in enumerate(items)}
+
 
 class Target(_Model):
     """Another data set that tickets are transferred to: mask and body weights travel, the head is new (Morcos 3.3).
@@ -270,6 +278,11 @@ class Protocol(_Model):
     floor: Share | None = None
     granularity: Literal["weight", "filter"] = "weight"
     norm: Literal["l1", "l2"] = "l1"
+
+    @property
+    def floor_text(self) -> str | None:
+        """The floor as values have it; None without one."""
+        return parts.decimal_text(self.floor) if self.floor else None
 
     @model_validator(mode="after")
     def _known(self) -> Self:

@@ -452,25 +452,20 @@ def _unfit(study: Study, panel: Panel) -> Iterator[tuple[Place, str]]:
 def _too_sparse(study: Study) -> Iterator[tuple[Place, str]]:
     """Say which sparsities prune more than is prunable, or than floors leave."""
     rules = study.protocol
-    floor = parts.decimal_text(rules.floor) if rules.floor else None
-    if (rules.denominator == "prunable" and floor is None) or rules.granularity == "filter":
+    if (rules.denominator == "prunable" and not rules.floor) or rules.granularity == "filter":
         return
-    levels: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
-    others = [parts.decimal_text(s) for s in study.prune.sparsities]
-    for field, sparsities in (("levels", levels), ("sparsities", others)):
-        for number, sparsity in enumerate(sparsities):
-            try:
-                counting = (rules.prunable, rules.denominator, rules.scope, floor)
-                sizes.ticket_parameters(study.net, study.data, sparsity, *counting)
-            except InputError as error:
-                yield ("prune", field, number), str(error)
+    counting = (rules.prunable, rules.denominator, rules.scope, rules.floor_text)
+    for place, sparsity in study.prune.asked.items():
+        try:
+            sizes.ticket_parameters(study.net, study.data, sparsity, *counting)
+        except InputError as error:
+            yield ("prune", *place), str(error)
 
 
 def _too_narrow(study: Study) -> Iterator[str]:
     """Say at which sparsities there is no small dense network."""
     rules = study.protocol
-    asked: list[Sparsity] = [Level(k, study.prune.rate) for k in study.prune.levels]
-    for sparsity in asked + [parts.decimal_text(s) for s in study.prune.sparsities]:
+    for sparsity in study.prune.asked.values():
         try:
             sizes.narrow(study.net, study.data, sparsity, rules.prunable, rules.denominator)
         except InputError as error:

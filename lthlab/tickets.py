@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lthlab import pruning, sizes
-from lthlab.parts import NETS, Data, Level, Net, Recipe, Sparsity, decimal_text, sparsity_fraction
+from lthlab.parts import NETS, Data, Level, Net, Recipe, Sparsity, sparsity_fraction
 from lthlab.sections import STAGES
 from lthlab.spec import Config, Panel
 from lthlab.values import (
@@ -309,18 +309,8 @@ class _Expansion:
     def __init__(self, config: Config, panel: Panel, name: str, find: Recipe, evaluate: Recipe, replicate: int) -> None:
         rules = panel.protocol
         self.stages, self.panel, self.rules, self.find, self.evaluate = config.stages, panel, rules, find, evaluate
-        self.protocol = Protocol(
-            panel.net,
-            panel.data,
-            replicate,
-            rules.prunable,
-            rules.scope,
-            rules.denominator,
-            rules.batchnorm,
-            granularity=rules.granularity,
-            norm=rules.norm,
-            floor=None if rules.floor is None else decimal_text(rules.floor),
-        )
+        shared = rules.model_dump(include={"prunable", "scope", "denominator", "batchnorm", "granularity", "norm"})
+        self.protocol = Protocol(panel.net, panel.data, replicate, **shared, floor=rules.floor_text)
         self.trunk = dense(self.protocol, find)
         self.at = {self.trunk.canonical_step(at): at for at in panel.at}
         self.sparsities = (*panel.levels, *panel.sparsities)
