@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import costs, plots, ratios, results
-from lthlab.markup import Html, download, found_out, level_of, signed, table
+from lthlab.markup import Html, download, found_out, level_of, percent, points, table
 
 _WIDEST = 5  # times the advantage itself: beyond, where an interval ends says nothing
 _SHOWN = {
@@ -87,7 +87,7 @@ def still_moving(steps: pd.DataFrame) -> Html:
     for name, rows in results.panels(moving) if len(moving) else []:
         cells = results.summarise(rows, ["find_lr", "prune_epoch"]).to_dict("records")
         texts[name, plots.sample_size(rows)] = [
-            (f"{cell['find_lr']:g}", f"after epoch {cell['prune_epoch']:g}", _plain(cell)) for cell in cells
+            (f"{cell['find_lr']:g}", f"after epoch {cell['prune_epoch']:g}", percent(cell)) for cell in cells
         ]
     return _tables(texts, about)
 
@@ -182,14 +182,8 @@ def _over(rows: pd.DataFrame, by: Sequence[str], words: str) -> str:
 
 
 def _interval(row: dict[Any, Any]) -> str:
-    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
     unseen = row["n"] > 1 and row["low"] <= 0 <= row["high"]
-    return (mean if row["n"] < 2 else f"{mean} [{low}, {high}]") + ", no difference seen" * bool(unseen)
-
-
-def _plain(row: dict[Any, Any]) -> str:
-    mean, low, high = (f"{100 * row[name]:.1f}" for name in ("mean", "low", "high"))
-    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+    return points(row) + ", no difference seen" * bool(unseen)
 
 
 def _percent(row: dict[Any, Any]) -> str:

@@ -87,6 +87,12 @@ def points(row: dict[Any, Any]) -> str:
     return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
 
 
+def percent(row: dict[Any, Any]) -> str:
+    """Write a share with its interval, if n is above 1, in percent."""
+    mean, low, high = (f"{100 * row[name]:.1f}" for name in ("mean", "low", "high"))
+    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+
+
 def interval(row: dict[Any, Any]) -> str:
     return f"{row['mean']:.2f}" + ("" if row["n"] < 2 else f" [{row['low']:.2f}, {row['high']:.2f}]")
 

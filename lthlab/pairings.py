@@ -130,8 +130,7 @@ def _mean(row: dict[Any, Any]) -> str:
     lacking = f" (n = {row['n']} of {row['replicates']})" if row["n"] < row["replicates"] else ""
     if not row["n"]:
         return "not done"
-    ends = f" [{100 * row['low']:.1f}, {100 * row['high']:.1f}]" if row["n"] > 1 else ""
-    return f"{100 * row['mean']:.1f}{ends}{lacking}"
+    return f"{markup.percent(row)}{lacking}"
 
 
 def swaps(frame: pd.DataFrame) -> Html:
@@ -140,13 +139,9 @@ def swaps(frame: pd.DataFrame) -> Html:
     if rows.empty:
         return Html('<p class="nothing">The study imposes no layer counts (prune.layer_counts).</p>')
     about = "Which weights of each layer are kept follows the training that was ranked, how many follows the counts."
+    words = "Effects in points and the share of the counts, with 95 % intervals"
     drawn = reports.figure(plots.series_by_sparsity, rows, "facet", about, "layer_counts")
-    return Html(
-        drawn
-        + _tables(
-            decoupling.effects(rows), _effects, "Effects in points and the share of the counts, with 95 % intervals"
-        )
-    )
+    return Html(drawn + _tables(decoupling.effects(rows), _effects, words))
 
 
 def _effects(rows: pd.DataFrame) -> pd.DataFrame:
@@ -169,13 +164,9 @@ def early(frame: pd.DataFrame) -> Html:
     if rows.empty:
         return Html('<p class="nothing">The study ranks at one step of each training only (prune.at).</p>')
     about = "Masks ranked at several steps of the finding training."
+    words = "Points above masks ranked at the end, with 95 % t intervals"
     drawn = reports.figure(plots.series_by_sparsity, rows, "facet", about, "early_pruning")
-    return Html(
-        drawn
-        + _tables(
-            decoupling.against_end(rows), _against_end, "Points above masks ranked at the end, with 95 % t intervals"
-        )
-    )
+    return Html(drawn + _tables(decoupling.against_end(rows), _against_end, words))
 
 
 def _against_end(rows: pd.DataFrame) -> pd.DataFrame:

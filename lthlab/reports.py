@@ -40,7 +40,12 @@ _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.
 
 
 def figure(
-    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None = None, about: str = "", name: str = ""
+    draw: Callable[..., Any],
+    frame: pd.DataFrame,
+    facets: str | None = None,
+    about: str = "",
+    name: str = "",
+    one_scale: bool = True,
 ) -> Html:
     """Draw a frame, one figure per panel, with legend, caption, alternative texts, and the numbers behind it.
 
@@ -57,6 +62,8 @@ def figure(
         First sentence of the caption.
     name : str, optional
         Of the CSV file, where other figures of a page are drawn by the same function.
+    one_scale : bool, optional
+        Whether all drawings of a panel have the same vertical axis.
 
     Returns
     -------
@@ -72,11 +79,18 @@ def figure(
     if frame.empty:
         return Html('<p class="nothing">There is nothing to draw: the study asks for none of it.</p>')
     name = name or draw.__name__
-    return Html("".join(_figure(draw, rows, facets, panel, about, name) for panel, rows in results.panels(frame)))
+    found = results.panels(frame)
+    return Html("".join(_figure(draw, rows, facets, panel, about, name, one_scale) for panel, rows in found))
 
 
 def _figure(
-    draw: Callable[..., Any], frame: pd.DataFrame, facets: str | None, panel: str, about: str, name: str
+    draw: Callable[..., Any],
+    frame: pd.DataFrame,
+    facets: str | None,
+    panel: str,
+    about: str,
+    name: str,
+    one_scale: bool,
 ) -> str:
     from matplotlib.figure import Figure
 
@@ -95,7 +109,7 @@ def _figure(
     low, high = min(ax.get_ylim()[0] for ax in drawn), max(ax.get_ylim()[1] for ax in drawn)
     labelled: dict[str, Any] = {}
     for ax in drawn:
-        if draw is not plots.accuracy_by_source:  # other data, other accuracies (Morcos Fig. 3)
+        if one_scale:
             ax.set_ylim(low, high)
         labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""

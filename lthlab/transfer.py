@@ -1,7 +1,5 @@
 """Transferred tickets (Morcos et al. 2019): by what they were found on and are trained on, and their contrasts."""
 
-from typing import Any
-
 import pandas as pd
 
 from lthlab import markup, plots, results
@@ -255,12 +253,8 @@ def _crossed(cells: pd.DataFrame, dense: pd.DataFrame, name: str) -> str:
     label = f"{name}, {place}: accuracy in % by what tickets were found on (rows) and trained on (columns)"
     every = pd.concat([cells.fillna({_FROM: "random ticket"}), dense.fillna({_FROM: "dense network"})])
     told = every["variant"].fillna("").map(lambda text: f", {text}" if text else "")
-    wide = every.assign(text=[_percent(cell) for cell in every.to_dict("records")], by=every[_FROM] + told)
+    wide = every.assign(by=every[_FROM] + told)
+    wide["text"] = [f"{markup.percent(cell)}, n = {cell['n']}" for cell in every.to_dict("records")]
     wide = wide.pivot(index="by", columns=_TO, values="text").rename_axis(index="found on", columns=None)
     rows = sorted(wide.index, key=lambda name: (name.startswith("dense network"), name.startswith("random ticket")))
     return f"<p>{label}</p>{markup.table(wide.loc[rows].reset_index(), label)}"
-
-
-def _percent(cell: dict[Any, Any]) -> str:
-    ends = f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]" if cell["n"] > 1 else ""
-    return f"{100 * cell['mean']:.1f}{ends}, n = {cell['n']}"
