@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import markup, plots, reports, results
+from lthlab import markup, plots, reports, results, strokes
 
 _X = ("sparsity", "eval_lr", "find_lr", "level", "kept", "parameters", "search_epochs", "replicate")
 _HUES = {"ticket and mask": ("ticket", "method"), "ticket": ("ticket",), "method": ("method",), "level": ("sparsity",)}
@@ -163,5 +163,5 @@ class Explorer:
 
 def _rank(value: Any) -> tuple[int, Any]:
     """Put tickets in their usual order, dense networks last."""
-    order = (*plots.TICKETS[1:], *plots.METHODS)
+    order = (*strokes.TICKETS[1:], *strokes.METHODS)
     return (order.index(value) if value in order else len(order), value) if isinstance(value, str) else (0, value)

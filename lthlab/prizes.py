@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from lthlab import plots, results, verdicts
+from lthlab import results, strokes, verdicts
 from lthlab.contrasts import MASKS
 from lthlab.markup import Html, download, found_out, level_of, signed, slug
 from lthlab.sections import Verdicts
@@ -120,7 +120,7 @@ def _forms(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, list[str]]]:
     if len(several) < len(tickets) or not tickets:
         yield "", rows, [ticket for ticket in tickets if ticket not in several]
     for ticket in several:
-        words = plots.variants(rows.loc[told[ticket].index])
+        words = strokes.variants(rows.loc[told[ticket].index])
         for _, same in told[ticket].groupby(by, sort=False):
             first, methods = same.iloc[0], same["method"].unique()
             alike = (texts[masks] == first[masks]).all(axis=1) & rows["method"].isin(methods)

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
-from lthlab import plots, results
+from lthlab import plots, results, strokes
 
 _MOST_LINES = 7
 _BEYOND = 1.6
@@ -35,11 +35,8 @@ def ratio_to_even(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    levels = sorted(frame["sparsity"].unique())
-    chosen = [levels[i] for i in _spread(len(levels), _MOST_LINES)]
-    names = {level: f"{100 * (1 - level):.3g} % left" for level in chosen}
-    colours = matplotlib.colormaps["Blues"](np.linspace(0.35, 1, len(chosen)))
-    rows = frame[frame["sparsity"].isin(chosen)]
+    rows, names = _at_levels(frame, _MOST_LINES)
+    colours = matplotlib.colormaps["Blues"](np.linspace(0.35, 1, len(names)))
     ax, alone = _by_layer(rows, "sparsity", names, [to_hex(colour) for colour in colours], ax)
     ax.axhline(1, color="#4d4d4d", linewidth=0.9, zorder=1)
     ax.set_ylabel("global to layer-wise pruning rate")
@@ -68,7 +65,7 @@ def layers_by_setting(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         If nothing is done, or rows differ in more than what is drawn.
     """
     names = {name: f"found with {name}" for name in frame["ticket"].unique()}
-    ax, alone = _by_layer(_percent(frame), "ticket", names, None, ax)
+    ax, alone = _by_layer(strokes.percent(frame), "ticket", names, None, ax)
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)
     return plots.legend(ax) if alone else ax
@@ -94,10 +91,8 @@ def setting_by_layer(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    levels = sorted(frame["sparsity"].unique())
-    chosen = [levels[i] for i in _spread(len(levels), 4)]
-    names = {level: f"{100 * (1 - level):.3g} % left" for level in chosen}
-    ax, alone = _by_layer(_percent(frame[frame["sparsity"].isin(chosen)]), "sparsity", names, None, ax)
+    rows, names = _at_levels(frame, 4)
+    ax, alone = _by_layer(strokes.percent(rows), "sparsity", names, None, ax)
     ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
     ax.set_ylabel(f"weights pruned,\n{frame['setting'].iloc[0]} (points)")
     return plots.legend(ax) if alone else ax
@@ -123,22 +118,22 @@ def layers_by_step(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    ax, alone = plots._axes(ax)
-    done = _percent(plots._done(frame, ["prune_epoch"], ["layer"]))
+    ax, alone = strokes.axes(ax)
+    done = strokes.percent(strokes.done(frame, ["prune_epoch"], ["layer"]))
     order = done.drop_duplicates("layer").sort_values("number")
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(order)))
     for place, row in enumerate(order.to_dict("records")):
         cells = results.summarise(done[done["layer"] == row["layer"]], ["prune_epoch"]).sort_values("prune_epoch")
         label = f"{row['number']}: {row['layer'].removesuffix('.weight')}"
-        style = "-" if place % 2 == 0 else plots._DASHED
-        marker = plots._VARIED[place % len(plots._VARIED)]
-        plots._line(ax, cells["prune_epoch"], cells, label, to_hex(colours[place]), marker, style)
+        style = "-" if place % 2 == 0 else strokes.DASHED
+        marker = strokes.VARIED[place % len(strokes.VARIED)]
+        strokes.line(ax, cells["prune_epoch"], cells, label, to_hex(colours[place]), marker, style)
     epochs = sorted(done["prune_epoch"].unique())
     ax.set_xticks(epochs, [f"{epoch:g}" for epoch in epochs])
     ax.set_xlabel("epoch at which weights are ranked")
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)
-    plots._plain(ax)
+    strokes.plain(ax)
     return plots.legend(ax) if alone else ax
 
 
@@ -163,16 +158,16 @@ def contrasts_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    ax, alone = plots._axes(ax)
-    done = _percent(plots._done(frame, ["sparsity"], ["ticket"]))
+    ax, alone = strokes.axes(ax)
+    done = strokes.percent(strokes.done(frame, ["sparsity"], ["ticket"]))
     ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
     for place, name in enumerate(done["ticket"].unique()):
         cells = results.summarise(done[done["ticket"] == name], ["sparsity"]).sort_values("sparsity")
         shift = 1.02 ** (place - (done["ticket"].nunique() - 1) / 2)
-        x = plots._remaining(cells["sparsity"]) * shift
-        plots._line(ax, x, cells, name, *plots._SEVERAL[place], plots._DASHED if place % 2 else "-")
-    plots._sparsity_axis(ax, done)
-    means = np.concatenate([plots._means(item) for item in plots._drawn(ax)])
+        x = strokes.remaining(cells["sparsity"]) * shift
+        strokes.line(ax, x, cells, name, *strokes.SEVERAL[place], strokes.DASHED if place % 2 else "-")
+    strokes.sparsity_axis(ax, done)
+    means = np.concatenate([strokes.heights(item) for item in strokes.drawn(ax)])
     around = max(0.6 * np.ptp([*means, 0.0]), 2.0)
     ax.set_ylim(min(means.min(), 0.0) - around, max(means.max(), 0.0) + around)
     ax.set_ylabel("difference in test accuracy\n(percentage points)")
@@ -201,51 +196,49 @@ def accuracy_by_cost(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ValueError
         If nothing is done, or rows differ in more than what is drawn.
     """
-    ax, alone = plots._axes(ax)
-    done = _percent(plots._done(frame, ["search_epochs"]))
+    ax, alone = strokes.axes(ax)
+    done = strokes.percent(strokes.done(frame, ["search_epochs"]))
     dense = done["ticket"] == "dense"
-    plots._level(ax, done[dense])
+    strokes.level(ax, done[dense])
     alike = [name for name in ("ticket", "method", *results.VARIANT[1:], "search_epochs", "replicate") if name in done]
     tickets = done[~dense].drop_duplicates(alike)
     costs = sorted(tickets["search_epochs"].unique())
     found = [cost for cost in costs if cost > 0] or [1]
     nothing = found[0] / _BEYOND**2
-    plots._series(ax, tickets.assign(prune_at=None), "search_epochs", lambda x: x.where(x > 0, nothing))
+    strokes.series(ax, tickets.assign(prune_at=None), "search_epochs", lambda x: x.where(x > 0, nothing))
     places = [cost if cost > 0 else nothing for cost in costs]
-    plots._log_axis(ax, places, [f"{cost:g}" for cost in costs])
+    strokes.log_axis(ax, places, [f"{cost:g}" for cost in costs])
     if costs[0] == 0 and len(costs) > 1:
         ax.axvline(nothing * _BEYOND, color="#999999", linestyle=(0, (1.0, 2.0)), linewidth=0.9, zorder=1)
     ax.set_xlabel("epochs of the search")
-    plots._accuracy_axis(ax)
+    strokes.accuracy_axis(ax)
     return plots.legend(ax) if alone else ax
 
 
 # --- parts of a drawing ---------------------------------------------------------------------------------------
 
 
-def _spread(count: int, most: int) -> list[int]:
-    """Choose at most so many of a number of places, spread evenly, the last among them."""
-    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
-
-
-def _percent(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(value=100 * frame["value"])
+def _at_levels(frame: pd.DataFrame, most: int) -> tuple[pd.DataFrame, dict[Any, str]]:
+    """Choose rows of at most so many levels, spread evenly, the sparsest among them, and name these."""
+    levels = sorted(frame["sparsity"].unique())
+    chosen = [levels[i] for i in strokes.spread(len(levels), most)]
+    return frame[frame["sparsity"].isin(chosen)], {level: f"{100 * (1 - level):.3g} % left" for level in chosen}
 
 
 def _by_layer(
     frame: pd.DataFrame, hue: str, names: dict[Any, str], colours: list[str] | None, ax: Axes | None
 ) -> tuple[Axes, bool]:
     """Draw values by number of the layer, one line per entry of a column."""
-    ax, alone = plots._axes(ax)
-    done = plots._done(frame, ["number"], [hue])
+    ax, alone = strokes.axes(ax)
+    done = strokes.done(frame, ["number"], [hue])
     for place, (value, name) in enumerate(names.items()):
-        colour, marker = plots._SEVERAL[place % len(plots._SEVERAL)]
+        colour, marker = strokes.SEVERAL[place % len(strokes.SEVERAL)]
         cells = results.summarise(done[done[hue] == value], ["number"]).sort_values("number")
         colour = colours[place] if colours else colour
-        plots._line(ax, cells["number"], cells, name, colour, plots._VARIED[place % len(plots._VARIED)], "-")
+        strokes.line(ax, cells["number"], cells, name, colour, strokes.VARIED[place % len(strokes.VARIED)], "-")
     numbers = sorted(done["number"].unique())
     step = -(-len(numbers) // 10)
     ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
     ax.set_xlabel("prunable layer, from the input")
-    plots._plain(ax)
+    strokes.plain(ax)
     return ax, alone

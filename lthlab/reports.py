@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, pruning, results, sizes, tickets
+from lthlab import plots, pruning, results, sizes, strokes, tickets
 from lthlab.errors import InputError
 from lthlab.markup import (
     Html,
@@ -183,7 +183,7 @@ def finding(frame: pd.DataFrame, first: str = "LT", second: str = "RR", method: 
     found = [
         _difference(own, f"{name} ({text})" if text else name, first, second, method)
         for name, rows in results.panels(trained)
-        for text, own in rows.groupby(plots.variants(rows), sort=False)
+        for text, own in rows.groupby(strokes.variants(rows), sort=False)
     ]
     return found_out(found or [f"No pair of {first} and {second} on {method} masks is done."])
 
@@ -252,10 +252,10 @@ def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
     for name, own in results.panels(rows):
         last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
         ends = sorted({last["eval_lr"].min(), last["eval_lr"].max()})
-        told = plots.variants(last)
+        told = strokes.variants(last)
         words = [
             f"{ticket}{f' ({text})' if text else ''} {_at(rows, ends)}"
-            for ticket in sorted(last["ticket"].unique(), key=plots.TICKETS.index)
+            for ticket in sorted(last["ticket"].unique(), key=strokes.TICKETS.index)
             for text, rows in last[last["ticket"] == ticket].groupby(told, sort=False)
         ]
         place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
@@ -472,7 +472,7 @@ def _collapse(frame: pd.DataFrame) -> list[str]:
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """Means and intervals as readers see them: accuracies in %, what is the same everywhere left out."""
-    by = [name for name in plots.CELL if name in frame and (name == "level" or plots.varies(frame, name))]
+    by = [name for name in plots.CELL if name in frame and (name == "level" or strokes.varies(frame, name))]
     if {"find_lr", "eval_lr"} <= set(by) and (frame["find_lr"] == frame["eval_lr"]).all():
         by.remove("find_lr")
     cells = frame.groupby(by, dropna=False)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from lthlab import markup, plots, results
+from lthlab import markup, results, strokes
 from lthlab.markup import Html
 
 _FROM, _TO = "found_on", "trained_on"
@@ -239,7 +239,7 @@ def tables(rows: pd.DataFrame) -> Html:
     for network, found in results.panels(cells) if len(cells) else []:
         dense = found["ticket"] == "dense"
         for method, own in found[~dense].groupby("method", sort=False):
-            own = own.assign(variant=plots.variants(own))
+            own = own.assign(variant=strokes.variants(own))
             name = f"{network}, {method} masks"
             *others, last = [_crossed(level, found[dense], name) for _, level in own.groupby("sparsity")]
             folded = f"<details><summary>The other {len(others)} levels</summary>{''.join(others)}</details>"

@@ -36,6 +36,7 @@ ROWS = [
     ["lab"],
     ["landscape", "results", "verdicts"],
     ["costs", "decoupling", "ratios"],
+    ["strokes"],
     ["plots"],
     ["markup", "profiles"],
     ["reports"],
@@ -52,15 +53,15 @@ WITHOUT_TORCH = {
     "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
     "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
     "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "studies", "tickets", "transfer", "trees", "values",
-    "verdicts", "watch", "wording",
+    "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets", "transfer", "trees",
+    "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles", "strokes"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 
@@ -257,17 +258,9 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "explore",
-        "findings",
-        "guidelines",
-        "markup",
-        "pairings",
-        "plots",
-        "prizes",
-        "profiles",
-        "reports",
+        "explore", "findings", "guidelines", "markup", "pairings", "plots", "prizes", "profiles", "reports", "strokes",
         "transfer",
-    }
+    }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
         done = import_without(blocked, sorted(chosen))
