@@ -35,7 +35,8 @@ ROWS = [
     ["trainer"],
     ["lab"],
     ["landscape", "results", "verdicts"],
-    ["costs", "decoupling", "ratios"],
+    ["costs", "decoupling", "ratios", "saturation"],
+    ["early"],
     ["strokes"],
     ["plots"],
     ["markup", "profiles"],
@@ -49,12 +50,12 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
-    "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
-    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
-    "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets", "transfer", "trees",
-    "values", "verdicts", "watch", "wording",
+    "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "early",
+    "errors", "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install",
+    "jobs", "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",
+    "prizes", "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs",
+    "saturation", "schema", "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies",
+    "tickets", "transfer", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

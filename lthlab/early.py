@@ -1,0 +1,314 @@
+"""Early winning tickets as tables: spread of weights, masks by step, PPR, rewinding, memorization (Sooner)."""
+
+import numpy as np
+import pandas as pd
+
+from lthlab import ratios, results
+from lthlab.runs import read_metrics
+from lthlab.store import Store
+from lthlab.tickets import RANKED
+
+
+def spreads(rows: pd.DataFrame) -> pd.DataFrame:
+    """Divide how the spread of each layer's weights changes by what weight decay alone predicts.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        What `lthlab.results.measured` returns of the measure 'weight_std'.
+
+    Returns
+    -------
+    DataFrame
+        Its rows in order of the epoch, with since (the epoch of the state before); change, the relative change since
+        then; expected, the one that equation (5) of Sooner predicts; and ratio, change / expected. NaN at the first
+        state and where nothing is predicted. Where the ratio is 1 decay alone moves the spread, as Sooner says of
+        intervals of low gradient; which these are is not decided here.
+    """
+    chain = [*_cell(rows), "eval_lr", "ticket", "layer", "replicate"]
+    chain = [name for name in dict.fromkeys(chain) if name in rows]
+    rows = ratios.plain(rows, chain).sort_values(["epoch", "number"], kind="stable", ignore_index=True)
+    groups = rows.groupby(chain, dropna=False)
+    before = groups["value"].shift()
+    change, expected = rows["value"] / before - 1, rows["predicted"].astype(float) / before - 1
+    return rows.assign(
+        since=groups["epoch"].shift(), change=change, expected=expected, ratio=change / expected.where(expected != 0)
+    )
+
+
+def slopes(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average over layers, weighted alike, what `spreads` returns, for each interval and replicate.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        What `spreads` returns.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell, interval and replicate: since, epoch, change and expected (means over layers), value (mean of
+        the layers' ratios) and least and most (of them), status.
+    """
+    by = [*_cell(rows), "since", "epoch", "replicate"]
+    own = rows.dropna(subset=["ratio"])
+    means = own.groupby([name for name in by if name in own], dropna=False).agg(
+        change=("change", "mean"), expected=("expected", "mean"), value=("ratio", "mean"),
+        least=("ratio", "min"), most=("ratio", "max"),
+    )  # fmt: skip
+    return means.reset_index().assign(status="done")
+
+
+def dense(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
+    """List the accuracy of dense networks after every epoch.
+
+    Parameters
+    ----------
+    store : Store
+        Where they are.
+    frame : DataFrame
+        Tidy frame; its dense trainings that are done count.
+
+    Returns
+    -------
+    DataFrame
+        Their rows once per epoch, with epoch, value (test accuracy in [0, 1]) and validation.
+    """
+    own = frame[(frame["what"] == "train") & (frame["ticket"] == "dense") & (frame["status"] == "done")]
+    rows = [
+        row | {"epoch": float(line["epoch"]), "value": line["test_accuracy"], "validation": line.get("val_accuracy")}
+        for row in own.to_dict("records")
+        for line in read_metrics(store, row["key"], store.parts(row["key"]))
+    ]
+    return pd.DataFrame(rows, columns=own.columns)
+
+
+def tickets(frame: pd.DataFrame, kind: str | None = None) -> pd.DataFrame:
+    """Choose tickets on one-shot masks that were ranked at several steps: the grid of (s, v) of Sooner, Fig. 1.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with `prune.at`.
+    kind : str, optional
+        Only this kind of ticket, such as 'LRR'.
+
+    Returns
+    -------
+    DataFrame
+        Trainings of LT (v = 0), WR (rewound to v) and LRR (v = s) with epoch, the step s in epochs, and rewound, the
+        step v in epochs, or 'ranked'. Of rates that tickets are trained with, that of their mask, where there is one;
+        of schedules 'restart', as in Sooner, where there is one. Steps known only after training are left out.
+    """
+    kinds = ("LT", "WR", "LRR") if kind is None else (kind,)
+    rows = frame[(frame["what"] == "train") & (frame["method"] == "OMP") & frame["ticket"].isin(kinds)]
+    rows = rows[rows["layer_counts"].isna()]
+    rows = _preferred(rows, rows["eval_lr"] == rows["find_lr"])
+    rows = _preferred(rows, rows["schedule"].isna() | (rows["schedule"] == "restart"))
+    epochs, rewound = results.step_epochs(rows), results.step_epochs(rows, "rewind").astype(object)
+    rows = rows.assign(epoch=epochs, rewound=rewound.where(rows["ticket"] != "LRR", RANKED))
+    return ratios.plain(rows.dropna(subset="epoch"), _cell(rows))
+
+
+def _preferred(rows: pd.DataFrame, chosen: "pd.Series[bool]") -> pd.DataFrame:
+    return rows[chosen] if chosen.any() else rows
+
+
+def grid(rows: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Summarise tickets by the step at which weights are ranked and the step that they are rewound to.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        What `tickets` returns.
+    baseline : DataFrame, optional
+        What `dense` returns; its epochs at which weights are ranked make a first row.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell and pair: row ('dense at s', 'v = 0', …, 'v = s', in this order), epoch (s), n, mean, low and
+        high (accuracy in [0, 1]).
+    """
+    names = {RANKED: "v = s"} | {v: f"v = {v:g}" for v in rows["rewound"].unique() if v != RANKED}
+    by = _cell(rows)
+    order = ["dense at s", *(names[v] for v in sorted(names, key=lambda v: np.inf if v == RANKED else v))]
+    found = [rows.assign(row=rows["rewound"].map(names))]
+    if baseline is not None and len(baseline) and len(rows):
+        shared = [name for name in _cell(baseline) if name in by and name not in ("rate", "level", "sparsity")]
+        own = ratios.plain(baseline, shared)[[*shared, "replicate", "epoch", "value", "status", "key"]]
+        places = ratios.plain(rows, by)[[*by, "epoch"]].drop_duplicates()
+        found.append(places.merge(own, on=[*shared, "epoch"]).assign(row=order[0]))
+    out = results.summarise(pd.concat([ratios.plain(each, by) for each in found]), [*by, "row", "epoch"])
+    return out.assign(order=out["row"].map(order.index)).sort_values([*by, "order", "epoch"], ignore_index=True)
+
+
+def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Choose networks that are pruned at a step and trained for a short while at one rate (PPR; Sooner, Figs. 4, 6).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with PPR.
+    baseline : DataFrame, optional
+        What `dense` returns; its epochs at which weights are ranked become a line.
+
+    Returns
+    -------
+    DataFrame
+        Their rows with epoch, the step in epochs, and series and order, the text and the place of the line.
+    """
+    rows = frame[frame["what"] == "ppr"]
+    rows = rows.assign(epoch=results.step_epochs(rows)).dropna(subset="epoch")
+    lrs = sorted(rows["eval_lr"].unique())
+    rows = rows.assign(order=rows["eval_lr"].map(lrs.index), series=[f"PPR at {lr:g}" for lr in rows["eval_lr"]])
+    if baseline is None or rows.empty:
+        return rows
+    own = baseline[baseline["epoch"].isin(rows["epoch"])]
+    levels = rows[[name for name in ("rate", "level", "sparsity") if name in rows]].drop_duplicates()
+    own = own.drop(columns=list(levels)).merge(levels, how="cross")
+    return pd.concat([rows, own.assign(series="dense, not pruned", order=len(lrs), what="ppr")], ignore_index=True)
+
+
+def distances(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average distances of masks over replicates.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        What `lthlab.results.measured` returns of the measure 'hamming'.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell and pair of steps: first_epoch, second_epoch, n, mean, low and high of the share of prunable
+        positions that differ; random (what independent masks of these densities differ in), maximum, and overlap of
+        the kept weights, means over replicates.
+    """
+    by = [*_cell(rows), "first_epoch", "second_epoch"]
+    rows = ratios.plain(rows, by)
+    out = results.summarise(rows, by).drop(columns="sd")
+    levels = rows.groupby(by, dropna=False)[["random", "maximum", "overlap"]].mean().reset_index()
+    return out.merge(levels, on=by)
+
+
+def memorization(frame: pd.DataFrame) -> pd.DataFrame:
+    """Choose networks that were trained on random labels, by how many images they had (Sooner, Fig. 5).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with `measures.memorization`.
+
+    Returns
+    -------
+    DataFrame
+        Rows of dense networks and of such on one-shot masks, at the sparsities that masks of several steps have where
+        there are such; with epoch, the step in epochs (NaN of dense ones), and series and order, text and place of
+        the line.
+    """
+    rows = _memorized(frame)
+    rows = rows[rows["method"].isna() | (rows["method"] == "OMP")]
+    masked = rows[rows["method"].notna()]
+    counts = masked.groupby("sparsity")["epoch"].nunique()
+    several = counts[counts > 1].index if (counts > 1).any() else counts.index
+    rows = rows[rows["method"].isna() | rows["sparsity"].isin(several)]
+    places = sorted(rows["epoch"].dropna().unique())
+    names = [f"pruned at epoch {epoch:g}" for epoch in places]
+    order = [len(places) if pd.isna(epoch) else places.index(epoch) for epoch in rows["epoch"]]
+    return rows.assign(order=order, series=[[*names, "dense"][place] for place in order])
+
+
+def gradual(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare gradual with one-shot pruning at the same step and sparsity by what they memorise (Sooner, Table 1).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with `measures.memorization`.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell, images, epoch and sparsity that both have: one_shot and gradual (mean training accuracies of
+        the replicates that have both), n, mean, low and high of gradual minus one-shot, paired by replicate.
+    """
+    rows = _memorized(frame)
+    by = [*(name for name in _cell(rows) if name not in ("rate", "level")), "images", "epoch"]
+    rows = ratios.plain(rows[rows["method"].isin(["OMP", "GMP"])], by)
+    pairs = results.paired(rows, "method", "GMP", "OMP", by)
+    out = results.summarise(pairs, by).drop(columns="sd")
+    both = rows.merge(pairs[[*by, "replicate"]], on=[*by, "replicate"])
+    means = both.groupby([*by, "method"], dropna=False)["value"].mean().unstack("method").reset_index()
+    means = means.reindex(columns=[*by, "OMP", "GMP"]).rename(columns={"OMP": "one_shot", "GMP": "gradual"})
+    return out.merge(means, on=by)
+
+
+def _memorized(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = frame[(frame["what"] == "training_accuracy") & (frame["ticket"] == "memorization")]
+    return rows.assign(epoch=results.step_epochs(rows))
+
+
+def signals(frame: pd.DataFrame, layers: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """Collect what the advice on the step to prune at goes by (`lthlab.saturation.SIGNALS`).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with `prune.at`.
+    layers : DataFrame
+        What `lthlab.results.layers` returns of it.
+    distances : DataFrame
+        What `lthlab.results.measured` returns of its measure 'hamming'.
+
+    Returns
+    -------
+    DataFrame
+        Columns of the cells; signal, replicate, epoch (the step), value, end (epochs of the whole training), probe
+        (epochs that finding the value takes beside the training) and split. Of PPR the accuracy at the smallest rate,
+        on validation images where every row has it, else on the test images, which split says; of LPR the sum of
+        changes of a layer's pruned share from the first step until this one, mean over layers; of Hamming the distance
+        of the mask from that of the step before, divided by what independent masks would differ in.
+    """
+    parts = {"PPR": _accuracies(frame), "LPR": _movement(layers), "Hamming": _successive(distances)}
+    by, found = _cell(frame), []
+    for name, rows in parts.items():
+        if len(rows):
+            rows = ratios.plain(rows, by).assign(signal=name, end=rows["find_epochs"].astype(float), status="done")
+            found.append(rows.reindex(columns=[*by, "signal", "replicate", "epoch", "value", "end", "probe", "split"]))
+    columns = [*by, "signal", "replicate", "epoch", "value", "end", "probe", "split"]
+    out = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
+    return out.drop_duplicates([*by, "signal", "replicate", "epoch"]).assign(status="done")
+
+
+def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
+    rows = ppr(frame)
+    rows = rows[(rows["status"] == "done") & (rows["eval_lr"] == rows.groupby("panel")["eval_lr"].transform("min"))]
+    valid = len(rows) > 0 and bool(rows["validation"].notna().all())
+    value = rows["validation"] if valid else rows["value"]
+    return rows.assign(value=value.astype(float), probe=rows["train_epochs"], split="validation" if valid else "test")
+
+
+def _movement(layers: pd.DataFrame) -> pd.DataFrame:
+    own = ratios.alike(layers, latest=False)
+    if own.empty:
+        return own
+    left = ratios.left_to_move(ratios.by_step(own)).rename(columns={"prune_epoch": "epoch"})
+    chain = [*_cell(left), "replicate"]
+    whole = ratios.plain(left, chain).groupby(chain, dropna=False)["value"].transform("max")
+    return left.drop(columns="epoch").assign(epoch=left["epoch"], value=whole - left["value"], probe=0.0)
+
+
+def _successive(rows: pd.DataFrame) -> pd.DataFrame:
+    if rows.empty:
+        return rows
+    chain = [*_cell(rows), "replicate", "first_epoch"]
+    nearest = ratios.plain(rows, chain).groupby(chain, dropna=False)["second_epoch"].transform("min")
+    own = rows[rows["second_epoch"] == nearest]
+    return own.assign(epoch=own["second_epoch"], value=own["value"] / own["random"], probe=0.0)
+
+
+def _cell(rows: pd.DataFrame) -> list[str]:
+    """Columns that tell apart what is drawn or advised by itself: a panel, how masks are found, and their sparsity."""
+    names = (*results.PANEL, "rate", "level", "sparsity", *(name for name in map(str, rows) if name[:5] == "find_"))
+    return [name for name in names if name in rows]
