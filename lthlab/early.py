@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 
 from lthlab import ratios, results
+from lthlab.roles import RANKED
 from lthlab.runs import read_metrics
 from lthlab.store import Store
-from lthlab.tickets import RANKED
 
 
 def spreads(rows: pd.DataFrame) -> pd.DataFrame:
