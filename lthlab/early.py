@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from lthlab import ratios, results
+from lthlab import ratios, results, saturation
 from lthlab.roles import RANKED
 from lthlab.runs import read_metrics
 from lthlab.store import Store
+
+_BASELINE = "dense at s"
 
 
 def spreads(rows: pd.DataFrame) -> pd.DataFrame:
@@ -20,24 +22,27 @@ def spreads(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Its rows in order of the epoch, with since (the epoch of the state before); change, the relative change since
-        then; expected, the one that equation (5) of Sooner predicts; and ratio, change / expected. NaN at the first
-        state and where nothing is predicted. Where the ratio is 1 decay alone moves the spread, as Sooner says of
-        intervals of low gradient; which these are is not decided here.
+        Its rows in order of the epoch, which is called at_epoch, with since_epoch (that of the state before); change,
+        the relative change since then; expected, the one that equation (5) of Sooner predicts; and ratio, change /
+        expected. NaN at the first state and where nothing is predicted. Where the ratio is 1, decay alone moves the
+        spread, as Sooner says of intervals of low gradient; which these are is not decided here.
     """
-    chain = [*_cell(rows), "eval_lr", "ticket", "layer", "replicate"]
-    chain = [name for name in dict.fromkeys(chain) if name in rows]
-    rows = ratios.plain(rows, chain).sort_values(["epoch", "number"], kind="stable", ignore_index=True)
+    rows = rows.rename(columns={"epoch": "at_epoch"})
+    chain = [name for name in dict.fromkeys([*_cell(rows), "eval_lr", "ticket", "layer", "replicate"]) if name in rows]
+    rows = ratios.plain(rows, chain).sort_values(["at_epoch", "number"], kind="stable", ignore_index=True)
     groups = rows.groupby(chain, dropna=False)
     before = groups["value"].shift()
     change, expected = rows["value"] / before - 1, rows["predicted"].astype(float) / before - 1
     return rows.assign(
-        since=groups["epoch"].shift(), change=change, expected=expected, ratio=change / expected.where(expected != 0)
+        since_epoch=groups["at_epoch"].shift(),
+        change=change,
+        expected=expected,
+        ratio=change / expected.where(expected != 0),
     )
 
 
 def slopes(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average over layers, weighted alike, what `spreads` returns, for each interval and replicate.
+    """Average what `spreads` returns over layers, weighted alike, for each interval and replicate.
 
     Parameters
     ----------
@@ -47,12 +52,11 @@ def slopes(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per cell, interval and replicate: since, epoch, change and expected (means over layers), value (mean of
-        the layers' ratios) and least and most (of them), status.
+        One row per cell, interval and replicate: since_epoch, at_epoch, change and expected (means over layers), value
+        (mean of the layers' ratios), least and most (of them), status.
     """
-    by = [*_cell(rows), "since", "epoch", "replicate"]
-    own = rows.dropna(subset=["ratio"])
-    means = own.groupby([name for name in by if name in own], dropna=False).agg(
+    by = [*_cell(rows), "since_epoch", "at_epoch", "replicate"]
+    means = rows.dropna(subset=["ratio"]).groupby(by, dropna=False).agg(
         change=("change", "mean"), expected=("expected", "mean"), value=("ratio", "mean"),
         least=("ratio", "min"), most=("ratio", "max"),
     )  # fmt: skip
@@ -96,22 +100,26 @@ def tickets(frame: pd.DataFrame, kind: str | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Trainings of LT (v = 0), WR (rewound to v) and LRR (v = s) with epoch, the step s in epochs, and rewound, the
-        step v in epochs, or 'ranked'. Of rates that tickets are trained with, that of their mask, where there is one;
-        of schedules 'restart', as in Sooner, where there is one. Steps known only after training are left out.
+        Trainings of LT (v = 0), WR (rewound to v) and LRR (v = s) with prune_epoch, the step s in epochs, and rewound,
+        the step v in epochs, or 'ranked'. Of rates that tickets are trained with, that of their mask, where there is
+        one; of schedules 'restart', as in Sooner, where there is one. Steps known only after training are left out.
     """
     kinds = ("LT", "WR", "LRR") if kind is None else (kind,)
     rows = frame[(frame["what"] == "train") & (frame["method"] == "OMP") & frame["ticket"].isin(kinds)]
     rows = rows[rows["layer_counts"].isna()]
     rows = _preferred(rows, rows["eval_lr"] == rows["find_lr"])
     rows = _preferred(rows, rows["schedule"].isna() | (rows["schedule"] == "restart"))
-    epochs, rewound = results.step_epochs(rows), results.step_epochs(rows, "rewind").astype(object)
-    rows = rows.assign(epoch=epochs, rewound=rewound.where(rows["ticket"] != "LRR", RANKED))
-    return ratios.plain(rows.dropna(subset="epoch"), _cell(rows))
+    rewound = results.step_epochs(rows, "rewind").astype(object)
+    return _at_steps(rows.assign(rewound=rewound.where(rows["ticket"] != "LRR", RANKED)))
 
 
 def _preferred(rows: pd.DataFrame, chosen: "pd.Series[bool]") -> pd.DataFrame:
     return rows[chosen] if chosen.any() else rows
+
+
+def _at_steps(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.assign(prune_epoch=results.step_epochs(rows)).dropna(subset="prune_epoch")
+    return ratios.plain(rows, _cell(rows)).drop(columns="epoch", errors="ignore")
 
 
 def grid(rows: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -127,20 +135,25 @@ def grid(rows: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFra
     Returns
     -------
     DataFrame
-        One row per cell and pair: row ('dense at s', 'v = 0', …, 'v = s', in this order), epoch (s), n, mean, low and
-        high (accuracy in [0, 1]).
+        One row per cell and pair: row ('dense at s', 'v = 0', …, 'v = s', in this order), prune_epoch (s), n, mean,
+        low and high (accuracy in [0, 1]).
     """
-    names = {RANKED: "v = s"} | {v: f"v = {v:g}" for v in rows["rewound"].unique() if v != RANKED}
+    names = {v: "v = s" if v == RANKED else f"v = {v:g}" for v in rows["rewound"].unique()}
+    order = [_BASELINE, *(names[v] for v in sorted(names, key=lambda v: np.inf if v == RANKED else v))]
+    by, found = _cell(rows), [rows.assign(row=rows["rewound"].map(names))]
+    if baseline is not None and len(rows):
+        found.append(_beside(rows, baseline).assign(row=_BASELINE))
+    out = results.summarise(pd.concat(found), [*by, "row", "prune_epoch"])
+    return out.assign(order=out["row"].map(order.index)).sort_values([*by, "order", "prune_epoch"], ignore_index=True)
+
+
+def _beside(rows: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """Rows of dense networks at the steps at which weights are ranked, at the sparsity of each cell."""
     by = _cell(rows)
-    order = ["dense at s", *(names[v] for v in sorted(names, key=lambda v: np.inf if v == RANKED else v))]
-    found = [rows.assign(row=rows["rewound"].map(names))]
-    if baseline is not None and len(baseline) and len(rows):
-        shared = [name for name in _cell(baseline) if name in by and name not in ("rate", "level", "sparsity")]
-        own = ratios.plain(baseline, shared)[[*shared, "replicate", "epoch", "value", "status", "key"]]
-        places = ratios.plain(rows, by)[[*by, "epoch"]].drop_duplicates()
-        found.append(places.merge(own, on=[*shared, "epoch"]).assign(row=order[0]))
-    out = results.summarise(pd.concat([ratios.plain(each, by) for each in found]), [*by, "row", "epoch"])
-    return out.assign(order=out["row"].map(order.index)).sort_values([*by, "order", "epoch"], ignore_index=True)
+    alike = [name for name in by if name in baseline and name not in ("rate", "level", "sparsity")]
+    own = ratios.plain(baseline, alike).rename(columns={"epoch": "prune_epoch"})
+    own = own.drop(columns=[name for name in ("rate", "level", "sparsity") if name in own])
+    return rows[[*by, "prune_epoch"]].drop_duplicates().merge(own, on=[*alike, "prune_epoch"])
 
 
 def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -156,18 +169,15 @@ def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFra
     Returns
     -------
     DataFrame
-        Their rows with epoch, the step in epochs, and series and order, the text and the place of the line.
+        Their rows with prune_epoch, the step in epochs, and series and order, the text and the place of the line.
     """
-    rows = frame[frame["what"] == "ppr"]
-    rows = rows.assign(epoch=results.step_epochs(rows)).dropna(subset="epoch")
+    rows = _at_steps(frame[frame["what"] == "ppr"])
     lrs = sorted(rows["eval_lr"].unique())
     rows = rows.assign(order=rows["eval_lr"].map(lrs.index), series=[f"PPR at {lr:g}" for lr in rows["eval_lr"]])
     if baseline is None or rows.empty:
         return rows
-    own = baseline[baseline["epoch"].isin(rows["epoch"])]
-    levels = rows[[name for name in ("rate", "level", "sparsity") if name in rows]].drop_duplicates()
-    own = own.drop(columns=list(levels)).merge(levels, how="cross")
-    return pd.concat([rows, own.assign(series="dense, not pruned", order=len(lrs), what="ppr")], ignore_index=True)
+    own = _beside(rows, baseline).assign(series="dense, not pruned", order=len(lrs), what="ppr")
+    return pd.concat([rows, own], ignore_index=True)
 
 
 def distances(rows: pd.DataFrame) -> pd.DataFrame:
@@ -204,19 +214,22 @@ def memorization(frame: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         Rows of dense networks and of such on one-shot masks, at the sparsities that masks of several steps have where
-        there are such; with epoch, the step in epochs (NaN of dense ones), and series and order, text and place of
-        the line.
+        there are such; with prune_epoch, the step in epochs (NaN of dense ones), and series and order, text and place
+        of the line. Dense networks have rows at each of these sparsities.
     """
     rows = _memorized(frame)
-    rows = rows[rows["method"].isna() | (rows["method"] == "OMP")]
-    masked = rows[rows["method"].notna()]
-    counts = masked.groupby("sparsity")["epoch"].nunique()
+    masked, whole = rows[rows["method"] == "OMP"], rows[rows["method"].isna()]
+    counts = masked.groupby("sparsity")["prune_epoch"].nunique()
     several = counts[counts > 1].index if (counts > 1).any() else counts.index
-    rows = rows[rows["method"].isna() | rows["sparsity"].isin(several)]
-    places = sorted(rows["epoch"].dropna().unique())
-    names = [f"pruned at epoch {epoch:g}" for epoch in places]
-    order = [len(places) if pd.isna(epoch) else places.index(epoch) for epoch in rows["epoch"]]
-    return rows.assign(order=order, series=[[*names, "dense"][place] for place in order])
+    masked = masked[masked["sparsity"].isin(several)]
+    levels = masked[["rate", "level", "sparsity"]].drop_duplicates()
+    if len(levels):
+        whole = whole.drop(columns=list(levels)).merge(levels, how="cross")
+    places = sorted(masked["prune_epoch"].unique())
+    rows = pd.concat([masked, whole], ignore_index=True)
+    order = [len(places) if pd.isna(epoch) else places.index(epoch) for epoch in rows["prune_epoch"]]
+    names = [*(f"pruned at epoch {epoch:g}" for epoch in places), "dense"]
+    return rows.assign(order=order, series=[names[place] for place in order])
 
 
 def gradual(frame: pd.DataFrame) -> pd.DataFrame:
@@ -230,23 +243,26 @@ def gradual(frame: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per cell, images, epoch and sparsity that both have: one_shot and gradual (mean training accuracies of
-        the replicates that have both), n, mean, low and high of gradual minus one-shot, paired by replicate.
+        One row per cell, images, prune_epoch and sparsity that both have: one_shot and gradual (mean training
+        accuracies of the replicates that have both), n, mean, low and high of gradual minus one-shot, paired by
+        replicate.
     """
     rows = _memorized(frame)
-    by = [*(name for name in _cell(rows) if name not in ("rate", "level")), "images", "epoch"]
-    rows = ratios.plain(rows[rows["method"].isin(["OMP", "GMP"])], by)
+    by = [*(name for name in _cell(rows) if name not in ("rate", "level")), "images", "prune_epoch"]
     pairs = results.paired(rows, "method", "GMP", "OMP", by)
-    out = results.summarise(pairs, by).drop(columns="sd")
     both = rows.merge(pairs[[*by, "replicate"]], on=[*by, "replicate"])
     means = both.groupby([*by, "method"], dropna=False)["value"].mean().unstack("method").reset_index()
     means = means.reindex(columns=[*by, "OMP", "GMP"]).rename(columns={"OMP": "one_shot", "GMP": "gradual"})
-    return out.merge(means, on=by)
+    return results.summarise(pairs, by).drop(columns="sd").merge(means, on=by)
 
 
 def _memorized(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame[(frame["what"] == "training_accuracy") & (frame["ticket"] == "memorization")]
-    return rows.assign(epoch=results.step_epochs(rows))
+    rows = rows.assign(prune_epoch=results.step_epochs(rows))
+    return ratios.plain(rows, _cell(rows))
+
+
+# --- advice -------------------------------------------------------------------------------------------------------
 
 
 def signals(frame: pd.DataFrame, layers: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -264,21 +280,22 @@ def signals(frame: pd.DataFrame, layers: pd.DataFrame, distances: pd.DataFrame) 
     Returns
     -------
     DataFrame
-        Columns of the cells; signal, replicate, epoch (the step), value, end (epochs of the whole training), probe
-        (epochs that finding the value takes beside the training) and split. Of PPR the accuracy at the smallest rate,
-        on validation images where every row has it, else on the test images, which split says; of LPR the sum of
+        Columns of the cells; signal, replicate, prune_epoch (the step), value, end (epochs of the whole training),
+        probe (epochs that finding the value takes beside the training) and split. Of PPR the accuracy at the smallest
+        rate, on validation images where every row has it, else on the test images, which split says; of LPR the sum of
         changes of a layer's pruned share from the first step until this one, mean over layers; of Hamming the distance
         of the mask from that of the step before, divided by what independent masks would differ in.
     """
     parts = {"PPR": _accuracies(frame), "LPR": _movement(layers), "Hamming": _successive(distances)}
-    by, found = _cell(frame), []
-    for name, rows in parts.items():
-        if len(rows):
-            rows = ratios.plain(rows, by).assign(signal=name, end=rows["find_epochs"].astype(float), status="done")
-            found.append(rows.reindex(columns=[*by, "signal", "replicate", "epoch", "value", "end", "probe", "split"]))
-    columns = [*by, "signal", "replicate", "epoch", "value", "end", "probe", "split"]
+    by = _cell(frame)
+    columns = [*by, "signal", "replicate", "prune_epoch", "value", "end", "probe", "split"]
+    found = [
+        ratios.plain(rows, by).assign(signal=name, end=rows["find_epochs"].astype(float)).reindex(columns=columns)
+        for name, rows in parts.items()
+        if len(rows)
+    ]
     out = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns)
-    return out.drop_duplicates([*by, "signal", "replicate", "epoch"]).assign(status="done")
+    return out.drop_duplicates([*by, "signal", "replicate", "prune_epoch"]).assign(status="done")
 
 
 def _accuracies(frame: pd.DataFrame) -> pd.DataFrame:
@@ -293,10 +310,10 @@ def _movement(layers: pd.DataFrame) -> pd.DataFrame:
     own = ratios.alike(layers, latest=False)
     if own.empty:
         return own
-    left = ratios.left_to_move(ratios.by_step(own)).rename(columns={"prune_epoch": "epoch"})
+    left = ratios.left_to_move(ratios.by_step(own))
     chain = [*_cell(left), "replicate"]
     whole = ratios.plain(left, chain).groupby(chain, dropna=False)["value"].transform("max")
-    return left.drop(columns="epoch").assign(epoch=left["epoch"], value=whole - left["value"], probe=0.0)
+    return left.assign(value=whole - left["value"], probe=0.0)
 
 
 def _successive(rows: pd.DataFrame) -> pd.DataFrame:
@@ -305,7 +322,38 @@ def _successive(rows: pd.DataFrame) -> pd.DataFrame:
     chain = [*_cell(rows), "replicate", "first_epoch"]
     nearest = ratios.plain(rows, chain).groupby(chain, dropna=False)["second_epoch"].transform("min")
     own = rows[rows["second_epoch"] == nearest]
-    return own.assign(epoch=own["second_epoch"], value=own["value"] / own["random"], probe=0.0)
+    return own.assign(prune_epoch=own["second_epoch"], value=own["value"] / own["random"], probe=0.0)
+
+
+def scaled(signals: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
+    """Bring signals to one scale, for a drawing: 0 where they begin, 1 at the level that they end at.
+
+    Parameters
+    ----------
+    signals : DataFrame
+        What `signals` returns.
+    said : DataFrame
+        What `lthlab.saturation.advice` makes of it.
+
+    Returns
+    -------
+    DataFrame
+        Rows of the signals that change: value on that scale, series (the signal and where it saturates), order,
+        saturated (that step, NaN if none) and advised (the step of the vote).
+    """
+    by = saturation.cells(signals)
+    vote = said.loc[said["signal"] == saturation.VOTE, [*by, "step"]].rename(columns={"step": "advised"})
+    told = said[[*by, "signal", "state", "step", "plateau", "change"]]
+    rows = signals.merge(told, on=[*by, "signal"]).merge(vote, on=by)
+    rows = rows[rows["change"].abs() > 0]
+    words = rows["state"].where(rows["step"].isna(), "saturates at epoch " + rows["step"].map("{:g}".format))
+    return rows.assign(
+        value=1 - (rows["plateau"] - rows["value"]) / rows["change"],
+        series=rows["signal"] + ": " + words,
+        order=rows["signal"].map(saturation.SIGNALS.index),
+        saturated=rows["step"],
+        what="signal",
+    ).drop(columns=["state", "step", "plateau", "change"])
 
 
 def _cell(rows: pd.DataFrame) -> list[str]:

@@ -43,8 +43,9 @@ class Saturation:
         The first step at which the values until then alone would have said 'saturates'; NaN if none does.
     named : float
         The step that they would have named.
-    change : float
-        From the first smoothed value to the level at the end, with its sign; NaN if there are too few values.
+    plateau, change : float
+        The level at the end, and how far it is from the first smoothed value, with its sign; NaN if there are too few
+        values.
     noise : float
         Standard deviation of a value about the curve, from second differences (their median, so that a jump counts
         little); NaN if there are too few values.
@@ -54,6 +55,7 @@ class Saturation:
     step: float = np.nan
     known: float = np.nan
     named: float = np.nan
+    plateau: float = np.nan
     change: float = np.nan
     noise: float = np.nan
 
@@ -102,31 +104,31 @@ def saturation(steps: Sequence[float], values: Sequence[float], tolerance: float
         raise ValueError(f"steps {', '.join(f'{step:g}' for step in x)} do not rise")
     if len(y) < FEWEST:
         return Saturation("too few")
-    state, place, change, noise = _read(y, tolerance)
+    state, place, level, change, noise = _read(y, tolerance)
     known = named = np.nan
     for end in range(FEWEST, len(y) + 1):
-        said, at, _, _ = _read(y[:end], tolerance)
+        said, at, *_ = _read(y[:end], tolerance)
         if said == "saturates":
             known, named = x[end - 1], x[at]
             break
-    return Saturation(state, float(x[place]) if state == "saturates" else np.nan, known, named, change, noise)
+    return Saturation(state, float(x[place]) if state == "saturates" else np.nan, known, named, level, change, noise)
 
 
-def _read(y: NDArray[np.float64], tolerance: float) -> tuple[str, int, float, float]:
-    """State, place of the first value of the plateau, change and noise."""
+def _read(y: NDArray[np.float64], tolerance: float) -> tuple[str, int, float, float, float]:
+    """State, place of the first value of the plateau, level, change and noise."""
     from scipy.optimize import isotonic_regression
 
     rising, falling = (isotonic_regression(y, increasing=up).x for up in (True, False))
     smooth = rising if np.sum((y - rising) ** 2) <= np.sum((y - falling) ** 2) else falling
     tail = max(3, len(y) // 4)
-    level = y[-tail:].mean()
-    change = float(level - smooth[0])
+    level = float(y[-tail:].mean())
+    change = level - float(smooth[0])
     noise = float(np.median(np.abs(np.diff(y, 2))) / 0.6745 / 6**0.5)
     if abs(change) <= max(_SEEN * noise, 1e-12):
-        return "no change", 0, change, noise
+        return "no change", 0, level, change, noise
     short = (level - smooth) * np.sign(change) > tolerance * abs(change) * (1 + 1e-9)
     place = int(np.flatnonzero(short)[-1]) + 1
-    return ("saturates" if place < len(y) - tail else "moves on"), place, change, noise
+    return ("saturates" if place < len(y) - tail else "moves on"), place, level, change, noise
 
 
 # --- advice -------------------------------------------------------------------------------------------------------
@@ -152,7 +154,7 @@ def vote(steps: Sequence[float]) -> float:
 
 def cells(signals: pd.DataFrame) -> list[str]:
     """Columns that tell apart what is advised of: a panel, how masks are found, and their sparsity."""
-    outcome = ("signal", "replicate", "epoch", "value", "status", "key", "split", "end", "probe")
+    outcome = ("signal", "replicate", "prune_epoch", "value", "status", "split", "end", "probe")
     return [name for name in map(str, signals) if name not in outcome]
 
 
@@ -170,7 +172,7 @@ def advice(signals: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     -------
     DataFrame
         For each cell (`cells`) one row per signal of `SIGNALS` and one of `VOTE`: signal, n (replicates), state (as of
-        `Saturation`, or 'missing'), step, known, named, change, noise; end (epochs of the whole training), probe (of
+        `Saturation`, or 'missing'), step, known, named, plateau, change, noise; end (epochs of the training), probe (of
         the vote: epochs that PPR takes until `known`, beside the training), saved_step and saved_known, the share of
         the epochs of a search that is saved by pruning there and not at the end, and saved_net, saved_known less what
         probes take. The vote goes by the signals that change (`vote`); its state is 'saturates', 'moves
@@ -184,13 +186,13 @@ def advice(signals: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
         changing = [each for each in found.values() if each["state"] in ("saturates", "moves on")]
         last = {name: vote([each[name] for each in changing]) for name in ("step", "known")}
         state = "missing" if not changing else "moves on" if np.isnan(last["step"]) else "saturates"
-        spent = own[(own["signal"] == "PPR") & (own["epoch"] <= last["known"])]
-        probe = float(spent.drop_duplicates("epoch")["probe"].sum())
+        spent = own[(own["signal"] == "PPR") & (own["prune_epoch"] <= last["known"])]
+        probe = float(spent.drop_duplicates("prune_epoch")["probe"].sum())
         n = max(each["n"] for each in found.values())
         found[VOTE] = {"n": n, "state": state, **last, "probe": probe}
         rows += [where | {"signal": name} | each for name, each in found.items()]
     columns = [
-        *by, "signal", "n", "state", "step", "known", "named", "change", "noise", "end", "probe",
+        *by, "signal", "n", "state", "step", "known", "named", "plateau", "change", "noise", "end", "probe",
     ]  # fmt: skip
     out = pd.DataFrame(rows, columns=columns)
     saved = {f"saved_{name}": 1 - out[name] / out["end"] for name in _READINGS}
@@ -199,7 +201,7 @@ def advice(signals: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
 
 def _of(rows: pd.DataFrame, tolerance: float) -> dict[str, Any]:
     """What a signal says, of the mean over the replicates that have every step."""
-    grid = rows.pivot_table(index="replicate", columns="epoch", values="value").dropna()
+    grid = rows.pivot_table(index="replicate", columns="prune_epoch", values="value").dropna()
     if grid.empty:
         return {"n": 0, "state": "missing", "step": np.nan, "known": np.nan}
     found = saturation(grid.columns.to_numpy(float).tolist(), grid.mean().tolist(), tolerance)
@@ -215,7 +217,7 @@ def evaluate(signals: pd.DataFrame, tickets: pd.DataFrame, tolerance: float = TO
         What `lthlab.early.signals` returns.
     tickets : DataFrame
         Trainings of one kind of ticket on masks ranked at several steps, one recipe for each cell of `signals`, with
-        epoch, the step in epochs.
+        prune_epoch, the step in epochs.
     tolerance : float, optional
         As in `saturation`.
 
@@ -236,7 +238,7 @@ def evaluate(signals: pd.DataFrame, tickets: pd.DataFrame, tolerance: float = TO
     for place, own in signals.groupby(by, dropna=False, sort=False):
         where = dict(zip(by, place, strict=True))
         same = np.logical_and.reduce([_same(done[name], value) for name, value in where.items()])
-        grid = done[same].pivot_table(index="replicate", columns="epoch", values="value")
+        grid = done[same].pivot_table(index="replicate", columns="prune_epoch", values="value")
         end = float(own["end"].iloc[0])
         if end not in grid:
             continue
@@ -262,8 +264,8 @@ def evaluate(signals: pd.DataFrame, tickets: pd.DataFrame, tolerance: float = TO
 
 def _spent(rows: pd.DataFrame, epoch: float) -> float:
     """Epochs that PPR took until one."""
-    until = rows[(rows["signal"] == "PPR") & (rows["epoch"] <= epoch)]
-    return float(until.drop_duplicates("epoch")["probe"].sum())
+    until = rows[(rows["signal"] == "PPR") & (rows["prune_epoch"] <= epoch)]
+    return float(until.drop_duplicates("prune_epoch")["probe"].sum())
 
 
 def _same(column: "pd.Series[Any]", value: Any) -> "pd.Series[bool]":

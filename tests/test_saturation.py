@@ -187,7 +187,14 @@ def signals(replicates=4, noise=0.0, **places):
         for replicate in range(replicates):
             values = hinge(at) * (-1 if name == "Hamming" else 1) + noise * random.standard_normal(12)
             rows += [
-                {"panel": "p", "find_lr": 0.1, "sparsity": 0.8, "signal": name, "replicate": replicate, "epoch": step}
+                {
+                    "panel": "p",
+                    "find_lr": 0.1,
+                    "sparsity": 0.8,
+                    "signal": name,
+                    "replicate": replicate,
+                    "prune_epoch": step,
+                }
                 | {"value": value, "end": 11.0, "probe": float(name == "PPR"), "split": "test", "status": "done"}
                 for step, value in zip(STEPS, values, strict=True)
             ]
@@ -196,7 +203,7 @@ def signals(replicates=4, noise=0.0, **places):
 
 def tickets(accuracy, replicates=4):
     return pd.DataFrame(
-        {"panel": "p", "find_lr": 0.1, "sparsity": 0.8, "replicate": replicate, "epoch": step, "status": "done"}
+        {"panel": "p", "find_lr": 0.1, "sparsity": 0.8, "replicate": replicate, "prune_epoch": step, "status": "done"}
         | {"value": accuracy(replicate, step)}
         for replicate in range(replicates)
         for step in STEPS
@@ -234,7 +241,7 @@ def test_signals_that_are_missing_or_do_not_change_have_no_vote():
 
 def test_replicates_that_lack_a_step_do_not_count():
     rows = signals(PPR=4, LPR=6, Hamming=8)
-    rows = rows[~((rows["signal"] == "PPR") & (rows["replicate"] == 2) & (rows["epoch"] == 3))]
+    rows = rows[~((rows["signal"] == "PPR") & (rows["replicate"] == 2) & (rows["prune_epoch"] == 3))]
     assert advice(rows).set_index("signal")["n"].tolist() == [3, 4, 4, 4]
 
 
@@ -271,13 +278,13 @@ def test_without_advice_pruning_is_at_the_end():
 
 def test_tickets_are_taken_at_the_nearest_step_that_has_one():
     own = tickets(lambda replicate, step: step / 100)
-    judged = evaluate(signals(PPR=4, LPR=4, Hamming=4), own[own["epoch"].isin([0, 5, 11])])
+    judged = evaluate(signals(PPR=4, LPR=4, Hamming=4), own[own["prune_epoch"].isin([0, 5, 11])])
     assert set(judged.loc[judged["reading"] == "step", "epoch"]) == {5}
 
 
 @pytest.mark.parametrize("lacking", ["all", "end", "other"])
 def test_without_tickets_nothing_is_judged(lacking):
     own = tickets(lambda replicate, step: step / 100)
-    own = {"all": own.iloc[:0], "end": own[own["epoch"] < 11], "other": own.assign(sparsity=0.5)}[lacking]
+    own = {"all": own.iloc[:0], "end": own[own["prune_epoch"] < 11], "other": own.assign(sparsity=0.5)}[lacking]
     judged = evaluate(signals(PPR=4), own)
     assert judged.empty and summary(judged).empty
