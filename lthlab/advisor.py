@@ -112,7 +112,7 @@ def evidence(signals: pd.DataFrame, tickets: pd.DataFrame) -> Html:
         for column in shown.columns[3:]:
             shown = shown.assign(**{column: ["" if np.isnan(v) else f"{v:.3g}" for v in shown[column].astype(float)]})
         parts.append(_titled(name, table(shown, f"Signals, {name}")))
-        followed = _same(judged, cell)[["advisers", "reading", "replicate", "prune_epoch", "value", "saved", "net"]]
+        followed = _same(judged, cell)[["advisers", "reading", "replicate", "epoch", "value", "saved", "net"]]
         if len(followed):
             values = [signed(100 * value, 2) for value in followed["value"]]
             rows = followed.assign(value=values).round({"saved": 3, "net": 3}).rename(columns={"value": "points"})

@@ -277,7 +277,7 @@ def test_advice_of_a_study_is_made_and_followed(computed):
         own = frame[(frame["ticket"] == "LRR") & (frame["replicate"] == row["replicate"])].set_index("prune_at")[
             "value"
         ]
-        assert row["value"] == pytest.approx(own[f"{row['prune_epoch']:g}ep"] - own["6ep"])
+        assert row["value"] == pytest.approx(own[f"{row['epoch']:g}ep"] - own["6ep"])
 
 
 def test_ppr_is_judged_on_test_images_where_there_are_no_others(computed):
