@@ -19,15 +19,15 @@ _NO_CHANGE = {
     "moves on": "still moves at the end",
 }
 _WAYS = {
-    ("others", "step"): "advice of the other replicates, in hindsight",
-    ("others", "known"): "advice of the other replicates, when they know",
-    ("own", "known"): "its own curves, when they are known",
+    ("others", "step"): "the other replicates, in hindsight",
+    ("others", "known"): "the other replicates, when they know",
+    ("own", "known"): "its own curves, when they tell",
 }
 _HIDDEN = ("step", "known", "named", "plateau", "change", "noise")
 
 
 def advice(signals: pd.DataFrame, tickets: pd.DataFrame, kind: str = "LRR") -> Html:
-    """Say at which epoch the signals advise to prune, and what it costs and saves to follow them.
+    """Say at which epoch the signals advise to prune, and show what it costs and saves to follow them.
 
     Parameters
     ----------
@@ -39,16 +39,15 @@ def advice(signals: pd.DataFrame, tickets: pd.DataFrame, kind: str = "LRR") -> H
         Its name.
     """
     said, judged = saturation.advice(signals), saturation.summary(saturation.evaluate(signals, tickets))
-    sentences = []
+    sentences, tables = [], []
     for name, cell, own in _cells(said):
-        sentences.append(f"{name}: {_advised(own, _split(signals, cell))}")
         followed = _same(judged, cell).to_dict("records")
-        where = f"Followed with {kind}, against pruning at the end (paired, 95 % t interval)"
-        if not followed:
-            sentences.append(f"There is no {kind} ranked at these steps and at the end, so the advice is not judged.")
-        else:
-            sentences.append(f"{where}: {'; '.join(map(_followed, followed))}.")
-    return found_out(sentences or ["No mask is ranked at several steps, so nothing advises when to prune."])
+        sentences.append(f"{name}: {_advised(own, _split(signals, cell))} {_judged(followed, kind)}")
+        if followed:
+            words = f"{name}: {kind} of a replicate at the advised epoch, against its {kind} ranked at the end"
+            tables.append(_titled(f"{words} (paired, 95 % t interval)", table(_followed(followed), words)))
+    none = ["No mask is ranked at several steps, so nothing advises when to prune."]
+    return Html(found_out(sentences or none) + "".join(tables))
 
 
 def _advised(rows: pd.DataFrame, split: str) -> str:
@@ -56,45 +55,69 @@ def _advised(rows: pd.DataFrame, split: str) -> str:
     vote = by_name.pop(saturation.VOTE)
     told = "; ".join(f"{name} {_state(row, split if name == 'PPR' else '')}" for name, row in by_name.items())
     counted = [row for row in by_name.values() if row["state"] in ("saturates", "moves on")]
-    about = f"{told} (n = {vote['n']}, tolerance {100 * saturation.TOLERANCE:g} % of the change). "
+    about = f"{told} (n = {vote['n']}, tolerance {100 * saturation.TOLERANCE:g} % of the change)."
     if not counted:
-        return f"{about}None of them changes, so there is no advice."
+        return f"{about} None of them changes, so there is no advice."
     most = f"{len(counted) // 2 + 1} of {len(counted)}"
     if np.isnan(vote["step"]):
-        return f"{about}Fewer than {most} saturate, so the advice is to prune at the end."
-    known = "which nobody would have known before the end"
-    if not np.isnan(vote["known"]):
-        known = (
-            f"known at epoch {vote['known']:g}, which saves {_share(vote['saved_known'])} of the epochs of the search, "
-            f"{_share(vote['saved_net'])} less those that PPR took"
-        )
+        return f"{about} Fewer than {most} saturate, so the advice is to prune at the end."
+    saves = f"saves {_share(vote['saved_step'])} of the epochs of a search"
+    text = f"{about} {most} have saturated by epoch {vote['step']:g} of {vote['end']:g}: pruning there {saves}."
+    if np.isnan(vote["known"]):
+        return f"{text} Nobody would have known it before the end."
+    rest = ", too early, for a rest on the way looked like the end" * bool(vote["known"] < vote["step"])
     return (
-        f"{about}By epoch {vote['step']:g} of {vote['end']:g}, {most} have saturated: pruning there saves "
-        f"{_share(vote['saved_step'])} of the epochs; {known}."
+        f"{text} Who watches knows at epoch {vote['known']:g}{rest}: that saves {_share(vote['saved_known'])}, and "
+        f"{_share(vote['saved_net'])} less what PPR took."
     )
 
 
 def _state(row: dict[Any, Any], split: str) -> str:
     words = f" on {split} images" * bool(split)
     if row["state"] != "saturates":
-        return _NO_CHANGE[row["state"]]
+        return _NO_CHANGE[row["state"]] + words * (row["state"] != "missing")
     known = "not known before the end" if np.isnan(row["known"]) else f"known at {row['known']:g}"
     return f"saturates at epoch {row['step']:g}{words} ({known})"
 
 
-def _followed(row: dict[Any, Any]) -> str:
-    way = _WAYS[row["advisers"], row["reading"]]
-    epochs = " to ".join(dict.fromkeys(f"{row[name]:g}" for name in ("first", "last")))
-    net = f", {_share(row['net'])} with the epochs of PPR" * (row["advisers"] == "own")
-    return f"{way} (epoch {epochs}): {points(row)} points, {_share(row['saved'])} of the epochs saved{net}; {_aim(row)}"
+def _judged(followed: list[dict[Any, Any]], kind: str) -> str:
+    """What following the advice of others cost, at the epoch at which they know."""
+    if not followed:
+        return f"There is no {kind} ranked at these steps and at the end, so the advice is not judged."
+    (row,) = [row for row in followed if (row["advisers"], row["reading"]) == ("others", "known")] or followed[:1]
+    return (
+        f"Replicates that follow {_WAYS[row['advisers'], row['reading']]}, get {points(row)} points (95 % t interval, "
+        f"n = {row['n']}) and save {_share(row['saved'])} of the epochs. Of the aim, {_share(SAVED)} saved is "
+        f"{_reached(row)}, at most {100 * LOST:g} points lost is {_kept(row)}."
+    )
 
 
-def _aim(row: dict[Any, Any]) -> str:
-    """Whether it reaches the aim: as far as the interval says, or open."""
-    enough = f"the aim of {_share(SAVED)} is {'reached' if row['saved'] >= SAVED else 'missed'}"
-    low, high = (row["mean"], row["mean"]) if row["n"] < 2 else (row["low"], row["high"])
-    kept = "kept" if low >= -LOST and row["n"] > 1 else "missed" if high < -LOST else "not certain"
-    return f"{enough}, a loss of at most {100 * LOST:g} points is {kept}"
+def _reached(row: dict[Any, Any]) -> str:
+    return "reached" if row["saved"] >= SAVED else "missed"
+
+
+def _kept(row: dict[Any, Any]) -> str:
+    """Whether the loss is within the aim, as far as the interval says."""
+    if row["n"] < 2:
+        return "not certain"
+    least = -LOST - 1e-9
+    return "reached" if row["low"] >= least else "missed" if row["high"] < least else "not certain"
+
+
+def _followed(rows: list[dict[Any, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "advice of": _WAYS[row["advisers"], row["reading"]],
+            "epoch": " to ".join(dict.fromkeys(f"{row[name]:g}" for name in ("first", "last"))),
+            "points": points(row),
+            "n": row["n"],
+            "epochs saved": _share(row["saved"]),
+            "less PPR": _share(row["net"]),
+            f"{_share(SAVED)} saved": _reached(row),
+            f"at most {100 * LOST:g} lost": _kept(row),
+        }
+        for row in rows
+    )
 
 
 def evidence(signals: pd.DataFrame, tickets: pd.DataFrame) -> Html:
@@ -180,16 +203,17 @@ def slopes(rows: pd.DataFrame) -> Html:
 
     def shown(own: pd.DataFrame, name: str) -> str:
         lines = []
-        for (since, epoch), interval_ in own.groupby(["since_epoch", "at_epoch"]):
-            (cell,) = results.summarise(interval_, ["at_epoch"]).to_dict("records")
+        for (since, epoch), own_ in own.groupby(["since_epoch", "at_epoch"]):
+            (cell,) = results.summarise(own_, ["at_epoch"]).to_dict("records")
             lines.append({
-                "epochs": f"{since:g} to {epoch:g}", "measured (%)": signed(100 * interval_["change"].mean(), 2),
-                "predicted (%)": signed(100 * interval_["expected"].mean(), 2), "ratio": interval(cell),
-                "layers": f"{interval_['least'].mean():.2f} to {interval_['most'].mean():.2f}", "n": cell["n"],
+                "epochs": f"{since:g} to {epoch:g}", "measured (%)": signed(100 * own_["change"].mean(), 2),
+                "predicted (%)": signed(100 * own_["expected"].mean(), 2), "ratio": interval(cell).replace("-", "−"),
+                "of layers": f"{own_['least'].mean():.2f} to {own_['most'].mean():.2f}".replace("-", "−"),
+                "n": cell["n"],
             })  # fmt: skip
         return table(pd.DataFrame(lines), name)
 
-    return _tables(found, "change of the spread of weights, mean over layers", shown, "slopes")
+    return _tables(found, "change of the spread of weights, mean over layers", shown, "slopes", by_sparsity=False)
 
 
 def gradual(frame: pd.DataFrame) -> Html:
@@ -207,7 +231,8 @@ def gradual(frame: pd.DataFrame) -> Html:
     def shown(own: pd.DataFrame, name: str) -> str:
         lines = [
             {
-                "images": row["images"], "epoch": f"{row['prune_epoch']:g}", "pruned (%)": f"{100 * row['sparsity']:g}",
+                "images": f"{row['images']:g}", "epoch": f"{row['prune_epoch']:g}",
+                "pruned (%)": f"{100 * row['sparsity']:g}",
                 "one-shot (%)": f"{100 * row['one_shot']:.1f}", "gradual (%)": f"{100 * row['gradual']:.1f}",
                 "gradual − one-shot (points)": points(row), "n": row["n"],
             }
@@ -216,7 +241,7 @@ def gradual(frame: pd.DataFrame) -> Html:
         return table(pd.DataFrame(lines), name)
 
     about = "training accuracy on random labels, paired difference with 95 % t interval"
-    return _tables(found.assign(level=np.nan), about, shown, "gradual", by_sparsity=False)
+    return _tables(found, about, shown, "gradual", by_sparsity=False)
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -255,9 +280,12 @@ def _tables(
     rows: pd.DataFrame, about: str, show: Callable[[pd.DataFrame, str], str], name: str, by_sparsity: bool = True
 ) -> Html:
     """Show each panel and sparsity under its name, and all rows as a CSV file."""
-    parts = [
-        _titled(f"{words}: {about}", show(own, f"{words}: {about}")) for words, _, own in _cells(rows, by_sparsity)
-    ]
+    parts = []
+    for panel, _, own in _cells(rows, by_sparsity):
+        words = f"{panel}: {about}"
+        counts = sorted(set(own["n"])) if "n" in own else []
+        n = f" (n = {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} replicates)" if counts else ""
+        parts.append(_titled(words + n, show(own, words)))
     return Html("".join(parts) + download(rows, f"{name}.csv", f"All {len(rows)} rows, with n and intervals (CSV)"))
 
 

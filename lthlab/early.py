@@ -9,6 +9,7 @@ from lthlab.runs import read_metrics
 from lthlab.store import Store
 
 _BASELINE = "dense at s"
+_SPREAD = ("layer", "number", "predicted", "at_epoch", "since_epoch", "change", "expected", "ratio")
 
 
 def spreads(rows: pd.DataFrame) -> pd.DataFrame:
@@ -22,18 +23,22 @@ def spreads(rows: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Its rows in order of the epoch, which is called at_epoch, with since_epoch (that of the state before); change,
+        Its rows in order of the epoch, which is called at_epoch (and the step measured_at), with since_epoch (that of
+        the state before); change,
         the relative change since then; expected, the one that equation (5) of Sooner predicts; and ratio, change /
         expected. NaN at the first state and where nothing is predicted. Where the ratio is 1, decay alone moves the
         spread, as Sooner says of intervals of low gradient; which these are is not decided here.
     """
     rows = rows.rename(columns={"epoch": "at_epoch"})
+    if rows.empty:
+        return rows.reindex(columns=list(dict.fromkeys([*rows, *_SPREAD])))
     chain = [name for name in dict.fromkeys([*_cell(rows), "eval_lr", "ticket", "layer", "replicate"]) if name in rows]
     rows = ratios.plain(rows, chain).sort_values(["at_epoch", "number"], kind="stable", ignore_index=True)
     groups = rows.groupby(chain, dropna=False)
     before = groups["value"].shift()
     change, expected = rows["value"] / before - 1, rows["predicted"].astype(float) / before - 1
     return rows.assign(
+        measured_at=rows["step"],
         since_epoch=groups["at_epoch"].shift(),
         change=change,
         expected=expected,
@@ -172,12 +177,13 @@ def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFra
         Their rows with prune_epoch, the step in epochs, and series and order, the text and the place of the line.
     """
     rows = _at_steps(frame[frame["what"] == "ppr"])
+    rows = rows.drop(columns=[name for name in map(str, rows) if name[:5] == "eval_" and name != "eval_lr"])
     lrs = sorted(rows["eval_lr"].unique())
     rows = rows.assign(order=rows["eval_lr"].map(lrs.index), series=[f"PPR at {lr:g}" for lr in rows["eval_lr"]])
     if baseline is None or rows.empty:
         return rows
     own = _beside(rows, baseline).assign(series="dense, not pruned", order=len(lrs), what="ppr")
-    return pd.concat([rows, own], ignore_index=True)
+    return pd.concat([rows, own[[name for name in rows if name in own]]], ignore_index=True)
 
 
 def distances(rows: pd.DataFrame) -> pd.DataFrame:
@@ -338,22 +344,36 @@ def scaled(signals: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Rows of the signals that change: value on that scale, series (the signal and where it saturates), order,
-        saturated (that step, NaN if none) and advised (the step of the vote).
+        Rows of the signals that change: value on that scale, series (the signal), order, saturated (the step at which
+        it saturates, NaN if it does not), advised (the step of the vote) and facet (these in words).
     """
     by = saturation.cells(signals)
-    vote = said.loc[said["signal"] == saturation.VOTE, [*by, "step"]].rename(columns={"step": "advised"})
-    told = said[[*by, "signal", "state", "step", "plateau", "change"]]
-    rows = signals.merge(told, on=[*by, "signal"]).merge(vote, on=by)
+    rows = signals.merge(said[[*by, "signal", "step", "plateau", "change"]], on=[*by, "signal"])
     rows = rows[rows["change"].abs() > 0]
-    words = rows["state"].where(rows["step"].isna(), "saturates at epoch " + rows["step"].map("{:g}".format))
-    return rows.assign(
+    vote = said.loc[said["signal"] == saturation.VOTE, [*by, "step"]].rename(columns={"step": "advised"})
+    rows = rows.merge(vote, on=by)
+    rows = rows.assign(
         value=1 - (rows["plateau"] - rows["value"]) / rows["change"],
-        series=rows["signal"] + ": " + words,
+        series=rows["signal"],
         order=rows["signal"].map(saturation.SIGNALS.index),
         saturated=rows["step"],
         what="signal",
-    ).drop(columns=["state", "step", "plateau", "change"])
+        prune_at=rows["prune_epoch"].map("{:g}ep".format),
+    ).drop(columns=["step", "plateau", "change"])
+    return rows.assign(facet=_told(rows, by))
+
+
+def _told(rows: pd.DataFrame, by: list[str]) -> "pd.Series[str]":
+    """Say of the cell of each row where its signals saturate, and what is advised."""
+    words, rates = pd.Series("", rows.index), rows["find_lr"].nunique() > 1
+    for _, own in rows.groupby(by, dropna=False):
+        steps = own.drop_duplicates("signal").dropna(subset="saturated")
+        told = [f"{name} {step:g}" for name, step in zip(steps["signal"], steps["saturated"], strict=True)]
+        advised, lr = own["advised"].iloc[0], own["find_lr"].iloc[0]
+        end = "advised: the end" if pd.isna(advised) else f"advised: {advised:g}"
+        left = f"{100 * (1 - own['sparsity'].iloc[0]):.3g} % left" + f" (found at {lr:g})" * rates
+        words[own.index] = f"{left}, saturated: {'; '.join(told) or 'none'}, {end}"
+    return words
 
 
 def _cell(rows: pd.DataFrame) -> list[str]:

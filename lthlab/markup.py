@@ -11,6 +11,9 @@ from typing import Any
 import pandas as pd
 
 from lthlab import plots, results
+from lthlab.roles import ROLE
+
+_NAMED = ("study", "panel", "network", "data", "what", "ticket", "method", "level", "sparsity", "find_lr", "eval_lr")
 
 
 class Html(str):
@@ -66,8 +69,20 @@ def slug(panel: str) -> str:
 
 
 def download(frame: pd.DataFrame, name: str, words: str) -> Html:
-    """Link to a frame as a CSV file of that name, which the link itself holds."""
-    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    """Link to a frame as a CSV file of that name, which the link itself holds.
+
+    Columns without any entry are left out, and so is what all of several rows share of roles and recipes, which a page
+    says elsewhere: else these would be most of it.
+    """
+    role = {*results.PANEL, *ROLE} - {*_NAMED}
+    shared = [
+        column
+        for column in map(str, frame)
+        if column in role or (column[:5] in ("find_", "eval_") and column not in _NAMED)
+        if len(frame) > 1 and frame[column].map(str).nunique() == 1
+    ]
+    rows = frame.drop(columns=shared).dropna(axis="columns", how="all")
+    data = base64.b64encode(rows.to_csv(index=False).encode()).decode()
     return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
 
 

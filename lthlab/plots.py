@@ -296,7 +296,7 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for (method, sparsity), own in cells.groupby(["method", "sparsity"]):
         colour, marker = strokes.STEPS[-len(chosen) :][chosen.index(sparsity)]
         level = own["level"].iloc[0]
-        left = f"{100 * (1 - sparsity):.3g} % left"
+        left = f"{100 * (1 - own['sparsity'].iloc[0]):.3g} % left"
         label = f"{method}, {left}" if pd.isna(level) else f"{method}, level {level:g} ({left})"
         base = str(method)[:3]
         alike = sorted(name for name in cells["method"].unique() if name.startswith(base)).index(method)

@@ -194,7 +194,7 @@ def advice(signals: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     columns = [
         *by, "signal", "n", "state", "step", "known", "named", "plateau", "change", "noise", "end", "probe",
     ]  # fmt: skip
-    out = pd.DataFrame(rows, columns=columns)
+    out = pd.DataFrame(rows, columns=columns).astype({name: signals[name].dtype for name in by})
     saved = {f"saved_{name}": 1 - out[name] / out["end"] for name in _READINGS}
     return out.assign(**saved, saved_net=saved["saved_known"] - out["probe"] / out["end"])
 

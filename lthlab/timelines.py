@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_hex
 
 from lthlab import plots, results, strokes
@@ -42,22 +43,23 @@ def spread_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     done = strokes.done(frame, ["at_epoch"], ["layer"])
     order = done.drop_duplicates("layer").sort_values("number")
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.15, 1, len(order)))
-    label = "as equation 5 predicts from the state before"
+    predicted: list[list[tuple[float, float]]] = []
     for place, row in enumerate(order.to_dict("records")):
         own = done[done["layer"] == row["layer"]]
         cells = results.summarise(own, ["at_epoch"]).sort_values("at_epoch")
         name = f"{row['number']}: {row['layer'].removesuffix('.weight')}"
         style, marker = ("-", strokes.DASHED)[place % 2], strokes.VARIED[place % len(strokes.VARIED)]
         strokes.line(ax, cells["at_epoch"], cells, name, to_hex(colours[place]), marker, style)
-        told = own.dropna(subset=["predicted", "since_epoch"])
-        for (since, epoch), pair in told.groupby(["since_epoch", "at_epoch"]):
+        for (since, epoch), pair in own.dropna(subset=["predicted"]).groupby(["since_epoch", "at_epoch"]):
             before = own.loc[(own["at_epoch"] == since) & own["replicate"].isin(pair["replicate"]), "value"].mean()
-            ends = [before, pair["predicted"].astype(float).mean()]
-            ax.plot([since, epoch], ends, color="#000000", linewidth=0.9, zorder=4, label=label)
-            label = f"_{label}"
+            predicted.append([(since, before), (epoch, pair["predicted"].astype(float).mean())])
+    if predicted:
+        label = "as equation 5 predicts from the state before"
+        ax.add_collection(LineCollection(predicted, colors="#000000", linewidths=0.9, zorder=4, label=label))
     ax.set_yscale("log")
+    ax.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     ax.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-    ax.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    ax.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     _epochs(ax, done, "at_epoch", "epoch")
     ax.set_ylabel("standard deviation of the weights")
     return plots.legend(ax) if alone else ax
@@ -104,8 +106,8 @@ def signals_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Returns
     -------
     Axes
-        Signals by epoch, 0 where they begin and 1 at their level at the end; means with intervals. A ring marks where
-        a signal saturates, and a vertical line the epoch that most of them advise.
+        Signals by epoch, 0 where they begin and 1 at their level at the end; means with intervals, which are cut where
+        they leave the frame. A ring marks where a signal saturates, a vertical line the epoch that most of them advise.
 
     Raises
     ------
@@ -126,6 +128,7 @@ def signals_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
                     textcoords="offset points", color=_ADVISED, fontsize=9)  # fmt: skip
     _epochs(ax, done, "prune_epoch", "epoch at which weights are ranked")
     ax.set_ylabel("change so far, of the whole")
+    ax.set_ylim(-0.3, 1.5)
     return plots.legend(ax) if alone else ax
 
 

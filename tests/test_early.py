@@ -74,6 +74,7 @@ def spreads(**columns):
                 {"study": "s", "panel": "p", "network": "n", "data": "d", "train_size": 96, "find_batch_size": 32}
                 | {"find_lr": 0.1, "eval_lr": 0.1, "find_milestones": ["2ep"], "ticket": "dense", "what": "weight_std"}
                 | {"replicate": replicate, "layer": f"l{layer}.weight", "number": layer, "epoch": float(epoch)}
+                | {"step": f"{epoch}ep"}
                 | {"value": value / layer, "predicted": None if predicted is None else predicted / layer}
                 | {"status": "done", "metric": "weight_std", "key": f"{replicate:032x}", **columns}
             )
@@ -95,6 +96,7 @@ def test_ratios_to_equation_5_by_hand():
 
 def test_without_prediction_or_without_decay_there_is_no_ratio():
     assert early.slopes(early.spreads(spreads(predicted=None))).empty
+    assert early.slopes(early.spreads(pd.DataFrame(columns=["find_lr", "status", "replicate"]))).empty
     still = spreads()
     still["predicted"] = still["value"].shift()
     assert early.spreads(still.iloc[1:3])["ratio"].isna().all(), "an expected change of zero divides nothing"
@@ -163,6 +165,7 @@ def test_lines_of_ppr_are_by_rate_and_beside_the_dense_network(computed):
     assert order == {0: "PPR at 0.01", 1: "PPR at 0.2", 2: "dense, not pruned"}
     for _, own in found.groupby("series"):
         assert own.groupby("replicate")["prune_epoch"].apply(list).tolist() == [EPOCHS, EPOCHS]
+    assert len(results.panels(found)) == 1, "PPR and the dense network are drawn together"
     assert "epoch" not in found, "it would be said to be the epoch of all accuracies"
     assert early.ppr(frame[:0], early.dense(store, frame)).empty
 
@@ -198,7 +201,7 @@ def memorized():
     rows = []
     for replicate, images in itertools.product((0, 1), (32, 64)):
         own = base | {"replicate": replicate, "images": images}
-        rows.append(own | {"method": None, "sparsity": np.nan, "prune_at": None, "value": 0.9})
+        rows.append(own | {"method": None, "sparsity": np.nan, "prune_at": None, "value": 0.9 - replicate / 50})
         for step, sparsity, value in (("1ep", 0.8, 0.3), ("2ep", 0.8, 0.4), ("4ep", 0.8, 0.5), ("2ep", 0.5, 0.6)):
             rows.append(
                 own | {"method": "OMP", "prune_at": step, "sparsity": sparsity, "value": value + replicate / 100}
@@ -213,7 +216,7 @@ def test_what_is_memorised_is_ordered_by_the_step_of_pruning():
     assert set(found["sparsity"]) == {0.8}, "of 0.5 there is one step, and no line"
     lines = dict(sorted(set(zip(found["order"], found["series"], strict=True))))
     assert list(lines.values()) == ["pruned at epoch 1", "pruned at epoch 2", "pruned at epoch 4", "dense"]
-    assert found.loc[found["series"] == "dense", "value"].tolist() == [0.9] * 4
+    assert found.loc[found["series"] == "dense", "value"].tolist() == [0.9, 0.9, 0.88, 0.88]
     assert len(found) == 2 * 2 * 4
 
 
@@ -273,6 +276,8 @@ def test_advice_of_a_study_is_made_and_followed(computed):
     assert said["signal"].tolist() == ["PPR", "LPR", "Hamming", "vote"]
     judged = saturation.evaluate(found, early.tickets(frame, "LRR"))
     assert len(judged) == 2 * 3 and judged["value"].notna().all()
+    drawn = early.scaled(found, said)
+    assert len(drawn) == sum(found["signal"].isin(said.loc[said["change"].abs() > 0, "signal"])) > 0
     for row in judged.to_dict("records"):
         own = frame[(frame["ticket"] == "LRR") & (frame["replicate"] == row["replicate"])].set_index("prune_at")[
             "value"
@@ -315,4 +320,5 @@ def test_scaled_signals_begin_at_0_and_end_at_1():
     for name, at in (("PPR", 4), ("LPR", 6), ("Hamming", 5)):
         own = found[(found["signal"] == name) & (found["replicate"] == 0)]
         assert own["value"].tolist() == pytest.approx(np.minimum(steps, at) / at)
-        assert set(own["series"]) == {f"{name}: saturates at epoch {at}"} and set(own["advised"]) == {5}
+        assert set(own["series"]) == {name} and set(own["saturated"]) == {at} and set(own["advised"]) == {5}
+    assert set(found["facet"]) == {"20 % left, saturated: PPR 4; LPR 6; Hamming 5, advised: 5"}
