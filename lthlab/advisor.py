@@ -19,9 +19,9 @@ _NO_CHANGE = {
     "moves on": "still moves at the end",
 }
 _WAYS = {
-    ("others", "step"): "the other replicates, in hindsight",
-    ("others", "known"): "the other replicates, when they know",
-    ("own", "known"): "its own curves, when they tell",
+    ("others", "step"): "the others in hindsight",
+    ("others", "known"): "the others when they know",
+    ("own", "known"): "its own curves when they tell",
 }
 _HIDDEN = ("step", "known", "named", "plateau", "change", "noise")
 
@@ -54,7 +54,7 @@ def _advised(rows: pd.DataFrame, split: str) -> str:
     by_name = {row["signal"]: row for row in rows.to_dict("records")}
     vote = by_name.pop(saturation.VOTE)
     told = "; ".join(f"{name} {_state(row, split if name == 'PPR' else '')}" for name, row in by_name.items())
-    counted = [row for row in by_name.values() if row["state"] in ("saturates", "moves on")]
+    counted = [row for row in by_name.values() if row["state"] in saturation.CHANGING]
     about = f"{told} (n = {vote['n']}, tolerance {100 * saturation.TOLERANCE:g} % of the change)."
     if not counted:
         return f"{about} None of them changes, so there is no advice."
@@ -85,10 +85,16 @@ def _judged(followed: list[dict[Any, Any]], kind: str) -> str:
     if not followed:
         return f"There is no {kind} ranked at these steps and at the end, so the advice is not judged."
     (row,) = [row for row in followed if (row["advisers"], row["reading"]) == ("others", "known")] or followed[:1]
+    alone = "".join(
+        f" By its own curves alone a search saves {_share(own['saved'])}, and {_share(own['net'])} less its PPR."
+        for own in followed
+        if own["advisers"] == "own" and own is not row
+    )
+    way = _WAYS[row["advisers"], row["reading"]]
     return (
-        f"Replicates that follow {_WAYS[row['advisers'], row['reading']]}, get {points(row)} points (95 % t interval, "
-        f"n = {row['n']}) and save {_share(row['saved'])} of the epochs. Of the aim, {_share(SAVED)} saved is "
-        f"{_reached(row)}, at most {100 * LOST:g} points lost is {_kept(row)}."
+        f"Replicates that follow the advice of {way} get {points(row)} points (95 % t interval, n = {row['n']}) and "
+        f"save {_share(row['saved'])} of the epochs. Of the aim, {_share(SAVED)} saved is {_reached(row)}, at most "
+        f"{100 * LOST:g} points lost is {_kept(row)}.{alone}"
     )
 
 
@@ -112,9 +118,8 @@ def _followed(rows: list[dict[Any, Any]]) -> pd.DataFrame:
             "points": points(row),
             "n": row["n"],
             "epochs saved": _share(row["saved"]),
-            "less PPR": _share(row["net"]),
-            f"{_share(SAVED)} saved": _reached(row),
-            f"at most {100 * LOST:g} lost": _kept(row),
+            "less its PPR": _share(row["net"]),
+            f"{100 * LOST:g} lost at most": _kept(row),
         }
         for row in rows
     )

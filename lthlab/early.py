@@ -183,6 +183,7 @@ def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFra
     if baseline is None or rows.empty:
         return rows
     own = _beside(rows, baseline).assign(series="dense, not pruned", order=len(lrs), what="ppr")
+    own = own.assign(prune_at=own["prune_epoch"].map("{:g}ep".format))
     return pd.concat([rows, own[[name for name in rows if name in own]]], ignore_index=True)
 
 
@@ -348,8 +349,8 @@ def scaled(signals: pd.DataFrame, said: pd.DataFrame) -> pd.DataFrame:
         it saturates, NaN if it does not), advised (the step of the vote) and facet (these in words).
     """
     by = saturation.cells(signals)
-    rows = signals.merge(said[[*by, "signal", "step", "plateau", "change"]], on=[*by, "signal"])
-    rows = rows[rows["change"].abs() > 0]
+    changing = said[said["state"].isin(saturation.CHANGING)]
+    rows = signals.merge(changing[[*by, "signal", "step", "plateau", "change"]], on=[*by, "signal"])
     vote = said.loc[said["signal"] == saturation.VOTE, [*by, "step"]].rename(columns={"step": "advised"})
     rows = rows.merge(vote, on=by)
     rows = rows.assign(

@@ -110,27 +110,24 @@ def heat(grid: pd.DataFrame, label: str, scale: tuple[float, float], decimals: i
     from matplotlib.colors import Normalize, to_hex
 
     colours, shade = colormaps["Blues"], Normalize(*scale, clip=True)
-    style = "padding:0.2rem 0.45rem;text-align:center;border:0;"
 
     def cell(value: float) -> str:
         if math.isnan(value):
-            return f'<td style="{style}"></td>'
+            return "<td></td>"
         colour = colours(0.9 * float(shade(value)))
         light = 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2
         ink = "#000000" if light > 0.18 else "#ffffff"
-        return f'<td style="{style}background:{to_hex(colour)};color:{ink}">{value:.{decimals}f}</td>'
+        return f'<td style="background:{to_hex(colour)};color:{ink}">{value:.{decimals}f}</td>'
 
     corner = html.escape(f"{grid.index.name} \\ {grid.columns.name}")
-    head = "".join(f'<th scope="col" style="{style}">{html.escape(str(name))}</th>' for name in grid)
+    head = "".join(f'<th scope="col">{html.escape(str(name))}</th>' for name in grid)
     rows = "".join(
-        f'<tr><th scope="row" style="{style}text-align:left">{html.escape(str(name))}</th>'
-        + "".join(map(cell, values))
-        + "</tr>"
+        f'<tr><th scope="row">{html.escape(str(name))}</th>' + "".join(map(cell, values)) + "</tr>"
         for name, values in zip(grid.index, grid.to_numpy(float), strict=True)
     )
     return Html(
         f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}"><table class="heat">'
-        f'<thead><tr><th scope="col" style="{style}text-align:left">{corner}</th>{head}</tr></thead>'
+        f'<thead><tr><th scope="col">{corner}</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -24,7 +24,8 @@ SIGNALS = ("PPR", "LPR", "Hamming")
 mask is from the one before it, relative to chance."""
 VOTE = "vote"
 _SEEN = 5.0  # times the noise; see docs/decisions.md
-_STATES = ("saturates", "moves on", "no change", "too few")
+CHANGING = ("saturates", "moves on")
+"""States of signals that have a vote."""
 _READINGS = ("step", "known")
 
 
@@ -183,7 +184,7 @@ def advice(signals: pd.DataFrame, tolerance: float = TOLERANCE) -> pd.DataFrame:
     for place, own in signals.groupby(by, dropna=False, sort=False):
         where = dict(zip(by, place, strict=True)) | {"end": float(own["end"].iloc[0])}
         found = {name: _of(own[own["signal"] == name], tolerance) for name in SIGNALS}
-        changing = [each for each in found.values() if each["state"] in ("saturates", "moves on")]
+        changing = [each for each in found.values() if each["state"] in CHANGING]
         last = {name: vote([each[name] for each in changing]) for name in ("step", "known")}
         state = "missing" if not changing else "moves on" if np.isnan(last["step"]) else "saturates"
         spent = own[(own["signal"] == "PPR") & (own["prune_epoch"] <= last["known"])]

@@ -14,7 +14,7 @@ from lthlab import plots, results, strokes
 from lthlab.parts import iterations
 
 _ADVISED = "#4d4d4d"
-_MOST_LINES = 7
+_MOST_LINES = 5
 
 
 def spread_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -31,7 +31,7 @@ def spread_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     -------
     Axes
         Standard deviations on a logarithmic axis by epoch, one line per layer, darker towards the output; means with
-        intervals. Black strokes lead from a mean to the next as equation (5) predicts it from the former. Vertical
+        intervals. Thin strokes lead from a mean to the next as equation (5) predicts it from the former. Vertical
         lines are drops of the learning rate.
 
     Raises
@@ -127,7 +127,7 @@ def signals_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.annotate(f"advised: {epoch:g}", (epoch, 0), (4, 4), xycoords=("data", "axes fraction"),
                     textcoords="offset points", color=_ADVISED, fontsize=9)  # fmt: skip
     _epochs(ax, done, "prune_epoch", "epoch at which weights are ranked")
-    ax.set_ylabel("change so far, of the whole")
+    ax.set_ylabel("share of its whole change")
     ax.set_ylim(-0.3, 1.5)
     return plots.legend(ax) if alone else ax
 
@@ -146,7 +146,7 @@ def memorized_by_images(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     -------
     Axes
         Training accuracy in %; images on a logarithmic axis, one line per epoch of pruning, darker the later; means
-        with intervals. At most seven epochs, spread evenly, the last among them.
+        with intervals. At most five epochs, spread evenly, the last among them.
 
     Raises
     ------

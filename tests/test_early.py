@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lthlab import early, lab, results, saturation, spec
+from lthlab import early, lab, reports, results, saturation, spec, timelines
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
 from lthlab.runs import read_metrics
@@ -167,6 +167,8 @@ def test_lines_of_ppr_are_by_rate_and_beside_the_dense_network(computed):
         assert own.groupby("replicate")["prune_epoch"].apply(list).tolist() == [EPOCHS, EPOCHS]
     assert len(results.panels(found)) == 1, "PPR and the dense network are drawn together"
     assert "epoch" not in found, "it would be said to be the epoch of all accuracies"
+    page = reports.figure(timelines.ppr_by_epoch, found, "sparsity")
+    assert page.count("<figure>") == 1 and "dense, not pruned" in page
     assert early.ppr(frame[:0], early.dense(store, frame)).empty
 
 

@@ -21,7 +21,10 @@ from lthlab import data, datasets, lab, nets, pages, parts, results, sections, s
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE = ("find_tickets", "evaluate_tickets")
-REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer")
+REPORTS = (
+    "winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer",
+    "early_tickets",
+)  # fmt: skip
 OWN, TRANSFER, EARLY = "own_network", "ticket_transfer", "early_tickets"
 STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
 """The studies of notebooks that are not about the demo."""
@@ -78,6 +81,18 @@ panels:
   - data: {classes: [5, 6, 7, 8, 9]}
     targets: {data: {name: digits, classes: [0, 1, 2, 3, 4], train_size: 60}}
 reports: [ticket_transfer]
+"""
+SOONER = """
+name: early
+net: lenet_300_100
+data: {name: digits, train_size: 60, val_size: 60}
+replicates: 2
+find: {epochs: 6, batch_size: 30, lr: 0.1, weight_decay: 0.01}
+prune: {sparsities: [0.5, 0.8], at: [1ep, 2ep, 3ep, 4ep, 5ep, 6ep], gradual: [{points: [[2ep, 0.4], [4ep, 0.6]]}]}
+protocol: {schedule: restart}
+tickets: {LT: {methods: OMP}, WR: {methods: OMP, rewind: 2ep}, LRR: {methods: OMP}, PPR: {lr: [0.1, 0.01]}}
+measures: {weight_std: {at: [0ep, 3ep, 6ep]}, hamming: , memorization: {train_sizes: [30, 60], epochs: 2}}
+reports: [early_tickets]
 """
 
 
@@ -198,8 +213,9 @@ def copied(folder: Path) -> Path:
     for path in [*NOTEBOOKS, ROOT / "notebooks" / "own.py"]:
         (folder / "notebooks" / path.name).write_bytes(path.read_bytes())
     (folder / "params" / "transfer.yaml").write_text(HALVES)
+    (folder / "params" / "early.yaml").write_text(SOONER)
     store = helpers.store(folder / "runs")
-    for study in (DECOUPLING, HALVES):
+    for study in (DECOUPLING, HALVES, SOONER):
         lab.compute_study(spec.parse(study), store, "cpu")
     return folder
 
@@ -349,6 +365,9 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         (OWN, "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         ("layerwise_pruning", "bought.loc[bought.index[0], 'value'] = 2.0", "no accuracy"),
         ("layerwise_pruning", "counted = counted + 1", "layers do not add up"),
+        (EARLY, "distances['value'] = 0.9", "differ in more than they can"),
+        (EARLY, "signals['end'] = 5.0", "later than the end"),
+        (EARLY, "said = said.assign(step=5.5)", "advice on a step without a mask"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
     ],
 )
