@@ -87,9 +87,14 @@ def own(indicator: pd.DataFrame) -> pd.DataFrame:
 
 
 def _most(values: "pd.Series[Any]", indicator: pd.DataFrame, *names: str) -> "pd.Series[Any]":
-    """The largest value of each panel and entry of columns."""
-    texts = [indicator[name].map(str) for name in (*results.PANEL, *names) if name in indicator]
+    """The largest value of each panel, recipe and entry of columns."""
+    recipes = [name for name in _recipes(indicator) if not name.endswith("_lr")]
+    texts = [indicator[name].map(str) for name in (*results.PANEL, *recipes, *names) if name in indicator]
     return values.groupby(texts).transform("max")
+
+
+def _recipes(indicator: pd.DataFrame) -> list[str]:
+    return [name for name in map(str, indicator) if name.startswith(("find_", "eval_"))]
 
 
 def by_reading(indicator: pd.DataFrame) -> pd.DataFrame:
@@ -185,7 +190,7 @@ def contrasts(indicator: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If a cell has several values of one replicate.
     """
-    names = [*results.PANEL, *_FOUND, "p", *(str(n) for n in indicator if str(n)[:5] in ("find_", "eval_"))]
+    names = [*results.PANEL, *_FOUND, "p", *_recipes(indicator)]
     by = [name for name in names if name in indicator]
     told = [name for name in ("ticket", "rewind", "schedule") if name in indicator]
     done = indicator[indicator["status"] == "done"]
