@@ -44,7 +44,7 @@ _POSITIVE = (rf"(?!0(?:\.0*)?$){_NUMBER}", "numbers above 0")
 _RULES: dict[str, tuple[str, str]] = {
     "p": (r"0\.[0-9]+|1", "numbers above 0 up to 1"),
     "images": _WHOLE,
-    "points": (r"[2-9]|[1-9][0-9]+", "whole numbers from 2"),
+    "points": (r"[3-9]|[1-9][0-9]+", "whole numbers from 3"),
     "span": _POSITIVE,
     "seed": (r"0|[1-9][0-9]*", "whole numbers from 0"),
     "radius": _POSITIVE,
@@ -115,6 +115,20 @@ class Measure(Value):
         """Settings by name, those at their defaults too."""
         return dict(self.settings)
 
+    @property
+    def evaluated(self) -> int:
+        """Number of images that networks are evaluated on, at the most; one that slopes go through counts six times."""
+        settings = self.setting
+        if self.name == "training_accuracy":
+            return sum(at.run.data.images for at in self.of if isinstance(at, At))
+        points = {
+            "loss_surface": int(settings.get("points", 0)) ** 2 + 2 * len(self.of),
+            "sharpness": 1 + 2 * int(settings.get("directions", 0)),
+            "hessian_eigenvalue": 6 * int(settings.get("iterations", 0)),
+            "loss_barrier": int(settings.get("points", 0)),
+        }.get(self.name, 0)
+        return points * int(settings.get("images", 0)) * (2 if settings.get("batchnorm") == "recompute" else 1)
+
     def form(self) -> dict[str, Any]:
         form = super().form()
         form["settings"] = [list(pair) for pair in self.settings if pair not in MEASURES[self.name].items()]
@@ -177,7 +191,9 @@ def _masks(measure: Measure) -> None:
     masks = [mask for mask in measure.of if isinstance(mask, Magnitude | MaskOf)]
     if len(masks) < max(len(measure.of), 2):
         raise ValueError(f"hamming is of two or more masks of ranked weights, not of {measure.of!r}")
-    first = masks[0]
+    first, steps = masks[0], [mask.moments[0].step for mask in masks]
+    if twice := [step for step in steps if steps.count(step) > 1]:
+        raise ValueError(f"hamming of two masks of step {twice[0]}; allowed: one of each step")
     for mask in masks:
         if (mask.net, mask.policy) != (first.net, first.policy) or not mask.fits(first.source.data):
             raise ValueError(
