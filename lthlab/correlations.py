@@ -15,14 +15,14 @@ READINGS = {
     "own": "initial against own trained weights",
     "dense": "initial against dense trained weights",
     "trained": "own against dense trained weights",
-    "permuted": "initial against dense trained weights, mask permuted",
+    "permuted": "initial against dense (mask permuted)",
 }
 """What entries of the column `reading` compare, under the mask of a ticket; of dense networks there is 'own' alone."""
 _FORMULAS = {
-    "own": "θ₀⊙m, (θ₀⊙m)_T",
-    "dense": "θ₀⊙m, θ_T⊙m",
-    "trained": "(θ₀⊙m)_T, θ_T⊙m",
-    "permuted": "θ₀⊙πm, θ_T⊙πm",
+    "own": "θ₀⊙m and (θ₀⊙m)_T",
+    "dense": "θ₀⊙m and θ_T⊙m",
+    "trained": "(θ₀⊙m)_T and θ_T⊙m",
+    "permuted": "θ₀⊙πm and θ_T⊙πm",
 }
 TICKETS, MASKS, NETWORKS = "LT − RR", "mask − permuted mask", "ticket − dense network"
 """What `contrasts` subtracts."""
@@ -108,16 +108,15 @@ def by_reading(indicator: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Rows with facet, the reading in words; those of dense networks once for each. No row where there is one reading
-        alone.
+        Rows with facet, the reading in words; those of dense networks once for each.
     """
     dense = indicator["ticket"] == "dense"
-    found = [name for name in READINGS if (indicator.loc[~dense, "reading"] == name).any()]
+    found = [name for name in READINGS if (indicator["reading"] == name).any()]
     parts = [
         indicator[dense | (indicator["reading"] == name)].assign(facet=f"{READINGS[name]}, {_FORMULAS[name]}")
         for name in found
     ]
-    return pd.concat(parts, ignore_index=True) if len(found) > 1 else indicator[:0].assign(facet="")
+    return pd.concat(parts, ignore_index=True) if parts else indicator.assign(facet="")
 
 
 def over_p(indicator: pd.DataFrame) -> pd.DataFrame:
@@ -180,10 +179,10 @@ def contrasts(indicator: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        contrast (`TICKETS` for each reading but the control; of each ticket `MASKS`, the reading 'dense' minus its
-        control 'permuted', and `NETWORKS`, 'own' minus R_p of the dense network at the same learning rate), facet (the
-        contrast with the reading in words), ticket, reading, columns of the cells, replicate, value (a difference of
-        R_p, in [-1, 1]), metric and status.
+        contrast (`TICKETS`, of the reading 'own', for in others RR is at chance; of each ticket `MASKS`, the reading
+        'dense' minus its control 'permuted', and `NETWORKS`, 'own' minus R_p of the dense network at the same learning
+        rate), facet (the contrast with the reading in words), ticket, reading, columns of the cells, replicate, value
+        (a difference of R_p, in [-1, 1]), metric and status.
 
     Raises
     ------
@@ -194,12 +193,8 @@ def contrasts(indicator: pd.DataFrame) -> pd.DataFrame:
     by = [name for name in names if name in indicator]
     told = [name for name in ("ticket", "rewind", "schedule") if name in indicator]
     done = indicator[indicator["status"] == "done"]
-    parts = [
-        results.paired(done[done["reading"] == name], "ticket", "LT", "RR", by).assign(
-            contrast=TICKETS, ticket=TICKETS, reading=name
-        )
-        for name in ("own", "dense", "trained")
-    ]
+    tickets = results.paired(own(done), "ticket", "LT", "RR", by)
+    parts = [tickets.assign(contrast=TICKETS, ticket=TICKETS, reading="own")]
     selected = results.paired(done[done["ticket"] != "dense"], "reading", "dense", "permuted", [*by, *told])
     parts.append(selected.assign(contrast=MASKS, reading="dense"))
     for _, of_panel in results.panels(own(done)) if len(done) else []:
@@ -341,7 +336,8 @@ def tables(indicator: pd.DataFrame) -> Html:
         dense = of_panel[of_panel["ticket"] == "dense"]
         sparse = of_panel[of_panel["ticket"] != "dense"]
         *others, last = [_table(name, own, dense) for _, own in sparse.groupby("sparsity")] or [""]
-        folded = f"<details><summary>{len(others)} more levels</summary>{''.join(others)}</details>"
+        more = f"{len(others)} more level{'s' * (len(others) > 1)}"
+        folded = f"<details><summary>{more}</summary>{''.join(others)}</details>"
         shown.append(last + folded * bool(others))
     return Html("".join(shown) or '<p class="nothing">The study measures no ticket.</p>')
 
@@ -361,7 +357,7 @@ def _table(panel: str, sparse: pd.DataFrame, dense: pd.DataFrame) -> str:
         lines.append(line | {"chance": f"{own['chance'].mean():.3f}", "n": " to ".join(map(str, sizes))})
     wide = pd.DataFrame(lines)
     idle = [name for name, same in (("mask found at", "learning rate"), ("variant", None)) if _idle(wide, name, same)]
-    names = {name: f"{READINGS[name]} ({_FORMULAS[name]})" for name in READINGS}
+    names = {name: f"{name}: {_FORMULAS[name]}" for name in READINGS}
     label = f"{panel}, {level_of(sparse.iloc[0].to_dict())}, p = {sparse['p'].iloc[0]:g}: R_p by what is compared"
     about = f"{label}; means with 95 % t interval, z averaged over replicates"
     order = [name for name in wide if name not in idle and name not in ("dense network", "chance", "n")]

@@ -119,7 +119,7 @@ def _figure(
     # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
     even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
-    rows = frame[[column for column in (*plots.CELL, *_BEHIND) if column in frame]]
+    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame and frame[name].notna().any()]]
     file = f"{name}_{slug(panel)}.csv"
     return (
         f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
@@ -327,7 +327,10 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     }
     rows = "".join(_line(name, html.escape(text)) for name, text in lines.items())
     fingerprint = hashlib.sha256("".join(everything).encode()).hexdigest()[:32]
-    folded = f"<details><summary>All {len(everything)} keys</summary><code>{' '.join(everything)}</code></details>"
+    named = sorted(set(frame["key"][frame["what"].isin([*roles.TRAINED, "mask"])]))
+    several = f"{len(named)} of {len(everything)} keys, those of trainings and masks"
+    words = several if named != everything else f"All {len(everything)} keys"
+    folded = f"<details><summary>{words}</summary><code>{' '.join(named)}</code></details>"
     rows += _line("Keys", f"fingerprint {fingerprint}{folded}")
     for panel in config.panels:
         view = f" ({panel.data.view})" if panel.data.view else ""

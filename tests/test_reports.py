@@ -5,12 +5,16 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import helpers
+import numpy as np
 import pandas as pd
 import pytest
 import test_plots
+from matplotlib.figure import Figure
 from test_pages import Elements
 
 from lthlab import correlations, lab, markup, plots, reports, results, spec
@@ -312,6 +316,49 @@ def test_provenance_says_how_to_make_it_again(small):
         assert words in text, words
     assert not any(word in text for word in ("gamma", "betas", "synchronised", "processes"))
     assert Elements(text).of("table") == [{"class": "facts", "data-trainings": "2"}]
+
+
+def test_keys_of_measures_are_counted_and_named_in_their_files_alone(small):
+    config, store, frame = small
+    measured = frame.tail(1).assign(what="correlation_indicator", ticket="LT")
+    text = reports.provenance(config, store, pd.concat([frame.head(1), measured]))
+    assert "1 of 2 keys, those of trainings and masks" in text and measured["key"].iloc[0] not in text
+
+
+def test_drawings_are_made_smaller_without_a_change_that_is_seen(monkeypatch):
+    """Shapes are the same to a hundredth of a point, glyphs at the same places, and what is referred to is there."""
+    ax = Figure(figsize=(3.5, 3.1), layout="constrained").subplots()
+    plots.accuracy_by_lr(test_plots.at_level(test_plots.tidy()), ax=ax)
+    ax.set_title("a < b & c")
+    ax.imshow([[0.0, 1.0]], extent=(0.01, 0.2, 60, 70), aspect="auto")
+    small = markup.svg(ax.figure)
+    monkeypatch.setattr(markup, "_smaller", lambda drawn: drawn)
+    whole = markup.svg(ax.figure)
+    assert len(small) < 0.75 * len(whole) and markup.svg(ax.figure) == whole
+    first, second = (ElementTree.fromstring(drawn) for drawn in (whole, small))
+    counts = [Counter(item.tag.rpartition("}")[2] for item in tree.iter()) for tree in (first, second)]
+    assert {tag: n for tag, n in counts[0].items() if tag in counts[1]} == counts[1]
+    assert set(counts[0]) - set(counts[1]) <= {"metadata", "RDF", "Work", "type", "format"}
+    ids = {item.get("id") for item in second.iter()}
+    links = [value for item in second.iter() for name, value in item.items() if name.endswith("href")]
+    links = [link for link in links if not link.startswith("data:")]
+    assert len(links) > 50 and {link.removeprefix("#") for link in links} <= ids
+    for kind in ("path", "use", "image"):
+        pairs = zip(first.iter(f"{SVG}{kind}"), second.iter(f"{SVG}{kind}"), strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(numbers(one), numbers(other), atol=0.0051)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def numbers(item) -> list[float]:
+    """Numbers of a shape: its points and where it is, a shift to the right being a place."""
+    places = [item.get(name, "0") for name in ("x", "y", "width", "height")]
+    moved = re.fullmatch(r"translate\(([-\d.]+) 0\)", item.get("transform", ""))
+    if moved:
+        places[0] = moved[1]
+    return [float(n) for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", item.get("d", "") + " " + " ".join(places))]
 
 
 def test_provenance_refuses_results_of_another_version_of_the_study(small):
