@@ -161,6 +161,24 @@ _MASKS = Benchmark(
     ),
 )
 
+CORRELATED = {
+    "dense": "dense, p = 0.1",
+    "masked": "16.8 % of the weights left, p = 0.1",
+    "pruned_once": "80 % of the weights left, p = 0.1",
+    "half": "dense, p = 0.5",
+}
+"""Networks that R_p is found for."""
+_CORRELATION = Benchmark(
+    "correlation",
+    "The correlation indicator",
+    "`lthlab.weights.correlation_indicator` on two networks of the layers of ResNet-50, 25.5 million fp32 weights in "
+    "54 layers; the slowest of four cases counts.",
+    (
+        Figure("correlation_25m_seconds", "s", "the slowest case", at_most=2),
+        *(Figure(f"correlation_25m_{case}_seconds", "s", words) for case, words in CORRELATED.items()),
+    ),
+)
+
 # --- GPU ------------------------------------------------------------------------------------------------------
 
 GPU_NETS = {
@@ -229,7 +247,7 @@ _GROWTH = Benchmark(
     ),
 )
 
-BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _GPU, _GROWTH)
+BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _CORRELATION, _GPU, _GROWTH)
 
 
 def choose(name: str | None) -> dict[str, list[str]]:

@@ -62,6 +62,14 @@ class Trained:
     replicate: int
     prunable: str
 
+    @property
+    def whole(self) -> At | None:
+        """The state of the dense training that it begins with, before anything is pruned; None with fresh weights."""
+        init = self.value.init
+        if isinstance(init, At):
+            return init
+        return At(self.trunk, "0ep") if init == self.trunk.init else None
+
     def at(self, step: str) -> At | None:
         """Its state at a step; None before it begins."""
         early = step[0].isdigit() and parts.iterations(step, self.value.steps_per_epoch) < self.value.start
@@ -193,12 +201,14 @@ def _correlations(options: Correlation, trained: Trained) -> Iterator[Asked]:
     first, last = trained.ends
     mask, dense_end = trained.value.mask, At(trained.trunk, "last")
     permuted = Permuted(mask, "layer", trained.replicate) if mask.stored else None
-    for reading in options.partner if mask.stored else ["own"]:
+    asked = [name for name in options.partner if name != "permuted" or trained.whole] if mask.stored else ["own"]
+    for reading in asked:
         ends: dict[str, tuple[At, At]] = {}
         for step in options.at if reading != "trained" else ["last"]:
             second = trained.at(step) if reading == "own" else At(trained.trunk, step)
-            if second is not None:
-                ends.setdefault(second.step, (first, second))
+            begun = trained.whole if reading == "permuted" else first
+            if second is not None and begun is not None:
+                ends.setdefault(second.step, (begun, second))
         if reading == "trained":
             ends = {dense_end.step: (last, dense_end)}
         under = {"dense": mask, "trained": mask, "permuted": permuted}.get(reading)
