@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE = ("find_tickets", "evaluate_tickets")
 REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer")
-OWN, TRANSFER = "own_network", "ticket_transfer"
-STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer"}
+OWN, TRANSFER, EARLY = "own_network", "ticket_transfer", "early_tickets"
+STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
 """The studies of notebooks that are not about the demo."""
 PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
