@@ -53,14 +53,14 @@ def rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def usual(indicator: pd.DataFrame) -> pd.DataFrame:
-    """Choose the rows of p = 0.1, or the p nearest to it, that are measured at the latest step.
+    """Choose the rows of p = 0.1, or the p nearest to it as a ratio, that are measured at the latest step.
 
     Parameters
     ----------
     indicator : DataFrame
         What `rows` returns.
     """
-    nearest = min(indicator["p"].unique(), key=lambda p: (abs(p - USUAL_P), p), default=USUAL_P)
+    nearest = min(indicator["p"].unique(), key=lambda p: (max(p / USUAL_P, USUAL_P / p), p), default=USUAL_P)
     return _latest(indicator[indicator["p"] == nearest])
 
 
@@ -168,6 +168,20 @@ def by_layer(details: pd.DataFrame) -> pd.DataFrame:
     return details.assign(number=pd.concat(numbers), status="done").dropna(subset=["value", "number"])
 
 
+def added_up(details: pd.DataFrame) -> "pd.Series[float]":
+    """Add up the layers of every comparison to its R_p, by key.
+
+    Parameters
+    ----------
+    details : DataFrame
+        What `lthlab.results.measured` returns of rows of the indicator.
+    """
+    if details.empty:
+        return pd.Series(dtype=float)
+    sums = details.groupby("key")[["overlap", "k"]].sum()
+    return sums["overlap"] / sums["k"]
+
+
 def contrasts(indicator: pd.DataFrame) -> pd.DataFrame:
     """Subtract, replicate by replicate: RR from LT, the permuted mask from the mask, the dense network from tickets.
 
@@ -216,23 +230,21 @@ def contrasts(indicator: pd.DataFrame) -> pd.DataFrame:
 # --- in words and tables --------------------------------------------------------------------------------------
 
 
-def finding(indicator: pd.DataFrame, method: str = "IMP") -> Html:
+def finding(indicator: pd.DataFrame) -> Html:
     """Say what R_p is at the smallest and the largest learning rate of every panel, reading by reading.
 
     Parameters
     ----------
     indicator : DataFrame
-        What `rows` returns.
-    method : str, optional
-        Whose masks.
+        What `rows` returns. Of masks, those of IMP count, or of OMP where there are none.
     """
     found = usual(indicator[indicator["status"] == "done"])
-    found = found[(found["ticket"] == "dense") | (found["method"] == method)]
     sentences = []
     for name, of_panel in results.panels(found) if len(found) else []:
-        last = sparsest(of_panel)
+        method = next((one for one in strokes.METHODS if (of_panel["method"] == one).any()), "no")
+        last = sparsest(of_panel[(of_panel["ticket"] == "dense") | (of_panel["method"] == method)])
         rates = sorted({last["eval_lr"].min(), last["eval_lr"].max()})
-        place = level_of(of_panel.sort_values("sparsity").to_dict("records")[-1])
+        place = level_of(last.sort_values("sparsity").to_dict("records")[-1])
         sentences.append(
             f"{name}, {place}, {method} masks: R_p with p = {last['p'].iloc[0]:g} at learning rate "
             f"{listed([f'{rate:g}' for rate in rates])} (chance {last['chance'].mean():.2f}; 95 % t interval, "

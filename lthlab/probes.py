@@ -290,6 +290,8 @@ def problems(
         options = getattr(measures, name)
         if options is not None:
             yield from _tickets(name, options, study, asked)
+    if measures.correlation_indicator is not None:
+        yield from _control(measures.correlation_indicator, asked)
     trainings = list(dict.fromkeys(recipe for pair in recipes for recipe in pair))
     for name in ("correlation_indicator", "weight_std", "loss_barrier"):
         for number, step in enumerate(getattr(getattr(measures, name), "at", ())):
@@ -340,6 +342,14 @@ def _tickets(name: str, options: Any, study: Study, asked: Mapping[str, Sequence
         if level not in study.prune.levels:
             allowed = ", ".join(map(str, study.prune.levels)) or "none, for prune.levels is empty"
             yield ("measures", name, "levels", number), f"{level} is not among prune.levels; allowed: {allowed}"
+
+
+def _control(options: Correlation, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    measured = {ticket for ticket in options.of if ticket in asked}
+    if "permuted" in options.partner and measured == {"RR"}:
+        place = ("measures", "correlation_indicator", "partner", options.partner.index("permuted"))
+        words = "no dense training begins with the weights of RR"
+        yield place, f"'permuted' needs other tickets, for {words}; allowed with: LT, WR in of"
 
 
 def _memorization(study: Study, options: Memorization, finding: Sequence[Recipe]) -> Iterator[tuple[Place, str]]:

@@ -80,7 +80,7 @@ def test_the_usual_rows_are_those_of_ma_figure_6_or_nearest(indicator):
     found = correlations.usual(indicator)
     assert set(found["p"]) == {0.1} and set(found["measured_at"]) == {"12ep"}
     assert len(found) == len(indicator) / 4
-    assert set(correlations.usual(correlations.rows(tidy(shares=(0.02, 0.25))))["p"]) == {0.02}
+    assert set(correlations.usual(correlations.rows(tidy(shares=(0.001, 0.3))))["p"]) == {0.3}
     assert correlations.usual(indicator[:0]).empty
 
 
@@ -137,6 +137,9 @@ def test_layers_are_numbered_in_network_order_also_where_some_are_dropped(indica
     assert [(row.layer, row.number) for row in found.itertuples()] == [
         ("conv1", 1), ("fc", 3), ("conv1", 1), ("fc", 3),
     ]  # fmt: skip
+    whole = correlations.added_up(details.assign(overlap=details["k"] * details["value"].fillna(0)))
+    assert whole.tolist() == [1.0, 0.5] and list(whole.index) == list(rows["key"])
+    assert correlations.added_up(details[:0]).empty
     assert set(found["status"]) == {"done"} and correlations.by_layer(details[:0]).empty
 
 
@@ -221,6 +224,8 @@ def test_the_finding_says_what_selection_does_and_where_no_difference_was_seen(i
     (found,) = results.summarise(selected, ["ticket"]).to_dict("records")
     assert found["low"] > 0 and f"LT, mask − permuted mask, +{found['mean']:.2f} [+{found['low']:.2f}, +" in dense
     assert "LT − RR +0.00 [+0.00, +0.00], not seen and" in own and "RR" not in dense.split("mask permuted")[1]
+    one_shot = finding(indicator[indicator["method"] != "IMP"])
+    assert ", OMP masks: " in one_shot[0] and len(one_shot) == 4
     alone = finding(correlations.rows(tidy(readings=("own",))))
     assert len(alone) == 2 and "permuted" not in alone[1] and "LT − RR" in alone[1]
 

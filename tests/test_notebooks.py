@@ -43,7 +43,7 @@ tickets:
   WR: {methods: [IMP], rewind: 1ep}
   SDT: {}
   RT: {methods: [IMP]}
-measures: {correlation_indicator: {}}
+measures: {correlation_indicator: {p: [0.1, 0.3], partner: [own, dense, trained, permuted], at: [1ep, last]}}
 reports: [winning_tickets, weight_correlation, layerwise_pruning]
 verdicts: {epochs: 2, min_sparsity: 0.3}
 """
@@ -350,6 +350,7 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("layerwise_pruning", "bought.loc[bought.index[0], 'value'] = 2.0", "no accuracy"),
         ("layerwise_pruning", "counted = counted + 1", "layers do not add up"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
+        ("weight_correlation", "whole = whole + 0.1", "layers do not add up"),
     ],
 )
 def test_checks_notice_what_is_unsound(name, fault, message, tiny, forgotten, monkeypatch):

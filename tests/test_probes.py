@@ -81,6 +81,12 @@ def test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_
     }  # fmt: skip
 
 
+def test_the_control_alone_cannot_be_had_of_rr():
+    message = problems("measures: {correlation_indicator: {of: [dense, RR], partner: [own, permuted]}}")
+    words = "'permuted' needs other tickets, for no dense training begins with the weights of RR; allowed with: LT, WR in of"
+    assert message.endswith(f"measures.correlation_indicator.partner.1: {words}")
+
+
 def test_the_indicator_over_epochs_is_that_of_states_on_the_way():
     items = expanded("measures: {correlation_indicator: {of: LT, partner: [own, trained], at: [1ep, 2ep, last, 4ep]}}")
     one = found(items, "correlation_indicator", method="OMP", level=2, prune_at="1ep", find_lr=0.02, replicate=0)
