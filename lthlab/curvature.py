@@ -219,7 +219,7 @@ def hessian(losses: Losses, state: Weights, mask: Mask | None = None) -> tuple[P
     Parameters
     ----------
     losses : sequence of callable
-        Functions of a state whose sum is the loss, as of `lthlab.probes.Probe.losses`.
+        Functions of a state whose sum is the loss, as of `lthlab.scores.Scorer.losses`.
     state : dict of str to Tensor
         Where.
     mask : Mask or None, optional

@@ -1,7 +1,5 @@
-"""Reading states and masks, and deriving masks and measures from them."""
+"""Reading states and masks, and deriving masks from them."""
 
-import json
-import math
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -13,9 +11,8 @@ from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.runs import MASK, Run
 from lthlab.store import Store, tensor_bytes
-from lthlab.values import At, Fresh, Graft, Magnitude, MaskOf, Measure, Permuted, Train, Value
+from lthlab.values import At, Fresh, Graft, Magnitude, MaskOf, Permuted, Train, Value
 from lthlab.values import Mask as MaskValue
-from lthlab.weights import CorrelationIndicator, correlation_indicator
 
 Derived = tuple[dict[str, bytes], dict[str, Any]]
 """Files of a result, and its record."""
@@ -102,19 +99,18 @@ def as_tensors(arrays: Mapping[str, Any]) -> Weights:
     return {name: torch.from_numpy(np.asarray(array)) for name, array in arrays.items()}
 
 
-def derive(value: Value, store: Store) -> Derived:
-    """Compute a mask or a measure from what the store holds.
+def derive(value: MaskValue, store: Store) -> Derived:
+    """Compute a mask from what the store holds.
 
     One that its inputs do not allow is a result too, whose record says why.
     """
     try:
-        return _measure(value, store) if isinstance(value, Measure) else _mask(value, store)
+        return _mask(value, store)
     except ValueError as error:
-        return {}, {"kind": "measure" if isinstance(value, Measure) else "mask", "failed": str(error)}
+        return {}, {"kind": "mask", "failed": str(error)}
 
 
-def _mask(value: Value, store: Store) -> Derived:
-    assert isinstance(value, MaskValue)
+def _mask(value: MaskValue, store: Store) -> Derived:
     found = mask_at(value.moments[0], store) if isinstance(value, MaskOf) else _made(value, store)
     assert found is not None
     prunable = {name: found[name] for name in counts.layers(value)}
@@ -161,31 +157,6 @@ def _magnitude(value: Value, store: Store) -> Mask:
     if value.scope == "layer":
         return masks.per_layer(weights, counts.shares(value.sparsity, layers), previous)
     return masks.magnitude(weights, counts.together(value), previous, masks.floors(value.floor, layers))
-
-
-def _measure(value: Measure, store: Store) -> Derived:
-    found = _correlation(value, store)
-    rows = json.loads(found.layers.to_json(orient="records"))
-    frame = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    z = None if math.isnan(found.z) else found.z
-    return {"frame.jsonl": frame}, {
-        "kind": "measure",
-        "value": found.value,
-        "chance": found.chance,
-        "z": z,
-    }
-
-
-def _correlation(value: Measure, store: Store) -> CorrelationIndicator:
-    settings = dict(value.settings)
-    first, second = (at for at in value.of if isinstance(at, At))
-    names = nets.prunable(first.run.net, first.run.data, settings["prunable"])
-    theta, theta_prime = ({n: w for n, w in state(at, store).items() if n in names} for at in (first, second))
-    read = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
-    left = [_only(names, found) for found in read]
-    whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
-    pair = (left[0] or whole, left[1] or whole)
-    return correlation_indicator(theta, theta_prime, float(settings["p"]), pair)
 
 
 def _only(names: Container[str], found: Mask | None) -> Mask | None:

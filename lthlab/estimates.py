@@ -17,10 +17,10 @@ from pydantic import BaseModel, Field, ValidationError
 from lthlab import plan, provenance, sizes, studies, tickets
 from lthlab.datasets import DataFacts, data_sets, facts_of
 from lthlab.parts import NETS, Count, Data, Net, Positive, device_names
+from lthlab.roles import Labelled
 from lthlab.runs import Outlook, epochs
 from lthlab.spec import Config
 from lthlab.store import Store
-from lthlab.tickets import Labelled
 from lthlab.values import Mask, Narrow, Train, Value, ancestors
 
 LATEST = 9

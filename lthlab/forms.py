@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lthlab import analyses  # noqa: F401  # so that its kind is known
 from lthlab.errors import nearest
 from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Part, Recipe

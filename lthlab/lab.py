@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 import torch
 
 from lthlab import catalog, data, devices, feasible, parallel, plan, studies, tickets
+from lthlab.analyses import Measure
 from lthlab.derive import derive
 from lthlab.errors import InputError
+from lthlab.measures import measure
 from lthlab.nodes import canonical
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
-from lthlab.store import Claim, Damaged, Store
+from lthlab.store import Claim, Damaged, Part, Store
 from lthlab.trainer import Trainer, Watcher, origin
-from lthlab.values import Train, Value, ancestors
+from lthlab.values import Mask, Train, Value, ancestors
 
 log = logging.getLogger(__name__)
 
@@ -246,7 +248,7 @@ class _Computation:
             wave = [value for value in self.values if self.depths[value] == depth]
             self.trainer.forget()
             for value in wave:
-                if not isinstance(value, Train) and self.outlook.runnable(value) and not self.store.has(value.key):
+                if not isinstance(value, Train) and self.outlook.runnable(value) and not self.outlook.settled(value):
                     self._derive(value)
             self._train_all([value for value in wave if isinstance(value, Train)])
         finished = [g for g, checkpoint in self.store.checkpoints().items() if self._finished(checkpoint.members)]
@@ -291,17 +293,29 @@ class _Computation:
     def _derive(self, value: Value) -> None:
         self._pause()
         claim = None
-        while claim is None and not self.store.has(value.key):
+        while claim is None and not self.outlook.settled(value):
             claim = self.store.claim(value.key)
             if claim is None:
                 self._pause(0.2)
         if claim is None:
             return
         with claim:
-            if not self.store.has(value.key):
-                inputs = origins(value, self.store)
-                files, record = derive(value, self.store)
-                self.store.commit(value.key, 0, files | origin(device="cpu"), record | {"inputs": inputs})
+            if self.outlook.settled(value):
+                return
+            inputs, device = {"inputs": origins(value, self.store)}, "cpu"
+            if isinstance(value, Measure):
+                parts, device = measure(value, self.store, self.device), str(self.device)
+            else:
+                assert isinstance(value, Mask)
+                parts = iter([derive(value, self.store)])
+            for number, (files, record) in enumerate(parts, start=len(self._parts(value))):
+                self.store.commit(value.key, number, files | origin(device=device), record | inputs)
+                claim.touch()
+                if record.get("left"):
+                    self._pause()
+
+    def _parts(self, value: Value) -> list[Part]:
+        return self.store.parts(value.key) if self.store.has(value.key) else []
 
     # --- trainings ------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Planes through a network's weights, random or along its training, and what is found on them (Li et al. 2018).
 
 Everything here is a function of state dicts, and of a function that gives loss and accuracy of many states, such as
-`lthlab.probes.Probe`.
+`lthlab.scores.Scorer`.
 """
 
 import math

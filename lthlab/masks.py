@@ -1,6 +1,8 @@
 """Masks: which weights of a network survive, from magnitudes by exact counts or by permutation."""
 
 import functools
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -185,6 +187,39 @@ def hamming(a: Mask, b: Mask) -> float:
     """
     same_layers("a", a, b)
     return sum(int((a[name] ^ b[name]).count_nonzero()) for name in a) / _size(a)
+
+
+def distances(named: Mapping[str, Mask]) -> list[dict[str, str | float]]:
+    """Compare every mask with every later one (Sooner, Fig. 3).
+
+    Parameters
+    ----------
+    named : mapping of str to Mask
+        Masks of one network by name, two or more, in order.
+
+    Returns
+    -------
+    list of dict
+        One row per pair: first and second (names); value (`hamming`); random, its expectation for independent masks of
+        the same two densities, d₁(1 - d₂) + d₂(1 - d₁); maximum, the most that these densities allow; overlap, the
+        share of the kept weights that both keep, 1 - value / (d₁ + d₂), NaN where neither keeps any.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two masks, or names or shapes differ.
+    """
+    if len(named) < 2:
+        raise ValueError(f"masks to compare: {len(named)}; allowed: two or more")
+    densities = {name: kept(mask) / _size(mask) for name, mask in named.items()}
+    rows: list[dict[str, str | float]] = []
+    for first, second in itertools.combinations(named, 2):
+        (a, b), value = (densities[first], densities[second]), hamming(named[first], named[second])
+        rows.append({
+            "first": first, "second": second, "value": value, "random": a * (1 - b) + b * (1 - a),
+            "maximum": min(a + b, 2 - a - b), "overlap": 1 - value / (a + b) if a + b else math.nan,
+        })  # fmt: skip
+    return rows
 
 
 def pack(mask: Mask) -> dict[str, NDArray[np.generic]]:

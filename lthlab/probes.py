@@ -1,183 +1,346 @@
-"""Loss and accuracy of many states of one network on a fixed set of images."""
+"""What a study measures of its trainings and masks: analyses as values, and what does not go together."""
 
-import math
-import queue
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from lthlab import parts, pruning
+from lthlab.analyses import Measure
+from lthlab.errors import nearest
+from lthlab.parts import Data, Level, Recipe, Sparsity
+from lthlab.sections import Barrier, Correlation, Eigenvalue, Measures, Memorization, Sharpness, Study, Surface
+from lthlab.trees import Place
+from lthlab.values import At, Dense, Mask, MaskOf, Permuted, Train
 
-from lthlab import nets
-from lthlab.data import Dataset, normalise
-from lthlab.draws import Stream
-from lthlab.errors import InputError
-from lthlab.images import Files
-from lthlab.landscape import Score
-from lthlab.layers import BatchNorm2d, Normalise, Weights
-from lthlab.parts import Data, Net
-from lthlab.replicas import single_threads
-from lthlab.streams import Piece, Reader
-from lthlab.values import Narrow
-
-_T = TypeVar("_T")
-_NUMBERS = 1 << 21  # of images that are evaluated at a time
-_MOST_THREADS = 16
+OTHER_ORDER = 10_000
+"""Added to a replicate's number for a second order of its images; no replicate has such a number."""
+LANDSCAPE = ("loss_surface", "sharpness", "hessian_eigenvalue", "loss_barrier")
+"""Measures of the loss about trained weights."""
+_DISTURBING = {"mixup": 0.0, "label_smoothing": 0.0}
 
 
-def images_of(dataset: Dataset, data: Data, split: str, count: int) -> tuple[Tensor, Tensor]:
-    """Choose images and labels, the same ones whenever they are asked for: the first of a random order.
+class Asked(NamedTuple):
+    """A measure that a study asks for.
+
+    Attributes
+    ----------
+    value : Measure
+        What is computed.
+    columns : dict
+        What its role says beside that of what is measured; `what` is its name.
+    """
+
+    value: Measure
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training that is measured, and what it is in the study.
+
+    Attributes
+    ----------
+    value, trunk : Train
+        The training, and the dense one of its masks.
+    ticket : str
+        What it is: 'dense' or a kind of ticket.
+    method : str or None
+        How its mask was found.
+    sparsity : Level, str or None
+        Of its mask.
+    replicate : int
+        Its replicate.
+    prunable : str
+        Set of prunable weights.
+    """
+
+    value: Train
+    trunk: Train
+    ticket: str
+    method: str | None
+    sparsity: Sparsity | None
+    replicate: int
+    prunable: str
+
+    def at(self, step: str) -> At | None:
+        """Its state at a step; None before it begins."""
+        early = step[0].isdigit() and parts.iterations(step, self.value.steps_per_epoch) < self.value.start
+        return None if early else At(self.value, step)
+
+    @property
+    def ends(self) -> tuple[At, At]:
+        """Its first and its last state."""
+        return At(self.value, self.value.step_text(self.value.start)), At(self.value, "last")
+
+
+def of_training(measures: Measures, trained: Trained, sparsest: Sparsity | None) -> Iterator[Asked]:
+    """List what is measured of a training.
 
     Parameters
     ----------
-    dataset, data : Dataset, Data
-        Images and labels; what they are.
-    split : {'train', 'test'}
-        Training images, as labelled for training but not augmented, or test images.
-    count : int
-        How many.
-
-    Returns
-    -------
-    tuple of Tensor
-        uint8 [image, channel, y, x] and int64 [image], on the CPU.
-
-    Raises
-    ------
-    InputError
-        If there are not so many images, or for another split.
+    measures : Measures
+        What a study asks for.
+    trained : Trained
+        The training.
+    sparsest : Level, str or None
+        Sparsity at which tickets are measured where the study does not say at which.
     """
-    if split not in ("train", "test"):
-        raise InputError(f"split '{split}'; allowed: train, test")
-    stored, labels = (getattr(dataset, f"{split}_{kind}") for kind in "xy")
-    if not 0 < count <= len(labels):
-        raise InputError(f"{count} images of split '{split}' of {dataset.name}; allowed: 1 to {len(labels)}")
-    chosen = torch.from_numpy(Stream(0, "landscape").permutation(len(labels))[:count])
-    if not isinstance(stored, Files):
-        return stored[chosen], labels[chosen]
-    reader = Reader(data.facts.shape, data.source.shape[0], torch.device("cpu"))
-    return torch.cat(list(reader.read([Piece(stored.paths(chosen.tolist()))]))), labels[chosen]
+    if measures.correlation_indicator is not None and trained.ticket in measures.correlation_indicator.of:
+        yield from _correlations(measures.correlation_indicator, trained)
+    if measures.weight_std is not None and trained.ticket == "dense":
+        run = trained.value
+        steps = measures.weight_std.at or [f"{epoch}ep" for epoch in range(run.recipe.epochs + 1)]
+        states = tuple(dict.fromkeys(At(run, step) for step in sorted(steps, key=run.iteration)))
+        yield _asked("weight_std", states, {"prunable": trained.prunable})
+    for name in LANDSCAPE:
+        options = getattr(measures, name)
+        if options is not None and _chosen(options, trained, sparsest):
+            yield from _landscape(name, options, trained)
 
 
-class Probe:
-    """Scores states of a network by a fixed set of images; an `lthlab.landscape.Evaluate`.
+def distances(masks: Sequence[Mask]) -> Asked:
+    """Measure the distances between masks."""
+    return _asked("hamming", masks, {})
 
-    On a CPU every state is computed on one core, and as many at once as torch has threads, up to 16. So the score of a
-    state has the same bits whatever is scored beside it. Memory follows from the size of the images and the number of
-    threads, not from the number of states or images: up to 2²¹ numbers of images are computed at a time.
+
+class Learner(NamedTuple):
+    """What learns random labels.
+
+    Attributes
+    ----------
+    state : At
+        Weights that it begins with.
+    mask : Mask
+        What stays pruned.
+    sparsity : Level, str or None
+        Of the mask.
+    columns : dict
+        Method of the mask, prune_at, pruning.
+    """
+
+    state: At
+    mask: Mask
+    sparsity: Sparsity | None
+    columns: dict[str, Any]
+
+
+def learners(
+    trunk: Train,
+    masks: Sequence[tuple[At, Mask, Sparsity]],
+    gradual: Sequence[tuple[Train, Sparsity, str]],
+    magnitude: Callable[[At, Sparsity], Mask],
+) -> Iterator[Learner]:
+    """List the networks that learn random labels: dense, under one-shot masks, and under gradual beside one-shot ones.
 
     Parameters
     ----------
-    net, data : Net or Narrow, Data
-        As in `lthlab.nets.build`.
-    dataset : Dataset
-        Says by what pixels are normalised.
-    images, labels : Tensor
-        As of `images_of`.
-    batchnorm : {'fixed', 'recompute'}, optional
-        Normalise by the statistics that a state has, or by those of its weights on these images: mean and variance of
-        each channel over all images, or the average of those of parts, where they are computed in parts.
-    device : str or torch.device, optional
-        Where to compute.
-    dtype : torch.dtype, optional
-        Type of weights and images.
-
-    Raises
-    ------
-    InputError
-        For another `batchnorm`, or one image whose statistics are to be computed.
+    trunk : Train
+        The dense training.
+    masks : sequence of (At, Mask, Sparsity)
+        One-shot masks, with the weights that they were ranked on.
+    gradual : sequence of (Train, Sparsity, str)
+        Trainings that are pruned on their way, where to, and the words for how.
+    magnitude : callable
+        Makes a one-shot mask.
     """
-
-    def __init__(
-        self,
-        net: Net | Narrow,
-        data: Data,
-        dataset: Dataset,
-        images: Tensor,
-        labels: Tensor,
-        batchnorm: str = "fixed",
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        if batchnorm not in ("fixed", "recompute"):
-            raise InputError(f"batchnorm '{batchnorm}' of a landscape; allowed: fixed, recompute")
-        self.device = torch.device(device)
-        count = min(torch.get_num_threads(), _MOST_THREADS) if self.device.type == "cpu" else 1
-        self.networks = [nets.build(net, data, device=self.device).to(dtype).eval() for _ in range(count)]
-        norms = any(isinstance(layer, BatchNorm2d) for _, layer in self.networks[0].layers())
-        self.recomputed = norms and batchnorm == "recompute"
-        if self.recomputed and len(labels) < 2:
-            raise InputError("batchnorm 'recompute' with 1 image; allowed: 2 or more")
-        parts = -(-images.numel() // _NUMBERS)
-        ready = normalise(images.to(self.device), dataset, dtype)
-        self.images, self.labels = ready.tensor_split(parts), labels.to(self.device).tensor_split(parts)
-        self.count = len(labels)
-
-    def __call__(self, make: Callable[[_T], Weights], places: Sequence[_T], /) -> list[Score]:
-        """Score the states that `make` makes of places, in the threads that compute them."""
-        left = queue.SimpleQueue[int]()
-        for number in range(len(places)):
-            left.put(number)
-        found: list[Score] = [Score(math.nan, math.nan)] * len(places)
-
-        @torch.no_grad()
-        def work(network: nets.Network) -> None:
-            while True:
-                try:
-                    number = left.get_nowait()
-                except queue.Empty:
-                    return
-                found[number] = self._score(network, make(places[number]))
-
-        if len(self.networks) == 1:
-            work(self.networks[0])
-        else:
-            with single_threads(len(self.networks)) as pool:
-                list(pool.map(work, self.networks))
-        return found
-
-    def _score(self, network: nets.Network, state: Weights) -> Score:
-        network.load([state])
-        if self.recomputed:
-            self._recompute(network)
-        loss, correct = 0.0, 0
-        for images, labels in zip(self.images, self.labels, strict=True):
-            logits = network(images)
-            loss += F.cross_entropy(logits, labels, reduction="none").double().sum().item()
-            correct += int((logits.argmax(1) == labels).count_nonzero())
-        return Score(loss / self.count, correct / self.count)
-
-    def _recompute(self, network: nets.Network) -> None:
-        seen = 0
-        network.train()
-        for images in self.images:
-            seen += len(images)
-            network.normalise_by(_averaging(len(images) / seen))
-            network(images)
-        network.eval()
-
-    def losses(self) -> list[Callable[[Weights], Tensor]]:
-        """Give the mean loss of a state as a sum of functions, which autograd can differentiate.
-
-        BatchNorm is in evaluation mode, with the statistics of the state.
-        """
-        network = self.networks[0]
-
-        def part(images: Tensor, labels: Tensor) -> Callable[[Weights], Tensor]:
-            def loss(state: Weights) -> Tensor:
-                logits = torch.func.functional_call(network, state, (images,))
-                return F.cross_entropy(logits, labels, reduction="sum") / self.count
-
-            return loss
-
-        return [part(images, labels) for images, labels in zip(self.images, self.labels, strict=True)]
+    yield Learner(At(trunk, "last"), Dense(), None, {})
+    for state, mask, sparsity in masks:
+        yield Learner(state, mask, sparsity, {"method": "OMP", "prune_at": state.step})
+    for run, goal, words in gradual:
+        for step, sparsity in pruning.stops(run, goal):
+            state, columns = At(trunk, step), {"method": "OMP", "prune_at": step}
+            yield Learner(state, magnitude(state, sparsity), sparsity, columns)
+            columns |= {"method": "GMP", "pruning": words}
+            yield Learner(At(run, step), MaskOf(run, step), sparsity, columns)
 
 
-def _averaging(share: float) -> Normalise:
-    """Normalise a part of the images by its own statistics, and average these with those of the parts before."""
+def memorized(options: Memorization, learner: Learner, replicate: int) -> Iterator[Asked]:
+    """Measure how many random labels a network learns, for every number of images (Sooner Fig. 5).
 
-    def normalise(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.batch_norm(x, mean, var, weight, bias, training=True, momentum=share)
+    Parameters
+    ----------
+    options : Memorization
+        As a study says it.
+    learner : Learner
+        The network.
+    replicate : int
+        Gives labels and order.
+    """
+    run, recipe = learner.state.run, learning(options, learner.state.run.recipe)
+    for size in options.train_sizes:
+        data = random_labels(run.data, size, replicate)
+        value = Train(run.net, data, recipe, learner.state, replicate, learner.mask)
+        yield _asked("training_accuracy", [At(value, "last")], {}, images=size)
 
-    return normalise
+
+def learning(options: Memorization, find: Recipe) -> Recipe:
+    """Make the recipe that random labels are learnt with: the finding one at a constant rate."""
+    return Recipe(**find.tuning(options.epochs, 1, options.lr or find.lr).model_dump() | _DISTURBING)
+
+
+def random_labels(data: Data, size: int, seed: int) -> Data:
+    """Take so many images with random labels, as they are."""
+    fields = {"train_size": size, "val_size": 0, "random_labels": seed, "label_noise": None, "augment": "none"}
+    return Data(**data.model_dump() | fields)
+
+
+def _asked(name: str, of: Sequence[Any], settings: Mapping[str, Any], **columns: Any) -> Asked:
+    return Asked(Measure(name, tuple(of), tuple(settings.items())), {"what": name, **columns})
+
+
+def _correlations(options: Correlation, trained: Trained) -> Iterator[Asked]:
+    """Compare weights in all ways that are asked for (Ma appendix G, section 3.1, Fig. 6)."""
+    first, last = trained.ends
+    mask, dense_end = trained.value.mask, At(trained.trunk, "last")
+    permuted = Permuted(mask, "layer", trained.replicate) if mask.stored else None
+    for reading in options.partner if mask.stored else ["own"]:
+        ends: dict[str, tuple[At, At]] = {}
+        for step in options.at if reading != "trained" else ["last"]:
+            second = trained.at(step) if reading == "own" else At(trained.trunk, step)
+            if second is not None:
+                ends.setdefault(second.step, (first, second))
+        if reading == "trained":
+            ends = {dense_end.step: (last, dense_end)}
+        under = {"dense": mask, "trained": mask, "permuted": permuted}.get(reading)
+        for step, pair in ends.items():
+            for p in options.p:
+                settings = (("p", repr(p)), ("prunable", trained.prunable))
+                columns = {"what": "correlation_indicator", "reading": reading, "p": p, "measured_at": step}
+                yield Asked(Measure("correlation_indicator", pair, settings, under), columns)
+
+
+def _chosen(options: Any, trained: Trained, sparsest: Sparsity | None) -> bool:
+    """Whether an analysis of trained networks is asked for of a training."""
+    if trained.ticket not in options.of or trained.replicate >= (options.replicates or trained.replicate + 1):
+        return False
+    if trained.ticket == "dense":
+        return True
+    level = trained.sparsity.k if isinstance(trained.sparsity, Level) else None
+    at = level in options.levels if options.levels else trained.sparsity == sparsest
+    return at and trained.method in (*options.methods, None)
+
+
+def _landscape(name: str, options: Surface | Sharpness | Eigenvalue | Barrier, trained: Trained) -> Iterator[Asked]:
+    run, data = trained.value, trained.value.data
+    there = data.images if options.split == "train" else data.facts.test
+    fields = options.model_dump(exclude={"of", "methods", "levels", "replicates", "planes", "snapshots", "at"})
+    settings = fields | {"images": min(options.images, there)}
+    end = At(run, "last")
+    if isinstance(options, Surface):
+        for plane in options.planes:
+            states = _trajectory(run, options.snapshots) if plane == "pca" else [end]
+            yield _asked(name, states, settings | {"plane": plane}, reading=plane)
+    elif isinstance(options, Barrier):
+        yield _asked(name, trained.ends, settings, reading="ends")
+        for step, pair in _orders(options.at, trained):
+            yield _asked(name, [At(train, "last") for train in pair], settings, reading="orders", measured_at=step)
+    else:
+        yield _asked(name, [end], settings)
+
+
+def _trajectory(run: Train, count: int) -> list[At]:
+    """States of a training, spread evenly, at whole epochs where there are as many."""
+    length = run.end - run.start
+    unit = run.steps_per_epoch if length // run.steps_per_epoch >= count - 1 else 1
+    places = [run.start + round(number * length / unit / (count - 1)) * unit for number in range(count - 1)]
+    return [At(run, run.step_text(place)) for place in dict.fromkeys([*places, run.end])]
+
+
+def _orders(steps: Sequence[str], trained: Trained) -> Iterator[tuple[str, tuple[Train, Train]]]:
+    """Pair trainings that differ in the order of images, and name where they begin (Frankle et al. 2020)."""
+    run, other = trained.value, trained.replicate + OTHER_ORDER
+    if trained.ticket != "dense":
+        if steps:
+            yield trained.ends[0].step, (run, replace(run, order=other))
+        return
+    for step in dict.fromkeys(map(run.canonical_step, steps)):
+        begun = replace(run, init=At(run, step), schedule="resume") if run.iteration(step) else run
+        yield step, (begun, replace(begun, order=other))
+
+
+# --- what does not go together ---------------------------------------------------------------------------------
+
+
+def problems(
+    study: Study, recipes: Sequence[tuple[Recipe, Recipe]], asked: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[Place, str]]:
+    """Say what a study cannot measure.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    recipes : sequence of (Recipe, Recipe)
+        Finding and evaluating recipes.
+    asked : mapping of str to sequence of str
+        Methods of the masks of each ticket.
+    """
+    measures = study.measures
+    for name in ("correlation_indicator", *LANDSCAPE):
+        options = getattr(measures, name)
+        if options is not None:
+            yield from _tickets(name, options, study, asked)
+    trainings = list(dict.fromkeys(recipe for pair in recipes for recipe in pair))
+    for name in ("correlation_indicator", "weight_std", "loss_barrier"):
+        for number, step in enumerate(getattr(getattr(measures, name), "at", ())):
+            place = ("measures", name, "at", number)
+            yield from dict.fromkeys(
+                (place, text) for recipe in trainings for text in _beyond(study, name, step, recipe)
+            )
+    if measures.hamming is not None:
+        steps = [_ranked(study, find) for find, _ in recipes]
+        if min(map(len, steps)) < 2 or not study.prune.asked:
+            have = f"{min(map(len, steps))} in prune.at, and {len(study.prune.asked)} sparsities"
+            yield ("measures", "hamming"), f"steps known beforehand: {have}; allowed: two or more, and prune.levels"
+    if measures.memorization is not None:
+        yield from _memorization(study, measures.memorization, [find for find, _ in recipes])
+
+
+def _ranked(study: Study, find: Recipe) -> set[int]:
+    """Iterations at which one-shot masks are ranked, as far as they are known beforehand."""
+    steps = study.data.steps_per_epoch(find.batch_size)
+    named = {"last": f"{find.epochs}ep"}
+    return {parts.iterations(named.get(at, at), steps) for at in study.prune.at if not at.startswith("best")}
+
+
+def _beyond(study: Study, name: str, step: str, recipe: Recipe) -> Iterator[str]:
+    if step == "best_val" and not study.data.val_size:
+        yield "best_val needs validation images; set data.val_size above 0"
+    elif problem := pruning.late(study, step, recipe):
+        yield f"{step} is after the end; {problem}"
+    elif name == "loss_barrier":
+        steps = study.data.steps_per_epoch(recipe.batch_size)
+        if parts.iterations(step, steps) == recipe.epochs * steps:
+            yield f"{step} is the end; allowed: below {recipe.epochs}ep"
+
+
+def _tickets(name: str, options: Any, study: Study, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    """Check which trainings, methods and levels an analysis is of; those by default are as far as there are any."""
+    given = options.model_fields_set
+    for number, ticket in enumerate(options.of if "of" in given else ()):
+        if ticket != "dense" and ticket not in asked:
+            place = ("measures", name, "of", number)
+            yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
+    methods = {method for ticket in options.of for method in asked.get(ticket, ())}
+    for number, method in enumerate(options.methods if "methods" in given else ()):
+        if method not in methods:
+            words = f"'{method}' finds no mask of {', '.join(options.of)}"
+            yield ("measures", name, "methods", number), f"{words}; {nearest(method, methods)}"
+    for number, level in enumerate(options.levels if "levels" in given else ()):
+        if level not in study.prune.levels:
+            allowed = ", ".join(map(str, study.prune.levels)) or "none, for prune.levels is empty"
+            yield ("measures", name, "levels", number), f"{level} is not among prune.levels; allowed: {allowed}"
+
+
+def _memorization(study: Study, options: Memorization, finding: Sequence[Recipe]) -> Iterator[tuple[Place, str]]:
+    least = max(recipe.batch_size for recipe in finding)
+    most = study.data.facts.train
+    for number, size in enumerate(options.train_sizes):
+        if not least <= size <= most:
+            place = ("measures", "memorization", "train_sizes", number)
+            yield place, f"{size} images; allowed: {least}, the batch size, to {most}"
+    if not study.prune.asked and not any(curve.points for curve in study.prune.gradual):
+        yield (
+            ("measures", "memorization"),
+            "no masks; allowed with: prune.levels, prune.sparsities or lists in prune.gradual",
+        )

@@ -56,6 +56,12 @@ def reaches(curve: Curve, asked: Sequence[Sparsity]) -> Sequence[Sparsity]:
     return asked if curve.points is None else [parts.decimal_text(share) for _, share in curve.points[-1:]]
 
 
+def stops(run: values.Train, sparsity: Sparsity) -> Sequence[tuple[str, Sparsity]]:
+    """List steps at which a training that is pruned on its way is looked at: all of a list, the end of a curve."""
+    assert run.pruning is not None
+    return run.pruning.points if isinstance(run.pruning, values.Explicit) else [(run.pruning.end, sparsity)]
+
+
 def problems(
     study: Study,
     recipes: Sequence[tuple[Recipe, Recipe]],
@@ -103,7 +109,7 @@ def _counted(study: Study, counted: Iterable[Recipe]) -> Iterator[tuple[Place, s
     chain = rewound is not None and "IMP" in rewound.methods and rules.rewound_masks == "rewound"
     for recipe in dict.fromkeys(counted):
         for at in study.prune.at:
-            if problem := _late(study, at, recipe):
+            if problem := late(study, at, recipe):
                 yield ("prune", "layer_counts"), f"{at} of prune.at is after the end of its trainings; {problem}"
         for rewind in rewound.rewind if rewound is not None and chain else ():
             if problem := _rewind_problem(study, rewind, rules.schedule, recipe, recipe):
@@ -120,7 +126,7 @@ def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[t
         if at == "best_val" and not data.val_size:
             yield place, "best_val needs validation images; set data.val_size above 0"
         for find in _of(recipes, 0):
-            if problem := _late(study, at, find):
+            if problem := late(study, at, find):
                 yield place, f"{at} is after the end; {problem}"
     rewinds: list[tuple[Place, str, str]] = []
     if tickets.WR is not None:
@@ -133,7 +139,7 @@ def _steps(study: Study, recipes: Sequence[tuple[Recipe, Recipe]]) -> Iterator[t
         yield from ((place, f"{rewind} {problem}") for problem in found if problem)
 
 
-def _late(study: Study, at: str, recipe: Recipe) -> str | None:
+def late(study: Study, at: str, recipe: Recipe) -> str | None:
     """Say which steps are allowed where one is after the end of a recipe's trainings; None if it is not."""
     steps = study.data.steps_per_epoch(recipe.batch_size)
     end = recipe.epochs * steps
@@ -150,7 +156,7 @@ def _rewind_problem(study: Study, rewind: str, how: str, find: Recipe, evaluate:
     steps, steps_after = (study.data.steps_per_epoch(recipe.batch_size) for recipe in (find, evaluate))
     at, end = parts.iterations(rewind, steps), find.epochs * steps
     if how == "restart":
-        problem = _late(study, rewind, find)
+        problem = late(study, rewind, find)
         return problem and f"is after the end; {problem}"
     if at >= end:
         return f"is not before the end; allowed: below {find.epochs}ep, {end}it"

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, pruning, results, sizes, strokes, tickets
+from lthlab import plots, pruning, results, roles, sizes, strokes, tickets
 from lthlab.errors import InputError
 from lthlab.markup import (
     Html,
@@ -31,6 +31,7 @@ from lthlab.markup import (
 from lthlab.parts import NETS, Net, Recipe
 from lthlab.spec import Config, Panel
 from lthlab.store import Store
+from lthlab.values import Train, ancestors
 
 _SIZE = (3.5, 3.1)
 _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
@@ -341,11 +342,12 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     InputError
         If the frame is of another version of the study, which was computed meanwhile.
     """
-    if not set(frame["key"]) <= {item.value.key for item in tickets.expand(config)}:
+    values = [item.value for item in tickets.expand(config)]
+    if not set(frame["key"]) <= {value.key for value in values}:
         other = f"the results are of another version of study '{config.name}', with other settings"
         raise InputError(f"{other}; run this one again")
-    trainings = frame[frame["what"] == "train"]
-    keys = trainings["key"].unique()
+    uses = frame[frame["what"].isin(roles.TRAINED)]["key"]
+    keys = [value.key for value in ancestors(values) if isinstance(value, Train)]
     parts = [(key, part) for key in keys if store.has(key) for part in store.parts(key)]
     trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
     made = [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
@@ -359,7 +361,7 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         "Study": f"{config.name}: {config.title}",
         "Command": shlex.join(["lthlab", "run", f"params/{config.name}.yaml", *sets]),
         "Settings": ", ".join(config.sets) or "as in the file",
-        "Trainings": f"{len(keys)}, and {len(trainings) - len(keys)} more roles that share one of them",
+        "Trainings": f"{len(keys)}, and {len(uses) - uses.nunique()} more roles that share one of them",
         "Code": f"lthlab {_distinct(made, 'lthlab')}; {_commits(made)}",
         "Versions": ", ".join(versions),
         "Device": f"{machine}; {_duration(seconds)} of training in all",

@@ -1,6 +1,7 @@
 """From studies and the store to tidy frames, with numbers of runs and intervals."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lthlab.errors import nearest
 from lthlab.forms import input_keys
 from lthlab.nodes import KINDS
 from lthlab.parts import NETS, iterations
-from lthlab.runs import read_metrics, staleness
+from lthlab.runs import read_metrics, staleness, whole
 from lthlab.spec import Config
 from lthlab.store import Damaged, Part, Store
 
@@ -21,8 +22,10 @@ STATUSES = ("done", "missing", "failed", "diverged", "blocked", "stale")
 """What a value can be: computed; not (yet) or damaged; an analysis that refused; a training whose loss ceased to be
 finite; in need of such a one; of another revision, or of bits that could not be repeated."""
 
+_MEASURED = ("value", "chance", "error", "z")
 _OUTCOMES = (
-    "configuration", "kept", "collapsed", "epoch", "metric", "value", "validation", "chance", "status", "note", "key",
+    "configuration", "kept", "collapsed", "epoch", "metric", "value", "validation", "chance", "error", "z", "status",
+    "note", "key",
 )  # fmt: skip
 """Columns that follow from the others."""
 
@@ -41,11 +44,13 @@ def load(runs: str | Path | Store, study: str | Config | None = None) -> pd.Data
     Returns
     -------
     DataFrame
-        study and the columns of roles (`lthlab.tickets.Labelled`), then kept, collapsed, epoch, metric, value,
-        validation, chance, status, note and key. `value` is test accuracy in [0, 1] at the study's reported epoch, the
-        number of weights a mask keeps, or what a measure measures; `validation` is the accuracy on validation images at
-        that epoch, if there are any; `chance` is what a measure would be by chance. `collapsed` is the number of layers
-        that a mask, or that of a training, keeps nothing of; None without a mask. The note of such a mask names them.
+        study and the columns of roles (`lthlab.roles.Labelled`), then kept, collapsed, epoch, metric, value,
+        validation, chance, error, z, status, note and key. `value` is test accuracy in [0, 1] at the study's reported
+        epoch, the number of weights a mask keeps, or what a measure measures; `validation` is the accuracy on
+        validation images at that epoch, if there are any; `chance` is what a measure would be by chance, `error` how
+        far off it may be, and `z` how far R_p is from chance, in standard deviations. `collapsed` is the number of
+        layers that a mask, or that of a training, keeps nothing of; None without a mask. The note of such a mask names
+        them.
 
     Raises
     ------
@@ -158,7 +163,7 @@ class _Reader:
         diverged = [record["diverged"] for record in trained if record["diverged"] is not None]
         if diverged:
             return "diverged", f"loss not finite in epoch {diverged[0]}"
-        complete = records and (not trained or max(r["until"] for r in trained) >= trained[0]["end"])
+        complete = max(r["until"] for r in trained) >= trained[0]["end"] if trained else whole(records)
         if complete:
             return "done", None
         for source in input_keys(form):
@@ -174,7 +179,7 @@ class _Reader:
             try:
                 self._outcomes[key, report] = self._read(key, report)
             except Damaged as damage:
-                nothing = dict.fromkeys(("kept", "collapsed", "epoch", "metric", "value", "validation", "chance"))
+                nothing = dict.fromkeys(("kept", "collapsed", "epoch", "metric", "validation", *_MEASURED))
                 self._outcomes[key, report] = nothing | {"status": "missing", "note": self._note(damage)}
         return self._outcomes[key, report]
 
@@ -185,7 +190,7 @@ class _Reader:
         row: dict[str, Any] = {"kept": under.get("kept"), "collapsed": None}
         if "collapsed" in under:
             row["collapsed"] = len(under["collapsed"])
-        row |= dict.fromkeys(("epoch", "metric", "value", "validation", "chance"))
+        row |= dict.fromkeys(("epoch", "metric", "validation", *_MEASURED))
         if form["kind"] == "Train":
             row["metric"] = "test_accuracy"
             rows = [line for line in read_metrics(self.store, key, parts) if "train_loss" in line]
@@ -197,7 +202,7 @@ class _Reader:
         elif form["kind"] == "Measure":
             row["metric"] = form["name"]
             if status == "done":
-                row |= {"value": parts[0].record["value"], "chance": parts[0].record["chance"]}
+                row |= {name: parts[0].record.get(name) for name in _MEASURED}
         else:
             row |= {"metric": "kept", "value": row["kept"] if status == "done" else None}
             if status == "done" and row["collapsed"]:
@@ -547,6 +552,42 @@ def layers(store: Store, frame: pd.DataFrame) -> pd.DataFrame:
         for number, (name, layer) in enumerate(counts[row["key"]].items(), start=1)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=[*frame, "layer", "number", "weights"]).astype({"value": float})
+
+
+def measured(store: Store, frame: pd.DataFrame, file: str = "frame.jsonl") -> pd.DataFrame:
+    """List the rows of measures: of each layer, step, pair of masks or point.
+
+    Parameters
+    ----------
+    store : Store
+        Where the measures are.
+    frame : DataFrame
+        Tidy frame; its measures that are done count.
+    file : str, optional
+        'frame.jsonl', or 'path.jsonl', the trajectories on surfaces.
+
+    Returns
+    -------
+    DataFrame
+        The rows of `frame` once per row of their measure, which has columns of its own; a column of both, as value and
+        chance, is that of the measure. Of a plane, also what its record says of it.
+    """
+    rows = []
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in frame[frame["status"] == "done"].to_dict("records"):
+        if row["key"] not in tables:
+            tables[row["key"]] = list(_table(store, row["key"], file))
+        rows += [row | own for own in tables[row["key"]]]
+    return pd.DataFrame(rows, columns=None if rows else list(frame))
+
+
+def _table(store: Store, key: str, file: str) -> Iterator[dict[str, Any]]:
+    """Rows of a measure, of all of its parts, with what is noted of the whole."""
+    parts = store.parts(key)
+    about = {name: item for name, item in parts[0].record.items() if name not in ("kind", "inputs", "left", *_MEASURED)}
+    for part in parts:
+        if file in part.files:
+            yield from (about | json.loads(line) for line in store.read(key, file, part.number).decode().splitlines())
 
 
 def revived(store: Store, frame: pd.DataFrame) -> pd.DataFrame:

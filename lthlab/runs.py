@@ -240,6 +240,10 @@ class Outlook:
         """Whether a mask or measure is recorded as one that its inputs do not allow."""
         return any("failed" in record for record in self._records(value))
 
+    def settled(self, value: Value) -> bool:
+        """Whether a mask or measure is there in whole, or recorded as impossible."""
+        return whole(self._records(value))
+
     def missing(self, train: Train) -> bool:
         """Whether the store lacks anything of what is asked of a training."""
         return self._run(train).lacks(self.needs[train])
@@ -291,6 +295,11 @@ class Outlook:
 
     def _records(self, value: Value) -> list[dict[str, Any]]:
         return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+
+
+def whole(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the parts of a mask or measure are all there; each but the last says what is left."""
+    return bool(records) and not records[-1].get("left")
 
 
 def epochs(left: Mapping[Train, tuple[int, int]]) -> int:

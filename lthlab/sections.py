@@ -1,6 +1,6 @@
 """What a study may say: its sections as they are written, checked one by one."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -132,6 +132,22 @@ class Random(Ticket):
     ] = ["initial"]  # fmt: skip
 
 
+class Probe(_Model):
+    """Pseudo-pruned and retrained networks (PPR, Sooner 3.3): of every one-shot mask, trained for one epoch.
+
+    Parameters
+    ----------
+    lr : list of float
+        Learning rates, each held constant; 0.1 and 0.01 in the paper, of which the small one tells.
+    epochs : int
+        Epochs; 1 in the paper.
+    """
+
+    methods: ClassVar[tuple[Method, ...]] = ("OMP",)
+    lr: Annotated[list[parts.Positive], BeforeValidator(_as_list), Field(min_length=1)] = [0.1, 0.01]
+    epochs: Count = 1
+
+
 class Pruned(_Model):
     """The gradually pruned training itself, evaluated as it ends."""
 
@@ -141,7 +157,7 @@ class Tickets(_Model):
 
     LT keep the initial weights, RR draw new ones, WR are rewound to a later step, LRR keep the weights that were
     ranked and train them by the whole schedule (learning rate rewinding, Renda et al. 2020), FT are fine-tuned, SDT are
-    small dense networks, RT random tickets, GMP what is pruned on its way.
+    small dense networks, RT random tickets, GMP what is pruned on its way. PPR are no tickets but probes of masks.
     """
 
     LT: Annotated[Ticket | None, BeforeValidator(_blank)] = None
@@ -152,6 +168,7 @@ class Tickets(_Model):
     SDT: Annotated[Small | None, BeforeValidator(_blank)] = None
     RT: Annotated[Random | None, BeforeValidator(_blank)] = None
     GMP: Annotated[Pruned | None, BeforeValidator(_blank)] = None
+    PPR: Annotated[Probe | None, BeforeValidator(_blank)] = None
 
 
 class Curve(_Model):
@@ -291,29 +308,209 @@ class Protocol(_Model):
         return self
 
 
+_Steps = Annotated[list[parts.Duration], BeforeValidator(_as_list)]
+_Trained = Literal["dense", "LT", "RR", "WR", "LRR", "FT", "RT", "SDT", "GMP"]
+_Of = Annotated[list[_Trained], BeforeValidator(_as_list), Field(min_length=1)]
+READINGS = ("own", "dense", "trained", "permuted")
+"""What the correlation indicator compares (see `Correlation`)."""
+
+
 class Correlation(_Model):
-    """The correlation indicator R_p between weights before and after training (Ma appendix G).
+    """The correlation indicator R_p between two sets of weights (Ma appendix G), which Ma describe in several ways.
 
     Parameters
     ----------
-    p : float
-        Share of each layer's weights that counts as large, in (0, 1].
+    p : list of float
+        Shares of each layer's weights that count as large, in (0, 1].
     of : list of str
         Which trainings; by default dense ones and those of LT and RR, as far as the study has them.
-    partner : {'own', 'dense'}
-        What a ticket's initial weights are compared with: its own trained weights, or those of the dense training
-        that its mask was found with, under that mask. Ma's section 3.1 has both.
+    partner : list of {'own', 'dense', 'trained', 'permuted'}
+        'own': initial weights of a ticket and its own trained ones (appendix G; section 3.1, first sentence). 'dense':
+        its initial weights and those of the dense training that its mask was found with, under that mask (section 3.1,
+        second sentence). 'trained': its trained weights and those of the dense training (caption of Fig. 6).
+        'permuted', a control: as 'dense', under the mask permuted within layers, which was not chosen by magnitude.
+        Dense trainings have 'own' alone.
+    at : list of str
+        Steps of the trained weights that initial ones are compared with.
     """
 
-    p: Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)] = 0.1
+    p: Annotated[
+        list[Annotated[float, Strict(), Field(gt=0, le=1, allow_inf_nan=False)]],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+    ] = [0.1]  # fmt: skip
     of: Annotated[list[Literal["dense", "LT", "RR", "WR"]], BeforeValidator(_as_list)] = ["dense", "LT", "RR"]
-    partner: Literal["own", "dense"] = "own"
+    partner: Annotated[
+        list[Literal["own", "dense", "trained", "permuted"]], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ["own"]  # fmt: skip
+    at: Annotated[
+        list[Annotated[str, AfterValidator(parts.step)]], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ["last"]  # fmt: skip
+
+
+class Spread(_Model):
+    """Standard deviation of the weights of each layer while dense networks are trained (W_std, Sooner Fig. 2a).
+
+    Parameters
+    ----------
+    at : list of str
+        Steps; every epoch from the initial weights on by default. The state at each is kept.
+    """
+
+    at: _Steps = []
+
+
+class Distances(_Model):
+    """Hamming distances between one-shot masks that were ranked at the steps of `prune.at` (Sooner Fig. 3)."""
+
+
+class Memorization(_Model):
+    """How many random labels pruned networks learn (Sooner Fig. 5, Table 1).
+
+    Every one-shot mask, with the weights that it was ranked on, is trained on images with random labels, not augmented,
+    at a constant rate. So is every gradual mask of a list, beside one-shot masks of the same steps and sparsities, and
+    the dense network as it ends. What counts is the accuracy on these images.
+
+    Parameters
+    ----------
+    train_sizes : list of int
+        Numbers of images.
+    epochs : int
+        Epochs; the paper does not say how many.
+    lr : float, optional
+        Learning rate; that of the finding recipe by default. The paper does not say.
+    """
+
+    train_sizes: Annotated[list[Count], BeforeValidator(_as_list), Field(min_length=1)]
+    epochs: Count = 50
+    lr: parts.Positive | None = None
+
+
+class _OfStates(_Model):
+    """An analysis of trained networks.
+
+    Parameters
+    ----------
+    of : list of str
+        Which trainings: dense ones and tickets.
+    methods : list of str
+        Of tickets on which masks; all by default.
+    levels : list of int
+        Of tickets at which levels; the last by default.
+    replicates : int, optional
+        Of how many replicates; all by default.
+    images : int
+        How many images the loss is a mean over, at most as many as there are.
+    split : {'train', 'test'}
+        Which images.
+    """
+
+    of: _Of = ["dense"]
+    methods: Annotated[list[Method], BeforeValidator(_as_list), Field(min_length=1)] = ["IMP", "OMP", "GMP"]
+    levels: Annotated[list[Count], BeforeValidator(_as_list)] = []
+    replicates: Count | None = None
+    images: Count = 500
+    split: Literal["train", "test"] = "train"
+
+
+class _Evaluated(_OfStates):
+    """An analysis that evaluates networks at weights that were not trained.
+
+    Parameters
+    ----------
+    batchnorm : {'fixed', 'recompute'}
+        Running statistics of BatchNorm: as they were, or those of the weights at each point on the same images.
+    """
+
+    batchnorm: Literal["fixed", "recompute"] = "recompute"
+
+
+class Surface(_Evaluated):
+    """Loss on planes through trained weights, with the way that training took (Ma Figs. 4 and 5; Li et al. 2018).
+
+    Parameters
+    ----------
+    planes : list of {'pca', 'random'}
+        Spanned by the main components of the trajectory, or by filter-normalised random directions.
+    points : int
+        Number of points on each side.
+    span : float
+        Half the side of random planes, in norms of the filters.
+    parameters : {'weights', 'all'}
+        What directions cover: weights only, or biases and BatchNorm's parameters too.
+    snapshots : int
+        States of the trajectory, spread evenly, of which planes 'pca' are made; 3 or more.
+    replicates : int
+        Of how many replicates.
+    """
+
+    planes: Annotated[
+        list[Literal["pca", "random"]], BeforeValidator(_as_list), Field(min_length=1)
+    ] = ["pca", "random"]  # fmt: skip
+    points: Annotated[Count, Field(ge=3)] = 25
+    span: parts.Positive = 1.0
+    parameters: Literal["weights", "all"] = "weights"
+    snapshots: Annotated[Count, Field(ge=3)] = 11
+    replicates: Count | None = 1
+
+
+class Sharpness(_Evaluated):
+    """Mean increase of the loss at a distance that goes by the norms of filters, so that it has no scale.
+
+    Parameters
+    ----------
+    radius : float
+        The distance, in norms of the filters.
+    directions : int
+        Number of random directions; either side of each is evaluated.
+    """
+
+    radius: parts.Positive = 0.1
+    directions: Count = 10
+
+
+class Eigenvalue(_OfStates):
+    """Largest eigenvalue of the Hessian of the loss over unpruned weights, by power iteration.
+
+    Parameters
+    ----------
+    iterations : int
+        Most iterations.
+    tolerance : float
+        Relative error at which they end.
+    """
+
+    iterations: Count = 100
+    tolerance: parts.Positive = 0.001
+
+
+class Barrier(_Evaluated):
+    """Loss on straight lines: from initial to trained weights, and between trainings that differ in their order alone.
+
+    Parameters
+    ----------
+    at : list of str
+        Steps from which dense networks are trained on twice, with two orders of the images (instability, Frankle et al.
+        2020); tickets then are too, from where they start. None by default.
+    points : int
+        Number of points on a line.
+    """
+
+    at: _Steps = []
+    points: Annotated[Count, Field(ge=3)] = 11
 
 
 class Measures(_Model):
-    """Analyses of the trained weights."""
+    """Analyses of weights, masks and losses."""
 
     correlation_indicator: Annotated[Correlation | None, BeforeValidator(_blank)] = None
+    weight_std: Annotated[Spread | None, BeforeValidator(_blank)] = None
+    hamming: Annotated[Distances | None, BeforeValidator(_blank)] = None
+    memorization: Annotated[Memorization | None, BeforeValidator(_blank)] = None
+    loss_surface: Annotated[Surface | None, BeforeValidator(_blank)] = None
+    sharpness: Annotated[Sharpness | None, BeforeValidator(_blank)] = None
+    hessian_eigenvalue: Annotated[Eigenvalue | None, BeforeValidator(_blank)] = None
+    loss_barrier: Annotated[Barrier | None, BeforeValidator(_blank)] = None
 
 
 class Verdicts(_Model):

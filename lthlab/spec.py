@@ -12,7 +12,7 @@ from pydantic import (
     ValidationError,
 )
 
-from lthlab import parts, pruning, sizes, trees
+from lthlab import parts, probes, pruning, sizes, trees
 from lthlab.errors import InputError, nearest
 from lthlab.parts import Data, Level, Net, Recipe, Sparsity
 from lthlab.sections import OF_PANEL, STAGES, Curve, Measures, Protocol, Study, Tickets, Verdicts
@@ -403,11 +403,7 @@ def _cross_checks(study: Study, panel: Panel, net: bool) -> Iterator[tuple[Place
     yield from sparse
     if study.tickets.SDT is not None and not sparse:
         yield from ((("tickets", "SDT"), problem) for problem in _too_narrow(study))
-    measure = study.measures.correlation_indicator
-    for number, ticket in enumerate(measure.of if measure and "of" in measure.model_fields_set else ()):
-        if ticket != "dense" and ticket not in asked:
-            place = ("measures", "correlation_indicator", "of", number)
-            yield place, f"'{ticket}' is not among the study's tickets; {nearest(ticket, ['dense', *asked])}"
+    yield from probes.problems(study, recipes, asked)
     if study.protocol.report == "best_val":
         if not study.data.val_size:
             yield ("protocol", "report"), "best_val needs validation images; set data.val_size above 0"

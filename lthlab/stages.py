@@ -16,11 +16,11 @@ from lthlab.estimates import Forecast
 from lthlab.jobs import Job, Outcome
 from lthlab.kernels import GRACE_S, SPIN
 from lthlab.parts import device_names
+from lthlab.roles import Labelled
 from lthlab.runs import Outlook
 from lthlab.spec import Config
 from lthlab.store import Claim, Damaged, Store, StoreError
 from lthlab.studies import Configuration
-from lthlab.tickets import Labelled
 from lthlab.values import Train, Value, ancestors
 
 
@@ -391,7 +391,7 @@ def _settled(asked: Sequence[Value], outlook: Outlook, sound: set[Value]) -> boo
     try:
         for value in ancestors(asked):
             if outlook.runnable(value):
-                there = not outlook.missing(value) if isinstance(value, Train) else outlook.store.has(value.key)
+                there = not outlook.missing(value) if isinstance(value, Train) else outlook.settled(value)
                 if not there or (value not in sound and outlook.store.verify(value.key)):
                     return False
                 sound.add(value)

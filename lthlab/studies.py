@@ -11,9 +11,9 @@ from typing import Any
 
 from lthlab import sections, spec, tickets, trees
 from lthlab.errors import InputError, nearest
+from lthlab.roles import Labelled
 from lthlab.spec import Config
 from lthlab.store import Store
-from lthlab.tickets import Labelled
 
 FOLDER = "params"
 STORE = "LTHLAB_RUNS"

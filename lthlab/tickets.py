@@ -1,14 +1,13 @@
 """The papers' experiments as values, and a study's configuration as a list of labelled values."""
 
 import functools
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from lthlab import pruning, sizes
+from lthlab import probes, pruning, roles, sizes
 from lthlab.parts import NETS, Data, Level, Net, Recipe, Sparsity, sparsity_fraction
+from lthlab.roles import Labelled
 from lthlab.sections import STAGES
 from lthlab.spec import Config, Panel
 from lthlab.values import (
@@ -20,7 +19,6 @@ from lthlab.values import (
     Magnitude,
     Mask,
     MaskOf,
-    Measure,
     Narrow,
     Permuted,
     Train,
@@ -175,56 +173,6 @@ def small(protocol: Protocol, recipe: Recipe, sparsity: Sparsity) -> Train:
     return Train(net, protocol.data, recipe, Fresh(protocol.replicate), protocol.replicate)
 
 
-ROLE = (
-    "what", "ticket", "method", "level", "rate", "sparsity", "prune_at", "pruning", "layer_counts", "scope", "rewind",
-    "schedule", "replicate", "search_epochs", "train_epochs", "source", "target", "widths", "parameters",
-)  # fmt: skip
-"""Columns of a role beside those of the panel and the recipes."""
-RANKED = "ranked"
-"""What the column `rewind` says of weights that are trained on from where they were ranked."""
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A value in the role that it plays in a study.
-
-    Attributes
-    ----------
-    value : Train, Mask or Measure
-        What is computed.
-    role : dict
-        Plain values by column of the tidy frame. Of the panel: configuration, panel, network, width, shortcut (None
-        where a network has no such field), data, view, train_size, report, ranking ('global' over all layers, or
-        'layer'; 'filters, global' or 'filters, layer' of whole ones). what: 'train', 'mask' or a measure's name.
-        ticket: 'dense', 'search' or one of `lthlab.sections.Tickets`. method: 'IMP', 'OMP' or 'GMP'. level, rate,
-        sparsity. prune_at: step at which weights were ranked. pruning: schedule of gradual pruning. layer_counts: whose
-        counts per layer are imposed. scope: of a random ticket. rewind: step that weights come from, 'ranked' where
-        they are trained on, None where they are fresh. schedule: 'restart', 'resume' or 'fine-tune'; of a mask, that of
-        the rounds of its search. replicate. search_epochs: epochs of training that mask and weights cost; train_epochs:
-        those of the ticket itself. source, target: data that it was found on, and that it is trained on. widths,
-        parameters. find_*, eval_*: recipes.
-    """
-
-    value: Value
-    role: dict[str, Any]
-
-    @property
-    def configuration(self) -> str:
-        """Name of the configuration that it belongs to."""
-        name: str = self.role["configuration"]
-        return name
-
-    @property
-    def stage(self) -> str:
-        """Stage of its configuration."""
-        return self.configuration.partition(".")[0]
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """Its row in a study's table: key and role."""
-        return {"key": self.value.key, **self.role}
-
-
 def expand(config: Config) -> list[Labelled]:
     """List all values of a study with their roles.
 
@@ -239,22 +187,12 @@ def expand(config: Config) -> list[Labelled]:
         No two have the same role; one value may have several.
     """
     found: dict[tuple[object, ...], Labelled] = {}
-    for panel, name in zip(config.panels, _panel_names(config.panels), strict=True):
+    for panel, name in zip(config.panels, roles.panel_names(config.panels), strict=True):
         for find, evaluate in panel.recipes:
             for replicate in range(panel.replicates):
                 for item in _Expansion(config, panel, name, find, evaluate, replicate).items():
                     found.setdefault(tuple(map(str, item.role.values())), item)
     return list(found.values())
-
-
-def _panel_names(panels: Sequence[Panel]) -> list[str]:
-    """Name panels by network and data set, numbered where these are the same."""
-    names: list[str] = []
-    for panel in panels:
-        name = f"{panel.net.name}.{panel.data.name}"
-        again = sum(other == name or other.startswith(f"{name}.") for other in names)
-        names.append(f"{name}.{again + 1}" if again else name)
-    return names
 
 
 @dataclass(frozen=True)
@@ -268,7 +206,7 @@ class _Site:
     @functools.cached_property
     def columns(self) -> dict[str, Any]:
         """What of it is in a role."""
-        return {"target": self.protocol.data.text, **_columns("eval", self.recipe)}
+        return {"target": self.protocol.data.text, **roles.recipe_columns("eval", self.recipe)}
 
 
 class _Found(NamedTuple):
@@ -314,9 +252,11 @@ class _Expansion:
         self.trunk = dense(self.protocol, find)
         self.at = {self.trunk.canonical_step(at): at for at in panel.at}
         self.sparsities = (*panel.levels, *panel.sparsities)
+        further = max(panel.sparsities, key=sparsity_fraction, default=None)
+        self.sparsest = panel.levels[-1] if panel.levels else further
         self.roles: dict[str, dict[str, Any]] = {
             stage: {
-                "configuration": _configuration(stage, name, config.panel_by, find, evaluate, replicate),
+                "configuration": roles.configuration(stage, name, config.panel_by, find, evaluate, replicate),
                 "panel": name,
                 "network": panel.net.name,
                 "width": panel.net.width,
@@ -326,7 +266,7 @@ class _Expansion:
                 "train_size": panel.data.images,
                 "report": rules.report,
                 "ranking": rules.scope if rules.granularity == "weight" else f"filters, {rules.scope}",
-                **dict.fromkeys(ROLE),
+                **dict.fromkeys(roles.ROLE),
                 "replicate": replicate,
                 "source": panel.data.text,
             }
@@ -334,7 +274,7 @@ class _Expansion:
         }
         self.chains: dict[tuple[str, _Rounds, Recipe, Recipe | None], list[tuple[Train, Magnitude]]] = {}
         self.found: dict[tuple[str, tuple[_Rounds, ...]], list[_Found]] = {}
-        self.found_with = _columns("find", find)
+        self.found_with = roles.recipe_columns("find", find)
         self.own = _Site(self.protocol, find)
 
     def items(self) -> Iterator[Labelled]:
@@ -369,8 +309,34 @@ class _Expansion:
                     for found in self._masks(method, tuple(rounds)):
                         if site is sites[0]:
                             yield from self._searched(found)
+                        elif ticket == "PPR":
+                            continue
                         if found.sparsity in self.sparsities or method == "GMP":
                             yield from self._under(site, ticket, options, found)
+
+        yield from self._masks_measured()
+
+    def _masks_measured(self) -> Iterator[tuple[str, Labelled]]:
+        """Label distances of one-shot masks, and random labels learnt under masks."""
+        measures, stage = self.panel.measures, STAGES[0]
+        wanted = measures.hamming is not None or measures.memorization is not None
+        one_shot = [found for found in (self._masks("OMP") if wanted else ()) if not found.columns["layer_counts"]]
+        for found in one_shot:
+            yield from self._searched(found)
+        for sparsity in self.sparsities if measures.hamming is not None else ():
+            ranked = {found.ranked: found.mask for found in one_shot if found.sparsity == sparsity}
+            fixed = sorted((at for at in ranked if at.step[0].isdigit()), key=lambda at: at.run.iteration(at.step))
+            asked = probes.distances([ranked[at] for at in fixed])
+            columns = {"ticket": "search", "method": "OMP", **asked.columns}
+            yield stage, self._label(stage, self.own, asked.value, sparsity=sparsity, **columns)
+        if measures.memorization is None:
+            return
+        gradual = [(found.trunk, found.sparsity, found.columns["pruning"]) for found in self._masks("GMP")]
+        masks = [(found.ranked, found.mask, found.sparsity) for found in one_shot]
+        for learner in probes.learners(self.trunk, masks, gradual, self.protocol.magnitude):
+            for asked in probes.memorized(measures.memorization, learner, self.protocol.replicate):
+                columns = {"ticket": "memorization", **learner.columns, **asked.columns}
+                yield stage, self._label(stage, self.own, asked.value, sparsity=learner.sparsity, **columns)
 
     def _to_the_end(self) -> bool:
         """Whether a mask is of the trained weights, or there is none."""
@@ -407,10 +373,17 @@ class _Expansion:
             return
         protocol, recipe = site.protocol, site.recipe
         columns = found.columns | {"search_epochs": found.epochs}
+        if ticket == "PPR":
+            for lr in options.lr:
+                there = _Site(self.protocol, self.find.tuning(options.epochs, self.trunk.steps_per_epoch, lr))
+                value = continued(self.protocol, there.recipe, found.ranked, found.mask)
+                more = columns | {"rewind": roles.RANKED}
+                yield from self._trained(there, value, ticket, found.sparsity, what="ppr", **more)
+            return
         if ticket in ("LRR", "FT"):
             (how,) = self._rounds(ticket, options)
             value = continued(protocol, _tuned(recipe, protocol.data, how) or recipe, found.ranked, found.mask)
-            yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": RANKED})
+            yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": roles.RANKED})
         elif ticket == "RR":
             value = reinitialised(protocol, recipe, found.mask)
             yield from self._trained(site, value, ticket, found.sparsity, **columns | {"rewind": None})
@@ -459,19 +432,29 @@ class _Expansion:
         ticket: str,
         sparsity: Sparsity | None,
         stage: str = STAGES[1],
+        what: str = "train",
         **columns: Any,
     ) -> Iterator[tuple[str, Labelled]]:
         """Label a training, and what is measured of it."""
         schedule = "fine-tune" if ticket == "FT" else value.schedule
         columns = {"search_epochs": 0} | columns | {"schedule": schedule, "train_epochs": _epochs(value)}
-        yield stage, self._label(stage, site, value, "train", ticket, sparsity, **columns)
-        measure = self.panel.measures.correlation_indicator
-        if measure is not None and ticket in measure.of and not site.transferred:
-            other = measure.partner == "dense" and ticket != "dense"
-            ends = (At(value, value.step_text(value.start)), At(self.trunk if other else value, "last"))
-            settings = (("p", repr(measure.p)), ("prunable", self.rules.prunable))
-            indicator = Measure("correlation_indicator", ends, settings, value.mask if other else None)
-            yield stage, self._label(stage, site, indicator, "correlation_indicator", ticket, sparsity, **columns)
+        yield stage, self._label(stage, site, value, what, ticket, sparsity, **columns)
+        if site.transferred or what != "train":
+            return
+        method = columns.get("method")
+        rules = self.rules.prunable
+        trained = probes.Trained(value, self.trunk, ticket, method, sparsity, self.protocol.replicate, rules)
+        for asked in probes.of_training(self.panel.measures, trained, self._sparsest()):
+            yield (
+                stage,
+                self._label(stage, site, asked.value, ticket=ticket, sparsity=sparsity, **columns | asked.columns),
+            )
+
+    def _sparsest(self) -> Sparsity | None:
+        """The last level, or where there is none the largest sparsity."""
+        if self.panel.levels:
+            return self.panel.levels[-1]
+        return max(self.panel.sparsities, key=sparsity_fraction, default=None)
 
     def _label(
         self, stage: str, site: _Site, value: Value, what: str, ticket: str, sparsity: Sparsity | None, **columns: Any
@@ -529,7 +512,7 @@ class _Expansion:
         chains = [self._chain(protocol, how, self.find, counted)]
         chains += [self._chain(protocol, how, counted)] if counted is not None else []
         schedule = "fine-tune" if how.tuning else how.schedule
-        columns = columns | {"rewind": RANKED if how.rewind is None else how.rewind, "schedule": schedule}
+        columns = columns | {"rewind": roles.RANKED if how.rewind is None else how.rewind, "schedule": schedule}
         last, spent = self.panel.levels[-1], 0
         first = _epochs(self.trunk, chains[0][0][1].of.step)
         for k, steps in enumerate(zip(*chains, strict=True), start=1):
@@ -569,21 +552,3 @@ def _epochs(run: Train, step: str = "last") -> int:
     """Count the epochs of a training up to a step, begun ones included."""
     reached = run.end if step.startswith("best") else run.iteration(step)
     return -(-(reached - run.start) // run.steps_per_epoch)
-
-
-def _columns(side: str, recipe: Recipe) -> dict[str, Any]:
-    return {f"{side}_{name}": value for name, value in recipe.model_dump(mode="json").items()}
-
-
-def _configuration(stage: str, panel: str, axes: Sequence[str], find: Recipe, evaluate: Recipe, replicate: int) -> str:
-    """Name a configuration: stage, panel, and the values of the axes that matter to the stage."""
-    words = [stage, panel]
-    for axis in axes:
-        side, _, field = axis.partition(".")
-        if side == "replicate":
-            words.append(f"replicate-{replicate}")
-        elif side == "find" or stage != STAGES[0]:
-            value = getattr(find if side == "find" else evaluate, field)
-            words.append(re.sub(r"[^A-Za-z0-9._]+", "-", f"{side}_{field} {value}").strip("-"))
-    name = ".".join(words)
-    return name if len(name) <= 90 else f"{name[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

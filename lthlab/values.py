@@ -1,4 +1,4 @@
-"""Experiments as values: frozen descriptions of trainings, masks and measures, each with a key.
+"""Experiments as values: frozen descriptions of trainings and masks, each with a key.
 
 A value is a node of a graph. Its *form* holds its own fields that are not at their defaults and the keys of
 the values it is made from; its *key* is the hash of that form. Two values are equal when their keys are.
@@ -8,12 +8,10 @@ Nothing here computes: `lthlab.lab` turns values into results.
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lthlab.nodes import Value, choice, index
 from lthlab.parts import (
@@ -26,7 +24,6 @@ from lthlab.parts import (
     decimal_text,
     duration,
     iterations,
-    plain_decimal,
     sparsity_fraction,
     step,
     step_text,
@@ -624,69 +621,6 @@ class Train(Value):
         if step(at) == "best_val" and not self.data.val_size:
             raise ValueError("step best_val needs validation images; set val_size of the data above 0")
         return at if at.startswith("best") else self.step_text(self.iteration(at))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Measure(Value):
-    """A named analysis of weights and masks.
-
-    Parameters
-    ----------
-    name : str
-        One of `MEASURES`.
-    of : tuple of At or Mask
-        What is measured, in the order that the analysis expects.
-    settings : mapping or tuple of pairs, optional
-        Settings by name, text or numbers; those not given have the values in `MEASURES`.
-    mask : Mask, optional
-        Restrict to the weights that this mask keeps, instead of the mask that the trainings have.
-
-    Raises
-    ------
-    ValueError
-        For an unknown measure or setting, or if `of` is not what the measure is about.
-    """
-
-    stored: ClassVar[bool] = True
-    name: str
-    of: tuple[Value, ...]
-    settings: tuple[tuple[str, str], ...] = ()
-    mask: Mask | None = None
-
-    def _check(self) -> None:
-        choice(self.name, tuple(MEASURES), "measure")
-        given, known = dict(self.settings), MEASURES[self.name]
-        for name in given:
-            choice(name, tuple(known), "setting")
-        settings = {name: _setting(value, name) for name, value in (known | given).items()}
-        choice(settings["prunable"], POLICIES, "prunable")
-        if not re.fullmatch(r"0\.[0-9]+|1", settings["p"]):
-            raise ValueError(f"p {settings['p']!r} is not allowed; allowed: numbers above 0 up to 1")
-        self._set(of=tuple(self.of), settings=tuple(sorted(settings.items())))
-        if len(self.of) != 2 or not all(isinstance(item, At) for item in self.of):
-            raise ValueError(f"{self.name} is of two states of trainings, not of {self.of!r}")
-
-    def form(self) -> dict[str, Any]:
-        form = super().form()
-        form["settings"] = [list(pair) for pair in self.settings if pair not in MEASURES[self.name].items()]
-        return form if form["settings"] else {name: item for name, item in form.items() if name != "settings"}
-
-
-MEASURES: dict[str, dict[str, str]] = {"correlation_indicator": {"p": "0.1", "prunable": "all_but_head"}}
-"""Known measures, each with its settings and their defaults."""
-
-
-def _setting(value: object, name: str) -> str:
-    """Write a setting as text, equal numbers alike."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"setting {name} {value!r} is not allowed; allowed: text and numbers")
-    try:
-        number = Decimal(str(value))
-    except InvalidOperation:
-        return str(value)
-    if not number.is_finite():
-        raise ValueError(f"setting {name} {value!r} is not allowed; allowed: text and finite numbers")
-    return plain_decimal(number)
 
 
 def ancestors(values: Iterable[Value]) -> list[Value]:

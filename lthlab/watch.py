@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TextIO
 
 from lthlab.jobs import Event, clock
+from lthlab.roles import TRAINED
 from lthlab.runs import InTraining, in_training
 from lthlab.store import Store
 
@@ -104,7 +105,7 @@ class Board:
         epochs: dict[str, dict[str, int]] = {}
         for role in table["roles"]:
             keys = epochs.setdefault(role["configuration"], {})
-            keys[role["key"]] = role["eval_epochs"] if role["what"] == "train" else 0
+            keys[role["key"]] = role["eval_epochs"] if role["what"] in TRAINED else 0
         chosen = [name for name in (*epochs, *table["reports"]) if names is None or name in names]
         self.epochs = {name: epochs[name] for name in chosen if name in epochs}
         self.states: dict[str, State] = {name: "done" if name in done else "left" for name in chosen}

@@ -1,4 +1,4 @@
-"""Analyses of weights: how far the large weights of one network are large in another."""
+"""Analyses of weights: how far the large ones of a network are large in another, and how widely they spread."""
 
 import math
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ import torch
 
 from lthlab import masks
 from lthlab.masks import Mask
+from lthlab.parts import Recipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,89 @@ def correlation_indicator(
     layers["value"] = layers["overlap"] / layers["k"].where(layers["k"] > 0)
     layers["chance"] = (layers["k"] / layers["n"]).where(layers["k"] > 0)
     return CorrelationIndicator(sum(overlap.values()) / total, expected / total, z, layers)
+
+
+def spread(theta: Mapping[str, torch.Tensor], mask: Mask | None = None) -> pd.DataFrame:
+    """Measure how widely the weights of each layer spread (W_std of Sooner, Fig. 2a).
+
+    Parameters
+    ----------
+    theta : mapping of str to tensor
+        The prunable weights in network order.
+    mask : Mask, optional
+        The weights left. What is pruned does not enter.
+
+    Returns
+    -------
+    DataFrame
+        One row per layer: layer, number (from 1), n (weights left), mean, and value, their standard deviation (divided
+        by n); NaN where nothing is left.
+
+    Raises
+    ------
+    ValueError
+        If names or shapes of `mask` differ from those of `theta`.
+    """
+    if mask is not None:
+        masks.same_layers("mask", mask, theta)
+        theta = _left(theta, mask)
+    rows = []
+    for number, (name, weight) in enumerate(theta.items(), start=1):
+        every = weight.detach().double()
+        mean, value = every.mean().item(), every.std(correction=0).item() if every.numel() else math.nan
+        rows.append({"layer": name, "number": number, "n": every.numel(), "mean": mean, "value": value})
+    return pd.DataFrame(rows)
+
+
+def pooled(layers: pd.DataFrame) -> float:
+    """Standard deviation of the weights of all layers together.
+
+    Parameters
+    ----------
+    layers : DataFrame
+        What `spread` returns.
+
+    Returns
+    -------
+    float
+        At least 0; NaN where nothing is left.
+    """
+    own = layers[layers["n"] > 0]
+    if own.empty:
+        return math.nan
+    share = own["n"] / own["n"].sum()
+    mean = (share * own["mean"]).sum()
+    return math.sqrt((share * (own["value"] ** 2 + (own["mean"] - mean) ** 2)).sum())
+
+
+def shrinkage(recipe: Recipe, begin: int, end: int, steps_per_epoch: int) -> float | None:
+    """Say by what factor weights that decay, and their spread, change where gradients are low.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        How they are trained.
+    begin, end : int
+        Steps done on the schedule's clock, begin <= end.
+    steps_per_epoch : int
+        Length of an epoch.
+
+    Returns
+    -------
+    float or None
+        1 - λ/(1 - m)·Σ η over the steps between, of weight decay λ and momentum m; None for Adam and AdamW, whose
+        steps do not follow it.
+
+    Notes
+    -----
+    Sooner, equation (5), with the rate η of each step instead of n·η. It holds with Nesterov's momentum too. It takes
+    the velocity to be λw/(1 - m) already: after a start without velocity weights lag behind, by ηλm/(1 - m)² at most.
+    It is the first order of an exponential.
+    """
+    if recipe.optimizer != "sgd":
+        return None
+    rates = sum(recipe.rate(iteration, steps_per_epoch) for iteration in range(begin, end))
+    return 1 - rates * recipe.weight_decay / (1 - recipe.momentum)
 
 
 def _agreed(mask: Mask | tuple[Mask, Mask], theta: Mapping[str, torch.Tensor]) -> Mask:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from lthlab import curvature, landscape, nets
 from lthlab.landscape import Score
-from lthlab.probes import Probe, images_of
+from lthlab.scores import Scorer, images_of
 
 
 def scored_by(loss, accuracy=lambda state: 0.5):
@@ -33,7 +33,7 @@ def state_of(net, replicate=0):
 
 def probe(net, batchnorm="fixed", count=50, dtype=torch.float32):
     loaded = helpers.load()
-    return Probe(
+    return Scorer(
         net, helpers.DIGITS, loaded, *images_of(loaded, helpers.DIGITS, "train", count), batchnorm, dtype=dtype
     )
 
@@ -157,11 +157,11 @@ def test_the_eigenvalue_of_a_network_is_that_of_its_whole_hessian(sparse):
 
 
 def test_losses_in_parts_add_up(monkeypatch):
-    from lthlab import probes
+    from lthlab import scores
 
     net = helpers.LENET
     state, whole = state_of(net), probe(net)
-    monkeypatch.setattr(probes, "_NUMBERS", 64 * 20)
+    monkeypatch.setattr(scores, "_NUMBERS", 64 * 20)
     parts = probe(net)
     losses = parts.losses()
     assert len(losses) == 3 and len(whole.losses()) == 1

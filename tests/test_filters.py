@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from lthlab import derive, filters, lab, layers, masks, nets, results
+from lthlab.analyses import Measure
 from lthlab.engine import Job, Training
 from lthlab.errors import InputError
 from lthlab.lanes import Lane
 from lthlab.parts import Data, Level, Net
-from lthlab.values import At, Fresh, Gradual, Magnitude, Measure, Permuted, Train
+from lthlab.values import At, Fresh, Gradual, Magnitude, Permuted, Train
 
 DATA = Data(name="digits", train_size=64, size=16)
 SMALL = Data(name="digits", train_size=64)

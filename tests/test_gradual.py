@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from lthlab import data, derive, engine, estimates, gradual, lab, masks, nets
+from lthlab.analyses import Measure
 from lthlab.engine import Training
 from lthlab.errors import InputError
 from lthlab.parts import Data, Level
 from lthlab.plan import Need
 from lthlab.runs import Run
 from lthlab.store import Store
-from lthlab.values import At, Explicit, Fresh, Gradual, Magnitude, MaskOf, Measure, Permuted, Train
+from lthlab.values import At, Explicit, Fresh, Gradual, Magnitude, MaskOf, Permuted, Train
 from lthlab.weights import correlation_indicator
 
 FORMS = ("stacked", "sequential")

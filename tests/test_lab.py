@@ -13,6 +13,7 @@ import safetensors.numpy
 import torch
 
 from lthlab import data, derive, devices, engine, lab, masks, nets, spec, tickets, trainer
+from lthlab.analyses import Measure
 from lthlab.engine import Training
 from lthlab.errors import InputError
 from lthlab.files import Files
@@ -21,7 +22,7 @@ from lthlab.parts import Data, Level, pruned_count
 from lthlab.runs import Outlook, Run, in_training
 from lthlab.store import Store, StoreError
 from lthlab.tickets import Protocol, dense, imp, reinitialised, rewound
-from lthlab.values import At, Fresh, Magnitude, Measure, Permuted, Train
+from lthlab.values import At, Fresh, Magnitude, Permuted, Train
 from lthlab.weights import correlation_indicator
 
 

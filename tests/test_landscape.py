@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import ours
-from lthlab import landscape, layers, nets, parts, probes
+from lthlab import landscape, layers, nets, parts, scores
 from lthlab.landscape import Plane, Score
 from lthlab.parts import Net
-from lthlab.probes import Probe, images_of
+from lthlab.scores import Scorer, images_of
 
 DIGITS = helpers.DIGITS
 LARGER = ours.describe("synthetic_16", train_size=80)
@@ -71,7 +71,7 @@ def loaded_of(dataset):
 
 def probe(net, batchnorm="fixed", count=60, split="train", dataset=DIGITS):
     loaded = loaded_of(dataset)
-    return Probe(net, dataset, loaded, *images_of(loaded, dataset, split, count), batchnorm)
+    return Scorer(net, dataset, loaded, *images_of(loaded, dataset, split, count), batchnorm)
 
 
 def norms(tensors):
@@ -316,7 +316,7 @@ def test_statistics_of_images_in_parts_are_averaged(monkeypatch):
     net = helpers.narrow()
     state, _ = trained_like(net, DIGITS)
     whole = probe(net, "recompute", 60)
-    monkeypatch.setattr(probes, "_NUMBERS", 25 * 64)
+    monkeypatch.setattr(scores, "_NUMBERS", 25 * 64)
     parts = probe(net, "recompute", 60)
     assert [len(part) for part in parts.images] == [20, 20, 20] and len(whole.images) == 1
     parts(lambda s: s, [state])

@@ -23,17 +23,18 @@ ROWS = [
     ["disk", "images", "layers", "nodes", "sizes", "trees"],
     ["wording"],
     ["jobs", "sections", "values"],
-    ["pruning"],
+    ["analyses", "pruning"],
+    ["probes"],
     ["spec"],
+    ["roles"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["chains", "data", "filters", "gradual", "readers"],
     ["contrasts", "counts", "install", "lanes", "runs", "tickets", "weights"],
     ["feasible", "streams"],
     ["replicas"],
     ["derive", "devices", "engine", "landscape", "studies"],
-    ["curvature", "probes"],
-    ["estimates", "parallel", "portable"],
-    ["trainer"],
+    ["curvature", "estimates", "parallel", "portable", "scores"],
+    ["measures", "trainer"],
     ["lab"],
     ["results", "verdicts"],
     ["costs", "decoupling", "ratios"],
@@ -50,12 +51,12 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws", "errors",
-    "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
-    "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
-    "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "runs", "schema",
-    "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets", "transfer", "trees",
-    "values", "verdicts", "watch", "wording",
+    "__init__", "analyses", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws",
+    "errors", "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install",
+    "jobs", "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
+    "probes", "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "roles",
+    "runs", "schema", "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets",
+    "transfer", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {

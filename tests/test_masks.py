@@ -404,3 +404,48 @@ def test_packed_masks_come_back_in_order(data):
 def test_networks_of_many_layers_come_back_in_order():
     mask = {f"{i}.weight": torch.ones(1) > 0 for i in range(120)}
     assert list(masks.unpack(load(save(masks.pack(mask))))) == list(mask)
+
+
+def test_distances_by_hand():
+    """Of ten positions, a keeps 0 to 3, b keeps 2 to 5, c keeps nothing but 9."""
+    named = {name: {"x": torch.zeros(4) > 0, "y": torch.zeros(2, 3) > 0} for name in "abc"}
+    for name, kept in {"a": [0, 1, 2, 3], "b": [2, 3, 4, 5], "c": [9]}.items():
+        for i in kept:
+            layer, at = ("x", i) if i < 4 else ("y", i - 4)
+            named[name][layer].view(-1)[at] = True
+    expected = [
+        {"first": "a", "second": "b", "value": 0.4, "random": 0.48, "maximum": 0.8, "overlap": 0.5},
+        {"first": "a", "second": "c", "value": 0.5, "random": 0.4 * 0.9 + 0.1 * 0.6, "maximum": 0.5, "overlap": 0},
+        {"first": "b", "second": "c", "value": 0.5, "random": 0.4 * 0.9 + 0.1 * 0.6, "maximum": 0.5, "overlap": 0},
+    ]
+    for row, known in zip(masks.distances(named), expected, strict=True):
+        assert row == pytest.approx(known)
+
+
+@given(st.data())
+def test_distances_agree_with_numpy(data):
+    size = data.draw(st.integers(1, 40))
+    kept = [data.draw(arrays.arrays(bool, size)) for _ in range(3)]
+    found = masks.distances({str(i): {"x": torch.from_numpy(each)} for i, each in enumerate(kept)})
+    assert [(row["first"], row["second"]) for row in found] == [("0", "1"), ("0", "2"), ("1", "2")]
+    for row in found:
+        a, b = kept[int(row["first"])], kept[int(row["second"])]
+        assert row["value"] == pytest.approx(np.mean(a != b))
+        assert row["maximum"] == pytest.approx(np.mean(np.sort(a) != np.sort(b)[::-1]))
+        if a.any() or b.any():
+            assert row["overlap"] == pytest.approx(2 * np.sum(a & b) / (a.sum() + b.sum()))
+        else:
+            assert np.isnan(row["overlap"])
+
+
+def test_permuted_masks_lie_at_the_random_distance():
+    a = {"x": torch.arange(40_000).view(200, 200) < 12_000}
+    b = masks.permuted({"x": torch.arange(40_000).view(200, 200) < 4_000}, "global", 3)
+    (row,) = masks.distances({"a": a, "b": b})
+    assert row["value"] == pytest.approx(row["random"], abs=4 * 0.3 * 0.1 / 200)
+    assert row["random"] == pytest.approx(0.3 * 0.9 + 0.1 * 0.7)
+
+
+def test_one_mask_has_no_distance():
+    with pytest.raises(ValueError, match="masks to compare: 1; allowed: two or more"):
+        masks.distances({"a": {"x": torch.ones(2) > 0}})

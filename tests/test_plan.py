@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lthlab import spec, tickets
+from lthlab.analyses import Measure
 from lthlab.parts import Data, Net, Recipe
 from lthlab.plan import Need, depths, families, groups, needs, shape_of
 from lthlab.values import (
@@ -12,7 +13,6 @@ from lthlab.values import (
     Gradual,
     Magnitude,
     MaskOf,
-    Measure,
     Permuted,
     Train,
     ancestors,

@@ -14,12 +14,13 @@ import torch
 from safetensors.numpy import load_file
 
 from lthlab import cli, derive, forms, lab, nets, portable
+from lthlab.analyses import Measure
 from lthlab.errors import InputError
 from lthlab.parts import Data, Level, Net
 from lthlab.runs import Run
 from lthlab.store import tensor_bytes
 from lthlab.tickets import Protocol, dense, imp
-from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, Measure, Narrow, Permuted, Train
+from lthlab.values import At, Fresh, Gradual, Graft, Magnitude, Narrow, Permuted, Train
 
 DOC = (Path(__file__).parent.parent / "docs" / "tickets.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lthlab import lab, packing, results, sizes, spec
+from lthlab.analyses import Measure
 from lthlab.data import load as load_data
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
@@ -22,7 +23,7 @@ from lthlab.nodes import KINDS, canonical
 from lthlab.parts import Data, Level, Net
 from lthlab.store import Store
 from lthlab.tickets import expand
-from lthlab.values import At, Fresh, Magnitude, Measure, Train, ancestors
+from lthlab.values import At, Fresh, Magnitude, Train, ancestors
 
 torch.set_num_threads(1)  # The networks here are so small that a second thread only gets in the way.
 

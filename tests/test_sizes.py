@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import datasets, derive, lab, masks, nets, parts, runs, sizes
+from lthlab.analyses import Measure
 from lthlab.engine import digest
 from lthlab.errors import InputError
 from lthlab.forms import parse
 from lthlab.parts import Data, Level, Net, pruned_count
 from lthlab.store import Store
-from lthlab.values import At, Fresh, Magnitude, Measure, Narrow, Train
+from lthlab.values import At, Fresh, Magnitude, Narrow, Train
 
 RESNET20, LENET = Net(name="resnet20"), helpers.LENET
 VALUES = {"shortcut": ["A", "B", "none"], "stem": ["cifar", "tiny_imagenet", "imagenet"], "bias": [False, True]}

@@ -58,7 +58,7 @@ MUTATIONS = {
     "tickets.WRR": (
         "WR: {",
         "§WRR: {",
-        [("tickets.WRR", "unknown field; allowed: FT, GMP, LRR, LT, RR, RT, SDT, WR; did you mean 'WR'?")],
+        [("tickets.WRR", "unknown field; allowed: FT, GMP, LRR, LT, PPR, RR, RT, SDT, WR; did you mean 'WR'?")],
     ),
     "LT.method": (LT, "LT: {§method: [IMP, OMP]}", [("tickets.LT.method", "did you mean 'methods'?")]),
     "WR.rewind": (
@@ -178,7 +178,7 @@ MUTATIONS = {
     "ticket": (
         "RR: {",
         "§SDTT: {",
-        [("tickets.SDTT", "unknown field; allowed: FT, GMP, LRR, LT, RR, RT, SDT, WR; did you mean 'SDT'?")],
+        [("tickets.SDTT", "unknown field; allowed: FT, GMP, LRR, LT, PPR, RR, RT, SDT, WR; did you mean 'SDT'?")],
     ),
     "method": (LT, "LT: {methods: [§imp, OMP]}", [("tickets.LT.methods.0", "'imp'…did you mean 'IMP'?")]),
     "method, alone": (LT, "LT: {§methods: IPM}", [("tickets.LT.methods", "'IPM'…did you mean 'IMP'?")]),
@@ -602,7 +602,7 @@ def test_demo():
     assert config.panels[0].tickets.WR.rewind == ["1ep"]
     assert config.panels[0].tickets.WR.methods == ["IMP"]
     assert config.panels[0].protocol.rewound_masks == "initial"
-    assert config.panels[0].measures.correlation_indicator.p == 0.1
+    assert config.panels[0].measures.correlation_indicator.p == [0.1]
 
 
 def test_only_required_fields():
@@ -611,7 +611,7 @@ def test_only_required_fields():
     assert config.panels[0].recipes == ((recipe, recipe),)
     assert (config.title, config.panels[0].replicates, config.panels[0].levels) == ("small", 1, ())
     assert config.panels[0].protocol == sections.Protocol()
-    assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 8
+    assert [ticket for _, ticket in config.panels[0].tickets] == [None] * 9
 
 
 @pytest.mark.parametrize("number", ["1e-4", "1.0e-4", "1E-4", "0.0001", ".0001", "+1e-4", "1.e-4"])

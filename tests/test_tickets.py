@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import spec, tickets
+from lthlab.analyses import Measure
 from lthlab.parts import Level
+from lthlab.roles import ROLE
 from lthlab.tickets import expand
-from lthlab.values import At, Dense, Fresh, Magnitude, Measure, Train
+from lthlab.values import At, Dense, Fresh, Magnitude, Train
 
 DEMO = Path(__file__).parent / "lenet.yaml"
 STUDY = """
@@ -182,7 +184,7 @@ def test_roles_are_unique_and_complete(config):
     roles = [tuple(map(str, item.role.values())) for item in labelled]
     assert len(set(roles)) == len(roles)
     assert len({tuple(item.role) for item in labelled}) == 1
-    assert set(labelled[0].role) >= {*tickets.ROLE, "network", "width", "shortcut", "data", "train_size", "report"}
+    assert set(labelled[0].role) >= {*ROLE, "network", "width", "shortcut", "data", "train_size", "report"}
     panel = config.panels[0]
     shortcut = panel.net.shortcut if panel.net.name.startswith("resnet") else None
     assert {item.role["shortcut"] for item in labelled} == {shortcut}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lthlab import datasets, parts, tickets
+from lthlab.analyses import Measure
 from lthlab.forms import parse
 from lthlab.nodes import KINDS, canonical, key_of
 from lthlab.parts import Data, Level, Net, Recipe, pruned_count
@@ -27,7 +28,6 @@ from lthlab.values import (
     Graft,
     Magnitude,
     MaskOf,
-    Measure,
     Narrow,
     Permuted,
     Train,

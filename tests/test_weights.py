@@ -1,5 +1,7 @@
+from dataclasses import replace
 from decimal import ROUND_HALF_UP, Decimal
 
+import helpers
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lthlab import weights
 from lthlab.weights import correlation_indicator
 
 
@@ -165,3 +168,75 @@ def test_agrees_with_sets_of_indices(data):
         r = correlation_indicator(*arguments, p, tensors)
         assert (r.value, r.chance) == pytest.approx(expected, rel=1e-12)
         assert r.value == correlation_indicator(*reversed(arguments), p, tensors).value
+
+
+# --- spread ---------------------------------------------------------------------------------------------------
+
+
+def test_spread_by_hand():
+    theta = {"x": torch.tensor([[1.0, -1.0], [9.0, 3.0]]), "y": torch.tensor([2.0, 9.0]), "z": torch.ones(2)}
+    mask = {"x": torch.tensor([[True, True], [False, True]]), "y": torch.tensor([True, False]), "z": torch.ones(2) < 0}
+    found = weights.spread(theta, mask)
+    expected = pd.DataFrame(
+        {
+            "layer": ["x", "y", "z"],
+            "number": [1, 2, 3],
+            "n": [3, 1, 0],
+            "mean": [1.0, 2.0, np.nan],
+            "value": [np.sqrt(8 / 3), 0.0, np.nan],
+        }
+    )
+    pd.testing.assert_frame_equal(found, expected)
+    assert weights.pooled(found) == pytest.approx(np.std([1, -1, 3, 2]))
+    assert np.isnan(weights.pooled(found[found["n"] == 0]))
+    with pytest.raises(ValueError, match="mask names a layer 'w'; allowed: x, y, z"):
+        weights.spread(theta, {**mask, "w": torch.ones(1) > 0})
+
+
+@given(st.data())
+def test_spread_of_all_layers_is_that_of_all_weights(data):
+    shapes = data.draw(st.lists(arrays.array_shapes(max_dims=3, max_side=5), min_size=1, max_size=4))
+    values = [data.draw(arrays.arrays(np.float32, shape, elements=st.floats(-99, 99, width=32))) for shape in shapes]
+    found = weights.spread({f"w{i}": torch.from_numpy(each) for i, each in enumerate(values)})
+    assert found["value"].tolist() == pytest.approx([each.std(dtype=float) for each in values], abs=1e-9)
+    flat = np.concatenate([each.ravel() for each in values])
+    assert weights.pooled(found) == pytest.approx(flat.std(dtype=float), abs=1e-6)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_weights_without_gradient_spread_as_equation_5_says(nesterov):
+    """The first layer sees black images; from exact steps of decay and momentum its weights do not differ at all."""
+    lr, decay, momentum, epochs = 0.01, 2e-3, 0.9, 12
+    recipe = {"epochs": epochs, "lr": lr, "weight_decay": decay, "momentum": momentum, "nesterov": nesterov}
+    value = helpers.train(lr_schedule="step", milestones=("8ep",), **recipe)
+    seen = helpers.load()
+    black = replace(seen, train_x=torch.zeros_like(seen.train_x), mean=(0.0,))
+    keep = [f"{epoch}ep" for epoch in range(epochs + 1)]
+    snapshots = helpers.run([helpers.job(value, keep=keep)], black).progress[0].snapshots
+    found = [weights.spread({"fc1": snapshots[step]["fc1.weight"]})["value"].item() for step in keep]
+    w = snapshots["0ep"]["fc1.weight"].double()
+    velocity, exact = torch.zeros_like(w), [w.std(correction=0).item()]
+    for step in range(4 * epochs):
+        velocity = momentum * velocity + decay * w
+        rate = value.recipe.rate(step, 4)
+        w = w - rate * (decay * w + momentum * velocity if nesterov else velocity)
+        if step % 4 == 3:
+            exact.append(w.std(correction=0).item())
+    assert found == pytest.approx(exact, rel=1e-6)
+    change = [after / before - 1 for before, after in zip(found, found[1:], strict=False)]
+    predicted = [weights.shrinkage(value.recipe, 4 * epoch, 4 * epoch + 4, 4) - 1 for epoch in range(epochs)]
+    assert predicted == pytest.approx([-4 * lr * decay / (1 - momentum)] * 8 + [-4 * lr * decay] * 4)
+    settled = range(6, epochs)  # 24 steps after the start, m^24 = 0.08; the change of the rate disturbs nothing
+    assert [change[i] for i in settled] == pytest.approx([predicted[i] for i in settled], rel=0.08)
+    assert abs(change[0]) < 0.5 * abs(predicted[0]), "the velocity has to build up first"
+    lag = lr * decay * momentum ** (2 if nesterov else 1) / (1 - momentum) ** 2
+    assert found[8] / found[0] - np.prod([1 + each for each in predicted[:8]]) == pytest.approx(lag, rel=0.06)
+
+
+def test_what_equation_5_predicts():
+    recipe = helpers.recipe(weight_decay=0.01, momentum=0.5, lr=0.1, warmup="2it")
+    assert weights.shrinkage(recipe, 0, 3, 4) == pytest.approx(1 - (0.05 + 0.1 + 0.1) * 0.01 / 0.5)
+    assert weights.shrinkage(recipe, 3, 3, 4) == 1
+    assert weights.shrinkage(helpers.recipe(weight_decay=0.0), 0, 4, 4) == 1
+    assert weights.shrinkage(helpers.recipe(optimizer="adam"), 0, 4, 4) is None
+    assert weights.shrinkage(helpers.recipe(optimizer="adamw"), 0, 4, 4) is None
