@@ -177,7 +177,9 @@ def _masks(measure: Measure) -> None:
     masks = [mask for mask in measure.of if isinstance(mask, Magnitude | MaskOf)]
     if len(masks) < max(len(measure.of), 2):
         raise ValueError(f"hamming is of two or more masks of ranked weights, not of {measure.of!r}")
-    first = masks[0]
+    first, steps = masks[0], [mask.moments[0].step for mask in masks]
+    if twice := [step for step in steps if steps.count(step) > 1]:
+        raise ValueError(f"hamming of two masks of step {twice[0]}; allowed: one of each step")
     for mask in masks:
         if (mask.net, mask.policy) != (first.net, first.policy) or not mask.fits(first.source.data):
             raise ValueError(
