@@ -208,7 +208,7 @@ def _loss_surface(value: Measure, store: Store, device: torch.device) -> Iterato
         files["path.jsonl"], record = _about(value, plane, snapshots, scorer)
     while missing:
         began, rows = time.monotonic(), list[dict[str, Any]]()
-        while missing and time.monotonic() - began < PART_S:
+        while missing and (not rows or time.monotonic() - began < PART_S):
             rows += landscape.surface(plane, axes, missing[:points], scorer)
             missing = missing[points:]
         found, record = outcome(rows, **record | {"left": len(missing)})
