@@ -44,7 +44,7 @@ _POSITIVE = (rf"(?!0(?:\.0*)?$){_NUMBER}", "numbers above 0")
 _RULES: dict[str, tuple[str, str]] = {
     "p": (r"0\.[0-9]+|1", "numbers above 0 up to 1"),
     "images": _WHOLE,
-    "points": (r"[2-9]|[1-9][0-9]+", "whole numbers from 2"),
+    "points": (r"[3-9]|[1-9][0-9]+", "whole numbers from 3"),
     "span": _POSITIVE,
     "seed": (r"0|[1-9][0-9]*", "whole numbers from 0"),
     "radius": _POSITIVE,
@@ -114,6 +114,20 @@ class Measure(Value):
     def setting(self) -> dict[str, str]:
         """Settings by name, those at their defaults too."""
         return dict(self.settings)
+
+    @property
+    def evaluated(self) -> int:
+        """Number of images that networks are evaluated on, at the most; one that slopes go through counts six times."""
+        settings = self.setting
+        if self.name == "training_accuracy":
+            return sum(at.run.data.images for at in self.of if isinstance(at, At))
+        points = {
+            "loss_surface": int(settings.get("points", 0)) ** 2 + 2 * len(self.of),
+            "sharpness": 1 + 2 * int(settings.get("directions", 0)),
+            "hessian_eigenvalue": 6 * int(settings.get("iterations", 0)),
+            "loss_barrier": int(settings.get("points", 0)),
+        }.get(self.name, 0)
+        return points * int(settings.get("images", 0)) * (2 if settings.get("batchnorm") == "recompute" else 1)
 
     def form(self) -> dict[str, Any]:
         form = super().form()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from lthlab import plan, provenance, sizes, studies, tickets
+from lthlab.analyses import Measure
 from lthlab.datasets import DataFacts, data_sets, facts_of
 from lthlab.parts import NETS, Count, Data, Net, Positive, device_names
 from lthlab.roles import Labelled
@@ -31,6 +32,8 @@ _GPUS = Path("/proc/driver/nvidia/gpus")
 # Guesses. Operations per second: of a core; of a GPU. Seconds per step of a replica: in a stack; alone on a GPU.
 _CORE, _GPU, _STACKED, _ALONE = 2e10, 5e12, 2e-4, 5e-3
 _UNKNOWN = 10**7  # weights used per image by a network of one's own
+_FORWARD = 3  # evaluations of an image that take as long as a training step's share of it
+_POINT_BYTES = 110
 _NOTEBOOK, _COMMAND = 5.0, 2.0  # seconds of a notebook beyond its trainings; of the command that executes notebooks
 _STOP = {"run": 5.0, "compute": 1.0}  # seconds
 _STATE_BYTES, _VALUE_BYTES, _EPOCH_BYTES = 1500, 2500, 200
@@ -118,7 +121,8 @@ def forecast(
     takes R times its steps times the seconds per step and replica that groups took before, with the same network,
     widths, data set, batch size and precision, on the same device, processor and number of cores. Taken is the
     median over the latest groups of the size nearest to R. Start and commits are part of that time; masks and
-    measures are not. On a GPU, whose memory cannot be told without torch, groups are taken to be as large as they
+    measures of weights are not. Measures of losses take a third of a training step of one replica for as many images.
+    On a GPU, whose memory cannot be told without torch, groups are taken to be as large as they
     are where it suffices: 32.
 
     Where there are none, it is a guess: six operations for each weight of each image and each place where the weight
@@ -326,8 +330,15 @@ def _work(
         seconds += rate * len(group) * (until - start)
         guessed |= not measured
     size = sum(_train_bytes(train, len(look.needs[train].keep), span) for train, span in own.items())
-    derived = (value for value in values if not isinstance(value, Train) and value not in look.dead)
-    size += sum(_derived_bytes(value) for value in derived if not look.store.has(value.key))
+    derived = [value for value in values if not isinstance(value, Train) and value not in look.dead]
+    missing = [value for value in derived if not look.settled(value)]
+    size += sum(map(_derived_bytes, missing))
+    for value in missing:
+        if isinstance(value, Measure) and value.evaluated:
+            run = value.moments[0].run
+            rate, measured = rates.of(_shape(run), 1)
+            seconds += rate * value.evaluated / run.recipe.batch_size / _FORWARD
+            guessed |= not measured
     return Work(name, *counts, len(own), epochs(own), seconds / 3600, size, guessed)
 
 
@@ -431,6 +442,8 @@ def _train_bytes(train: Train, kept: int, span: tuple[int, int]) -> int:
 
 
 def _derived_bytes(value: Value) -> int:
+    if isinstance(value, Measure) and value.name == "loss_surface":
+        return int(value.setting["points"]) ** 2 * _POINT_BYTES + _VALUE_BYTES
     if not isinstance(value, Mask) or value.net is None:
         return _VALUE_BYTES
     run = next(at.run for item in reversed(ancestors([value])) for at in item.moments)

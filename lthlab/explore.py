@@ -7,11 +7,13 @@ import pandas as pd
 
 from lthlab import markup, plots, reports, results, strokes
 
-_X = ("sparsity", "eval_lr", "find_lr", "level", "kept", "parameters", "search_epochs", "replicate")
+_X = ("sparsity", "eval_lr", "find_lr", "level", "kept", "parameters", "search_epochs", "p", "images", "replicate")
 _HUES = {"ticket and mask": ("ticket", "method"), "ticket": ("ticket",), "method": ("method",), "level": ("sparsity",)}
 _HUES |= {"eval_lr": ("eval_lr",), "find_lr": ("find_lr",)}
 _FILTERS = {"ticket": "Tickets", "method": "Masks", "sparsity": "Levels", "eval_lr": "Learning rate"}
-_FILTERS |= {"find_lr": "Mask found at"}
+_FILTERS |= {"find_lr": "Mask found at", "prune_at": "Ranked at", "reading": "Reading", "p": "p", "images": "Images"}
+_FILTERS |= {"measured_at": "Measured at"}
+_LATEST = ("sparsity", "prune_at", "measured_at")
 
 _APART = "border-collapse:separate;border-spacing:0.9em 0"  # widgets have no cell padding
 
@@ -47,8 +49,8 @@ class Explorer:
     choices : dict
         Dropdowns 'study', 'panel', 'what', 'x' and 'hue' (one line per value).
     filters : dict
-        Multiple selections 'ticket', 'method', 'sparsity', 'eval_lr' and 'find_lr'; what has none of it, such as
-        dense networks a mask, is always in.
+        Multiple selections 'ticket', 'method', 'sparsity', 'eval_lr', 'find_lr', 'prune_at', and of measures 'reading',
+        'p', 'images' and 'measured_at'; what has none of it, such as dense networks a mask, is always in.
     figure, table : ipywidgets.HTML
         Means with intervals.
     rows : DataFrame
@@ -128,7 +130,7 @@ class Explorer:
                 values = [value for value in values if value > 0] or values
             widget.options = [(self._label(name, value), value) for value in values]
             there = [value for value in values if (rows[name] == value).any()]
-            one = there[-1:] if name == "sparsity" else there[:1]
+            one = there[-1:] if name in _LATEST else there[:1]
             widget.value = tuple(values if name in drawn or (name == "find_lr" and same) else one)
             rows = rows[rows[name].isna() | rows[name].isin(widget.value)]
             widget.layout.display = "none" if len(values) < 2 or (name == "find_lr" and same) else ""
@@ -162,6 +164,8 @@ class Explorer:
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Put tickets in their usual order, dense networks last."""
-    order = (*strokes.TICKETS[1:], *strokes.METHODS)
+    """Put tickets and readings in their usual order, dense networks last, and steps by their number."""
+    if isinstance(value, str) and value[:1].isdigit():
+        return 0, (value[-2:], int(value[:-2]))
+    order = (*strokes.TICKETS[1:], *strokes.METHODS, "own")
     return (order.index(value) if value in order else len(order), value) if isinstance(value, str) else (0, value)

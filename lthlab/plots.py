@@ -10,7 +10,7 @@ from lthlab import results, strokes
 
 CELL = [
     *results.PANEL, "facet", "series", "what", "trained_on", "ticket", "found_on", "method", *results.VARIANT,
-    "level", "sparsity", "layer", "find_lr", "eval_lr",
+    "level", "sparsity", "layer", "find_lr", "eval_lr", "reading", "p", "measured_at", "images",
 ]  # fmt: skip
 """Columns that tell cells of a panel apart; within a cell only the replicate differs."""
 

@@ -478,6 +478,41 @@ MUTANTS = [
         "if count < 0:",
         "tests/test_gradual.py::test_pruning_to_less_than_its_mask_has_pruned_is_refused",
     ),
+    Mutant(
+        "the control of R_p under the mask itself",
+        "probes",
+        '"permuted": permuted}',
+        '"permuted": mask}',
+        "tests/test_probes.py::test_readings_of_the_correlation_indicator_compare_what_they_say",
+    ),
+    Mutant(
+        "one draw of random labels for all replicates",
+        "probes",
+        '"random_labels": seed',
+        '"random_labels": 0',
+        "tests/test_probes.py::test_random_labels_are_learnt_by_dense_one_shot_and_gradually_pruned_networks",
+    ),
+    Mutant(
+        "two trainings with one order of the images",
+        "probes",
+        "(begun, replace(begun, order=other))",
+        "(begun, begun)",
+        "tests/test_probes.py::test_lines_are_between_the_ends_and_between_two_orders_from_one_state",
+    ),
+    Mutant(
+        "eq. 5 from the beginning of the training",
+        "measures",
+        "shrinkage(run.recipe, run.iteration(before.step), reached",
+        "shrinkage(run.recipe, 0, reached",
+        "tests/test_measures.py::test_spread_is_that_of_numpy_with_the_slope_of_eq_5",
+    ),
+    Mutant(
+        "a part of a measure taken for the whole",
+        "runs",
+        'bool(records) and not records[-1].get("left")',
+        "bool(records)",
+        "tests/test_measures.py::test_a_measure_that_was_stopped_goes_on_from_its_last_part",
+    ),
 ]
 
 

@@ -78,8 +78,8 @@ REFUSED = {
         "is of two states of one network on the same data, not of",
     ),
     "points": (
-        lambda: Measure("loss_barrier", OF["loss_barrier"], {"points": 1}),
-        "points '1' is not allowed; allowed: whole numbers from 2",
+        lambda: Measure("loss_barrier", OF["loss_barrier"], {"points": 2}),
+        "points '2' is not allowed; allowed: whole numbers from 3",
     ),
     "span": (
         lambda: Measure("loss_surface", STEPS[-1:], {"span": 0.0}),

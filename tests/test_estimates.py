@@ -193,6 +193,20 @@ def test_hours_are_those_of_groups(store):
     assert find.hours * 3600 == pytest.approx(2 * each) and evaluate.hours * 3600 == pytest.approx(each)
 
 
+def test_measures_of_losses_take_a_third_of_a_step_for_as_many_images(store):
+    surface = "loss_surface: {points: 9, planes: pca, snapshots: 3, images: 80, replicates: 2, batchnorm: fixed}"
+    sharpness = "sharpness: {directions: 4, images: 500}"
+    note(store, 1.0, 1)
+    plain = re.sub("replicates: 2|tickets: .*|panel_by: .*|measures: .*", "", STUDY) + "replicates: 2\n"
+    without, with_both = (
+        forecast(spec.parse(f"{plain}{more}"), store, "cpu").whole
+        for more in ("", f"measures: {{{surface}, {sharpness}}}")
+    )
+    images = 4 * (80 * (9**2 + 2 * 3) + 100 * 2 * (1 + 2 * 4))  # of 500 there are 100, seen twice by 'recompute'
+    assert (with_both.hours - without.hours) * 3600 == pytest.approx(images / 50 / 3 * 1.0 / 10)
+    assert with_both.bytes > without.bytes + 4 * 9**2 * 50
+
+
 def test_hours_on_a_gpu_are_those_of_larger_groups(store):
     """30 replicas are one group there; on a CPU they are one of 24 and one of 6."""
     study = re.sub("tickets: .*", "tickets: {LT: {methods: [OMP]}}", STUDY.replace("replicates: 2", "replicates: 30"))

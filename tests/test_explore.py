@@ -46,7 +46,8 @@ def test_something_is_shown_at_once(shown):
     assert selections(shown) == {
         "study": "one", "panel": "lenet_300_100 on digits", "what": "train", "x": "sparsity", "hue": "ticket and mask",
         "ticket": ("LT", "WR", "RR", "RT", "SDT", "dense"), "method": ("IMP", "OMP"), "sparsity": (0.2, 0.36),
-        "eval_lr": (0.1,), "find_lr": (0.1, 0.2),
+        "eval_lr": (0.1,), "find_lr": (0.1, 0.2), "prune_at": ("2ep",), "reading": (), "p": (), "images": (),
+        "measured_at": (),
     }  # fmt: skip
     assert drawn(shown).startswith("lenet_300_100 on digits. Line chart of test accuracy (%) against prunable weights")
     assert "n = 2 replicates" in shown.figure.value
@@ -120,6 +121,24 @@ def test_whatever_is_offered_first_can_be_drawn(shown, monkeypatch):
                 assert "Line chart" in drawn(shown), selections(shown)
                 seen += 1
     assert seen > 40
+
+
+def test_readings_steps_and_p_of_a_measure_are_chosen_one_at_a_time():
+    text = (
+        TEXT.replace("levels: [1, 2]", "levels: [1, 2], at: [1ep, last]")
+        .replace("rewind: 1ep", "rewind: 1it")
+        .replace(
+            "correlation_indicator: {{}}",
+            "correlation_indicator: {{partner: [permuted, dense, own], p: [0.5, 0.1], at: [1it, last]}}",
+        )
+    )
+    shown = explore.show(helpers.frame_of(spec.parse(text.format(name="one", evaluate=""))))
+    shown.choices["what"].value = "correlation_indicator"
+    chosen = {name: shown.filters[name].value for name in ("reading", "p", "measured_at", "prune_at")}
+    assert chosen == {"reading": ("own",), "p": (0.1,), "measured_at": ("2ep",), "prune_at": ("2ep",)}
+    assert "Line chart" in drawn(shown)
+    shown.choices["x"].value = "p"
+    assert shown.filters["p"].value == (0.1, 0.5) and "Line chart" in drawn(shown)
 
 
 def test_a_notebook_shows_the_widgets(shown):
