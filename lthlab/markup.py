@@ -14,6 +14,9 @@ from lthlab import plots, results
 _GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
 _FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
+_PLACES = re.compile(rb' d="[^"]*"')
+_DECIMALS = re.compile(rb"(\.\d)\d+")
+
 
 class Html(str):
     """HTML that notebooks show."""
@@ -37,13 +40,13 @@ def drawing(ax: Any, alternative: str = "") -> Html:
 
 
 def svg(figure: Any) -> bytes:
-    """Draw as SVG; equal drawings give equal bytes."""
+    """Draw as SVG, places cut to tenths of a point; equal drawings give equal bytes."""
     import matplotlib
 
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthlab"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return _PLACES.sub(lambda found: _DECIMALS.sub(rb"\1", found[0]), out.getvalue())
 
 
 def image(drawn: bytes, alternative: str) -> str:

@@ -40,9 +40,9 @@ ROWS = [
     ["costs", "decoupling", "ratios"],
     ["strokes"],
     ["plots"],
-    ["markup", "profiles"],
+    ["contours", "markup", "profiles"],
     ["reports"],
-    ["explore", "findings", "pairings", "prizes", "transfer"],
+    ["explore", "findings", "losses", "pairings", "prizes", "transfer"],
     ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
@@ -51,19 +51,19 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "analyses", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling", "disk", "draws",
-    "errors", "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install",
-    "jobs", "kernels", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes",
-    "probes", "profiles", "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "roles",
-    "runs", "schema", "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets",
-    "transfer", "trees", "values", "verdicts", "watch", "wording",
+    "__init__", "analyses", "arguments", "catalog", "contours", "contrasts", "costs", "datasets", "decoupling",
+    "disk", "draws", "errors", "estimates", "explore", "files", "findings", "forms", "formulas", "guidelines",
+    "images", "install", "jobs", "kernels", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings",
+    "parts", "plan", "plots", "prizes", "probes", "profiles", "progress", "provenance", "pruning", "ratios",
+    "readers", "reports", "results", "roles", "runs", "schema", "sections", "shelf", "sizes", "spec", "stages",
+    "store", "strokes", "studies", "tickets", "transfer", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles", "strokes"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "contours", "plots", "profiles", "strokes"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 
@@ -260,8 +260,8 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "explore", "findings", "guidelines", "markup", "pairings", "plots", "prizes", "profiles", "reports", "strokes",
-        "transfer",
+        "contours", "explore", "findings", "guidelines", "losses", "markup", "pairings", "plots", "prizes", "profiles",
+        "reports", "strokes", "transfer",
     }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
