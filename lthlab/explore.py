@@ -164,8 +164,8 @@ class Explorer:
 
 
 def _rank(value: Any) -> tuple[int, Any]:
-    """Put tickets and readings in their usual order, dense networks last, and steps by their number."""
+    """Put tickets and readings in their usual order, dense networks last, and steps by number, iterations first."""
     if isinstance(value, str) and value[:1].isdigit():
-        return 0, (value[-2:], int(value[:-2]))
+        return 0, (value.endswith("ep"), int(value[:-2]))
     order = (*strokes.TICKETS[1:], *strokes.METHODS, "own")
     return (order.index(value) if value in order else len(order), value) if isinstance(value, str) else (0, value)
