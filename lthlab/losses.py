@@ -24,7 +24,7 @@ MEASURES = {
 """Measures that are one number, in words."""
 
 
-def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, about: str = "", by: str | None = None) -> Html:
+def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, plane: str, about: str = "", by: str | None = None) -> Html:
     """Draw loss surfaces beside each other, with one scale of colours and the same axes (Ma Figs. 4 and 5).
 
     Parameters
@@ -33,6 +33,8 @@ def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, about: str = "", by: str 
         Points of surfaces, as of `lthlab.results.measured`.
     paths : DataFrame
         Their trajectories, as of the same function with 'path.jsonl'.
+    plane : {'pca', 'random'}
+        Which of them.
     about : str, optional
         First sentence of the caption.
     by : str, optional
@@ -41,12 +43,13 @@ def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, about: str = "", by: str 
     Returns
     -------
     Html
-        For each kind of plane a `<figure>` of one surface per network, ticket and learning rate, that of the first
-        replicate; a table of what is on it, and files of all points and of the trajectories. A sentence where nothing
-        is done.
+        A `<figure>` of one surface per network, ticket and learning rate, that of the first replicate; a table of what
+        is on it, and files of all points and of the trajectories. Surfaces that were evaluated in several ways have a
+        figure for each. A sentence where nothing is done.
     """
+    cells = cells if cells.empty else cells[cells["plane"] == plane]
     if cells.empty:
-        return Html(_NOTHING.format("loss surface"))
+        return Html(_NOTHING.format(f"loss surface over {_PLANES[plane]}"))
     figures = []
     for _, rows in cells.groupby(list(_SAID), sort=False):
         chosen = pd.concat(list(_chosen(rows)))
@@ -175,10 +178,15 @@ def along_paths(paths: pd.DataFrame, about: str = "") -> Html:
     about : str, optional
         First sentence of the caption.
     """
-    rows = paths[paths["plane"] == "pca"] if len(paths) else paths
+    rows = paths if paths.empty else paths[paths["plane"] == "pca"]
     words = "Solid lines are the loss of the weights themselves, dashed ones that of the plane at the nearest point."
     columns = ["epoch", "x", "y", "loss", "plane_loss", "residual", "accuracy"]
     return _lines(rows, contours.along_path, "loss_along_path", f"{about} {words}".strip(), columns)
+
+
+def ends(paths: pd.DataFrame) -> pd.DataFrame:
+    """Take the last state of each trajectory."""
+    return paths if paths.empty else paths.sort_values("epoch").drop_duplicates("key", keep="last")
 
 
 def between(rows: pd.DataFrame, about: str = "") -> Html:

@@ -652,7 +652,7 @@ def _layers(store: Store, key: str) -> dict[str, NDArray[np.bool_]]:
 
 
 def uneven(frame: pd.DataFrame) -> pd.DataFrame:
-    """List the cells of panels that lack replicates that others of the panel have.
+    """List the cells of panels that lack replicates that others of the panel, and of the same `what`, have.
 
     Parameters
     ----------
@@ -668,7 +668,7 @@ def uneven(frame: pd.DataFrame) -> pd.DataFrame:
     names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
     texts = frame[names].map(str)
     counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()
-    base = [name for name in PANEL if name in frame]
+    base = [name for name in (*PANEL, "what") if name in frame]
     return counts[counts["replicates"] < counts.groupby(base)["replicates"].transform("max")]
 
 

@@ -58,7 +58,7 @@ def pictures(shown):
 
 def test_surfaces_stand_beside_each_other_with_one_scale():
     cells, paths = surfaces()
-    shown = losses.surfaces(cells, paths, "What it is.")
+    shown = losses.surfaces(cells, paths, "pca", "What it is.")
     images = pictures(shown)
     assert [image["alt"].split(". ")[0] for image in images][:3] == [
         "n on d; dense, learning rate 0.1",
@@ -77,27 +77,36 @@ def test_surfaces_stand_beside_each_other_with_one_scale():
     assert len(points) == 12 * 25 and len(path) == 12 * 6
     assert {row["plane_loss"] for row in path if row["step"] == "0ep"} == {"0.89"}
     assert float(points[0]["loss"]) == pytest.approx(cells["loss"].iloc[0], rel=1e-3)
-    assert losses.surfaces(cells, paths, "What it is.") == shown
+    assert losses.surfaces(cells, paths, "pca", "What it is.") == shown
 
 
 def test_axes_are_chosen_anew_by_a_column_but_colours_are_not():
     cells, paths = surfaces()
-    shown = losses.surfaces(cells, paths, by="eval_lr")
+    shown = losses.surfaces(cells, paths, "pca", by="eval_lr")
     assert shown.count("<figure>") == 2
     assert Elements(shown).text.count("loss below 0.1") == 2
 
 
 def test_planes_and_settings_of_batchnorm_have_figures_of_their_own():
     (first, way), (second, _) = surfaces(shortcuts=("B",)), surfaces("random", shortcuts=("B",))
-    shown = losses.surfaces(pd.concat([first, second.assign(key=second["key"] + "r")]), way)
-    assert shown.count("<figure>") == 2 and "a random plane through the trained weights" in Elements(shown).text
+    both = pd.concat([first, second.assign(key=second["key"] + "r")])
+    for plane, words in (("pca", "the plane of the path of training"), ("random", "a random plane")):
+        shown = losses.surfaces(both, way, plane)
+        assert shown.count("<figure>") == 1 and f"Loss over {words} through the trained weights" in Elements(shown).text
     fixed = first.assign(batchnorm="fixed", key=first["key"] + "f")
-    assert losses.surfaces(pd.concat([first, fixed]), way).count("<figure>") == 2
+    assert losses.surfaces(pd.concat([both, fixed]), way, "pca").count("<figure>") == 2
+
+
+def test_ends_of_trajectories():
+    _, paths = surfaces()
+    found = losses.ends(paths.sample(frac=1, random_state=0))
+    assert len(found) == paths["key"].nunique() and set(found["step"]) == {"5ep"}
 
 
 def test_what_is_not_there_is_said():
     nothing = pd.DataFrame()
-    assert "No loss surface is done" in losses.surfaces(nothing, nothing)
+    assert "No loss surface over a random plane is done" in losses.surfaces(nothing, nothing, "random")
+    assert losses.ends(nothing).empty and "is done" in losses.along_paths(nothing)
     assert "No straight line between weights is done" in losses.between(nothing)
     frame = tidy("sharpness", lambda *_: 0.1)
     assert "No barrier of the loss is done" in losses.numbers(frame, "loss_barrier")
@@ -106,7 +115,7 @@ def test_what_is_not_there_is_said():
 
 def test_panels_of_a_surface_are_small():
     cells, paths = surfaces(shortcuts=("B",), lrs=(0.1,))
-    images = pictures(losses.surfaces(cells, paths))
+    images = pictures(losses.surfaces(cells, paths, "pca"))
     assert max(len(image["src"]) for image in images) < 120_000
 
 
