@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lthlab import contours, plots, results, strokes
@@ -16,7 +17,7 @@ _NORMS = {"fixed": "fixed, as the state at the centre has them", "recompute": "c
 _NOTES = {"fixed": "BatchNorm fixed", "recompute": "BatchNorm recomputed"}
 _SPLITS = {"train": "training", "test": "test"}
 _SAID = ["plane", "batchnorm", "images", "split", "parameters", "points"]
-_MOST_NAMED = 2
+_MOST_NAMED, _HALF = 2, 0.5
 _NOTHING = '<p class="nothing">No {} is done, or asked for.</p>'
 MEASURES = {
     "sharpness": "sharpness", "hessian_eigenvalue": "largest eigenvalue", "loss_barrier": "barrier of the loss",
@@ -24,7 +25,7 @@ MEASURES = {
 """Measures that are one number, in words."""
 
 
-def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, plane: str, about: str = "", by: str | None = None) -> Html:
+def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, plane: str, about: str = "", closer: str | None = None) -> Html:
     """Draw loss surfaces beside each other, with one scale of colours and the same axes (Ma Figs. 4 and 5).
 
     Parameters
@@ -37,8 +38,9 @@ def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, plane: str, about: str = 
         Which of them.
     about : str, optional
         First sentence of the caption.
-    by : str, optional
-        Column for each entry of which the axes are chosen anew, in a figure of its own; colours stay the same.
+    closer : str, optional
+        Column: those entries of which all surfaces fill less than half of a common axis are drawn on axes of their own,
+        in a figure for each, with the colours that they have among all; others are left out.
 
     Returns
     -------
@@ -55,11 +57,12 @@ def surfaces(cells: pd.DataFrame, paths: pd.DataFrame, plane: str, about: str = 
         chosen = pd.concat(list(_chosen(rows)))
         own = paths[paths["key"].isin(chosen["key"])]
         colours = contours.scale(chosen, own)
-        for _, part in chosen.groupby(by) if by else [("", chosen)]:
+        for _, part in chosen.groupby(closer) if closer else [("", chosen)]:
             there = own[own["key"].isin(part["key"])]
             common = replace(contours.scale(part, there), levels=colours.levels)
-            figures.append(_surfaces(part, there, common, about))
-    return Html("".join(figures))
+            if not closer or min(np.ptp(common.x) / np.ptp(colours.x), np.ptp(common.y) / np.ptp(colours.y)) < _HALF:
+                figures.append(_surfaces(part, there, common, about))
+    return Html("".join(figures) or '<p class="nothing">All surfaces are large enough on common axes.</p>')
 
 
 def _surfaces(cells: pd.DataFrame, paths: pd.DataFrame, common: contours.Scale, about: str) -> Html:

@@ -664,7 +664,8 @@ def uneven(frame: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Role columns of a cell, and replicates, the number there are; no row where all is as it should be.
     """
-    names = [*PANEL, *VARIANT, "what", "ticket", "method", "level", "sparsity", *_recipes(frame, "find_", "eval_")]
+    names = [*PANEL, *VARIANT, "what", "ticket", "method", "level", "sparsity"]
+    names += ["reading", "p", "measured_at", "images", *_recipes(frame, "find_", "eval_")]
     names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
     texts = frame[names].map(str)
     counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()

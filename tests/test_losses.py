@@ -1,5 +1,7 @@
 """Pages of loss landscapes: figures of surfaces, lines, tables and comparisons, from the rows of measures."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -80,11 +82,18 @@ def test_surfaces_stand_beside_each_other_with_one_scale():
     assert losses.surfaces(cells, paths, "pca", "What it is.") == shown
 
 
-def test_axes_are_chosen_anew_by_a_column_but_colours_are_not():
-    cells, paths = surfaces()
-    shown = losses.surfaces(cells, paths, "pca", by="eval_lr")
-    assert shown.count("<figure>") == 2
-    assert Elements(shown).text.count("loss below 0.1") == 2
+def test_small_surfaces_are_drawn_closer_in_the_same_colours():
+    cells, paths = surfaces(lrs=(0.1, 0.3))
+    shown = losses.surfaces(cells, paths, "pca", closer="eval_lr")
+    assert shown.count("<figure>") == 1 and len(pictures(shown)) == 6
+    assert all("learning rate 0.1" in image["alt"] for image in pictures(shown))
+    legends = [
+        re.findall(r"[0-9.]+ to [0-9.]+", Elements(drawn).text)
+        for drawn in (shown, losses.surfaces(cells, paths, "pca"))
+    ]
+    assert legends[0] == legends[1]
+    alike, ways = surfaces(lrs=(0.1, 0.15))
+    assert "large enough" in losses.surfaces(alike, ways, "pca", closer="eval_lr")
 
 
 def test_planes_and_settings_of_batchnorm_have_figures_of_their_own():
