@@ -143,6 +143,7 @@ def surface(cells: pd.DataFrame, path: pd.DataFrame, ax: Axes, common: Scale, no
     ax.set_xlim(*common.x)
     ax.set_ylim(*common.y)
     ax.set_facecolor(_NOT_COMPUTED)
+    ax.locator_params(nbins=5)
     ax.tick_params(labelsize=8)
     if note:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5}
@@ -196,6 +197,7 @@ def along_path(path: pd.DataFrame, ax: Axes | None = None) -> Axes:
             own = path[path["name"] == name]
             cells = results.summarise(own.assign(value=own[column]), ["epoch"]).sort_values("epoch")
             strokes.line(ax, cells["epoch"], cells, f"{name}, {words}", colour, marker, style)
+    ax.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator("auto", integer=True))
     ax.set_xlabel("epoch")
     return _losses(ax, alone)
 

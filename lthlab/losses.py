@@ -1,5 +1,6 @@
 """Loss surfaces, sharpness, eigenvalues and barriers as HTML."""
 
+import html
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -284,12 +285,12 @@ def numbers(frame: pd.DataFrame, measure: str) -> Html:
             (cell,) = results.summarise(own, ["name"]).to_dict("records")
             where = {"line": words} if measure == "loss_barrier" else {}
             row = {"network": panel, "learning rate": lr, "of": name, **where, "n": cell["n"]}
-            row |= {key: _short(cell[key]) for key in ("mean", "low", "high")}
+            row["mean [95 % interval]"] = _spread(cell)
             shown.append(row | ({} if own["error"].isna().all() else {"own error": _short(float(own["error"].max()))}))
     csv = rows[[name for name in (*plots.CELL, "replicate", "value", "error", "key") if name in rows]]
-    words = f"{MEASURES[measure]}: means, and 95 % intervals over replicates"
+    words = f"{MEASURES[measure].capitalize()}: means, with 95 % intervals over replicates (Student's t)"
     link = download(csv, f"{measure}.csv", f"All {len(csv)} values of the {MEASURES[measure]} (CSV)")
-    return Html(table(pd.DataFrame(shown), words) + link)
+    return Html(f"<p>{html.escape(words)}</p>{table(pd.DataFrame(shown), words)}{link}")
 
 
 def _done(frame: pd.DataFrame, measure: str) -> pd.DataFrame:
@@ -416,6 +417,11 @@ def _told(rows: pd.DataFrame) -> str:
     words = [f"{_interval(cell)} ({cell['at']})" for cell in named]
     most = "the largest " * (len(seen) > len(named))
     return f"seen at {len(seen)} of {len(cells)}, {most}{listed(words)}; all are {reach}"
+
+
+def _spread(cell: dict[Any, Any]) -> str:
+    mean, low, high = (f"{cell[name]:.3g}".replace("-", "−") for name in ("mean", "low", "high"))
+    return mean if cell["n"] < 2 else f"{mean} [{low}, {high}]"
 
 
 def _interval(cell: dict[Any, Any]) -> str:
