@@ -83,9 +83,15 @@ def _correlation(value: Measure, store: Store, device: torch.device) -> Iterator
     first, second = states(value)
     names = nets.prunable(first.run.net, first.run.data, value.setting["prunable"])
     theta, theta_prime = (_only(names, state(at, store)) for at in (first, second))
-    read = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
-    pair = (_only(names, read[0] or whole), _only(names, read[1] or whole))
+    own = [_only(names, mask_at(at, store) or whole) for at in (first, second)]
+    pair = (own[0], own[1])
+    if value.mask is not None:
+        given = _only(names, mask(value.mask, store) or whole)
+        pair = (given, given)
+        for at, left in zip((first, second), own, strict=True):
+            if not masks.nested(given, left):
+                raise ValueError(f"the mask keeps weights that {at!r} has pruned; allowed: masks within its own")
     found = correlation_indicator(theta, theta_prime, float(value.setting["p"]), pair)
     yield outcome(_records(found.layers), found.value, chance=found.chance, z=found.z)
 

@@ -13,7 +13,7 @@ from lthlab.analyses import Measure
 from lthlab.parts import Data, Level
 from lthlab.runs import Outlook, Run
 from lthlab.store import Store
-from lthlab.values import At, Fresh, Magnitude, Train
+from lthlab.values import At, Fresh, Magnitude, Permuted, Train
 
 
 @pytest.fixture
@@ -34,6 +34,29 @@ def arrays(at, store, names):
 
 
 FC = ("fc1.weight", "fc2.weight")
+
+
+def test_the_control_of_the_indicator_is_that_of_numpy_under_a_mask_that_is_not_the_tickets(store):
+    run = Train(helpers.LENET, helpers.DIGITS, helpers.recipe(), Fresh(0), 0)
+    mask = Magnitude(At(run, "last"), Level(8))
+    ticket = Train(helpers.LENET, helpers.DIGITS, helpers.recipe(), Fresh(0), 0, mask)
+    control = Permuted(mask, "layer", 0)
+    settings = {"p": "0.1", "prunable": "all_but_head"}
+    ends = (At(run, "0ep"), At(run, "last"))
+    value = Measure("correlation_indicator", ends, settings, control)
+    refused = Measure("correlation_indicator", (At(ticket, "0ep"), At(run, "last")), settings, control)
+    lab.compute([value, refused], store)
+    kept = {name: layer.numpy().ravel() for name, layer in derive.mask(control, store).items()}
+    large = {}
+    for at in ends:
+        for name, weights in arrays(at, store, FC).items():
+            left = np.abs(weights.ravel()[kept[name]])
+            large.setdefault(name, []).append(np.argsort(-left)[: int(np.floor(0.1 * len(left) + 0.5))])
+    overlap = sum(len(np.intersect1d(*pair)) for pair in large.values())
+    record = store.parts(value.key)[0].record
+    assert record["value"] == pytest.approx(overlap / sum(len(pair[0]) for pair in large.values()))
+    failed = store.parts(refused.key)[0].record["failed"]
+    assert failed == f"the mask keeps weights that {At(ticket, '0ep')!r} has pruned; allowed: masks within its own"
 
 
 def test_spread_is_that_of_numpy_with_the_slope_of_eq_5(store):

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COMPUTE = ("find_tickets", "evaluate_tickets")
 REPORTS = ("winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer")
-OWN, TRANSFER, LANDSCAPE = "own_network", "ticket_transfer", "loss_landscape"
-STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", LANDSCAPE: "landscape"}
+OWN, TRANSFER, EARLY, LANDSCAPE = "own_network", "ticket_transfer", "early_tickets", "loss_landscape"
+STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
+STUDIES |= {LANDSCAPE: "landscape"}
 """The studies of notebooks that are not about the demo."""
 PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +44,7 @@ tickets:
   WR: {methods: [IMP], rewind: 1ep}
   SDT: {}
   RT: {methods: [IMP]}
-measures: {correlation_indicator: {}}
+measures: {correlation_indicator: {p: [0.1, 0.3], partner: [own, dense, trained, permuted], at: [1ep, last]}}
 reports: [winning_tickets, weight_correlation, layerwise_pruning]
 verdicts: {epochs: 2, min_sparsity: 0.3}
 """
@@ -387,6 +388,7 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         ("layerwise_pruning", "bought.loc[bought.index[0], 'value'] = 2.0", "no accuracy"),
         ("layerwise_pruning", "counted = counted + 1", "layers do not add up"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
+        ("weight_correlation", "whole = whole + 0.1", "layers do not add up"),
         (LANDSCAPE, "paths['residual'] += 1", "does not end at the origin"),
         (LANDSCAPE, "paths['plane_loss'] += 1", "another loss at its origin"),
         (LANDSCAPE, "measured = measured.assign(value=-1.0)", "a barrier below zero"),
