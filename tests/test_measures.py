@@ -353,8 +353,8 @@ def test_probing_the_loss_leaves_the_bits_of_trainings_alone(trained):
     before = helpers.bits(store.root / sparse[0].run.key)
     lab.compute(
         [
-            Measure("loss_surface", tuple(sparse), (("plane", "pca"), ("points", 2), ("images", 20))),
-            Measure("loss_surface", tuple(sparse[-1:]), (("points", 2), ("images", 20))),
+            Measure("loss_surface", tuple(sparse), (("plane", "pca"), ("points", 3), ("images", 20))),
+            Measure("loss_surface", tuple(sparse[-1:]), (("points", 3), ("images", 20))),
             Measure("sharpness", (sparse[-1],), (("images", 20), ("directions", 1))),
             Measure("hessian_eigenvalue", (sparse[-1],), (("images", 20), ("iterations", 2))),
             Measure("loss_barrier", (sparse[0], sparse[-1]), (("images", 20),)),
