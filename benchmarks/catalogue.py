@@ -179,6 +179,18 @@ _CORRELATION = Benchmark(
     ),
 )
 
+_SURFACES = Benchmark(
+    "surfaces",
+    "Loss surfaces",
+    "`lthlab.landscape.surface` of a random plane about ResNet-20 on 500 digits (8 × 8), fp32: loss and accuracy of "
+    "every point of a grid. Each core computes a point by itself, so that its bits do not depend on those beside it. "
+    "With `recompute`, BatchNorm's statistics are computed anew at each point, in one more pass over the images.",
+    (
+        Figure("surface_51_fixed_seconds", "s", "51 × 51 points, BatchNorm fixed", at_most=60),
+        Figure("surface_25_recompute_seconds", "s", "25 × 25 points, BatchNorm recomputed", at_most=60),
+    ),
+)
+
 # --- GPU ------------------------------------------------------------------------------------------------------
 
 GPU_NETS = {
@@ -247,7 +259,7 @@ _GROWTH = Benchmark(
     ),
 )
 
-BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _CORRELATION, _GPU, _GROWTH)
+BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _CORRELATION, _SURFACES, _GPU, _GROWTH)
 
 
 def choose(name: str | None) -> dict[str, list[str]]:

@@ -3,13 +3,20 @@
 import base64
 import html
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from lthlab import plots, results
+from lthlab.roles import ROLE
+
+_NAMED = ("study", "panel", "network", "data", "what", "ticket", "method", "level", "sparsity", "find_lr", "eval_lr")
+
+_GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
+_FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
 class Html(str):
@@ -68,6 +75,18 @@ def image(drawn: bytes, alternative: str) -> str:
     return f'<img alt="{html.escape(alternative)}"{role} src="data:image/svg+xml;base64,{data}">'
 
 
+def framed(images: Sequence[str], legend: Mapping[str, Any], words: str, numbers: str) -> Html:
+    """Lay out drawings with a legend of handles by label, a caption, and the numbers behind them, folded."""
+    # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
+    even, width = ("even", "47rem") if len(images) in (2, 4) else ("", "none")
+    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in legend.items())
+    return Html(
+        f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{"".join(images)}</div>'
+        f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
+        f"<details><summary>The numbers</summary>{numbers}</details></figure>"
+    )
+
+
 def swatch(handle: Any) -> str:
     """Draw a legend's line and marker, which words beside them explain."""
     from matplotlib.figure import Figure
@@ -83,8 +102,20 @@ def slug(panel: str) -> str:
 
 
 def download(frame: pd.DataFrame, name: str, words: str) -> Html:
-    """Link to a frame as a CSV file of that name, which the link itself holds."""
-    data = base64.b64encode(frame.to_csv(index=False).encode()).decode()
+    """Link to a frame as a CSV file of that name, which the link itself holds.
+
+    Columns without any entry are left out, and so is what all of several rows share of roles and recipes, which a page
+    says elsewhere: else these would be most of it.
+    """
+    role = {*results.PANEL, *ROLE} - {*_NAMED}
+    shared = [
+        column
+        for column in map(str, frame)
+        if column in role or (column[:5] in ("find_", "eval_") and column not in _NAMED)
+        if len(frame) > 1 and frame[column].map(str).nunique() == 1
+    ]
+    rows = frame.drop(columns=shared).dropna(axis="columns", how="all")
+    data = base64.b64encode(rows.to_csv(index=False).encode()).decode()
     return Html(f'<p><a download="{name}" href="data:text/csv;base64,{data}">{html.escape(words)}</a></p>')
 
 
@@ -92,6 +123,49 @@ def table(frame: pd.DataFrame, label: str) -> Html:
     """Show a frame as it is, named for readers who do not see it."""
     text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
     return Html(f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>')
+
+
+def heat(grid: pd.DataFrame, label: str, scale: tuple[float, float], decimals: int = 1) -> Html:
+    """Show numbers in coloured cells, darker the larger, which are read without the colours too.
+
+    Parameters
+    ----------
+    grid : DataFrame
+        Numbers; NaN leaves a cell empty. Names of index and columns stand in the corner.
+    label : str
+        Names the table for readers who do not see it.
+    scale : (float, float)
+        Numbers of the lightest and of the darkest colour; what is beyond has the colour at the end.
+    decimals : int, optional
+        How numbers are written.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import Normalize, to_hex
+
+    colours, shade = colormaps["Blues"], Normalize(*scale, clip=True)
+    style = "padding:0.2rem 0.45rem;text-align:center;border:0;"
+
+    def cell(value: float) -> str:
+        if math.isnan(value):
+            return f'<td style="{style}"></td>'
+        colour = colours(0.9 * float(shade(value)))
+        light = 0.2126 * colour[0] ** 2.2 + 0.7152 * colour[1] ** 2.2 + 0.0722 * colour[2] ** 2.2
+        ink = "#000000" if light > 0.18 else "#ffffff"
+        return f'<td style="{style}background:{to_hex(colour)};color:{ink}">{value:.{decimals}f}</td>'
+
+    corner = html.escape(f"{grid.index.name} \\ {grid.columns.name}")
+    head = "".join(f'<th scope="col" style="{style}">{html.escape(str(name))}</th>' for name in grid)
+    rows = "".join(
+        f'<tr><th scope="row" style="{style}text-align:left">{html.escape(str(name))}</th>'
+        + "".join(map(cell, values))
+        + "</tr>"
+        for name, values in zip(grid.index, grid.to_numpy(float), strict=True)
+    )
+    return Html(
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}"><table class="heat">'
+        f'<thead><tr><th scope="col" style="{style}text-align:left">{corner}</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
 
 
 def signed(value: float, decimals: int) -> str:

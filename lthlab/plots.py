@@ -408,15 +408,17 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax, alone = strokes.axes(ax)
     told = strokes.variants(frame.assign(ticket=frame["method"]))
     names = frame["method"] + " masks" + told.map(lambda text: f" ({text})" if text else "")
-    done = strokes.percent(strokes.done(frame.assign(method=names), ["layer", "level"]))
-    common = set.intersection(*(set(rows["level"]) for _, rows in done.groupby("method")))
-    levels = sorted(common or set(done["level"]))
-    chosen = [levels[i] for i in strokes.spread(len(levels), len(strokes.STEPS))]
+    done = strokes.percent(strokes.done(frame.assign(method=names), ["layer", "sparsity"]))
+    common = set.intersection(*(set(rows["sparsity"]) for _, rows in done.groupby("method")))
+    sparsities = sorted(common or set(done["sparsity"]))
+    chosen = [sparsities[i] for i in strokes.spread(len(sparsities), len(strokes.STEPS))]
     by = ["method", "level", "sparsity", "number"]
-    cells = results.summarise(done[done["level"].isin(chosen)], by)
-    for (method, level), own in cells.groupby(["method", "level"]):
-        colour, marker = strokes.STEPS[-len(chosen) :][chosen.index(level)]
-        label = f"{method}, level {level} ({100 * (1 - own['sparsity'].iloc[0]):.3g} % left)"
+    cells = results.summarise(done[done["sparsity"].isin(chosen)], by)
+    for (method, sparsity), own in cells.groupby(["method", "sparsity"]):
+        colour, marker = strokes.STEPS[-len(chosen) :][chosen.index(sparsity)]
+        level = own["level"].iloc[0]
+        left = f"{100 * (1 - own['sparsity'].iloc[0]):.3g} % left"
+        label = f"{method}, {left}" if pd.isna(level) else f"{method}, level {level:g} ({left})"
         base = str(method)[:3]
         alike = sorted(name for name in cells["method"].unique() if name.startswith(base)).index(method)
         style = (strokes.LINES.get(base, "-"), strokes.DOTTED, strokes.DASHED)[alike % 3]

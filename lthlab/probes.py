@@ -239,13 +239,15 @@ def _landscape(name: str, options: Surface | Sharpness | Eigenvalue | Barrier, t
     if isinstance(options, Surface):
         for plane in options.planes:
             states = _trajectory(run, options.snapshots) if plane == "pca" else [end]
-            yield _asked(name, states, settings | {"plane": plane}, reading=plane)
+            drawn = {"seed": trained.replicate} if plane == "random" else {}
+            yield _asked(name, states, settings | {"plane": plane} | drawn, reading=plane)
     elif isinstance(options, Barrier):
         yield _asked(name, trained.ends, settings, reading="ends")
         for step, pair in _orders(options.at, trained):
             yield _asked(name, [At(train, "last") for train in pair], settings, reading="orders", measured_at=step)
     else:
-        yield _asked(name, [end], settings)
+        drawn = {"seed": trained.replicate} if isinstance(options, Sharpness) else {}
+        yield _asked(name, [end], settings | drawn)
 
 
 def _trajectory(run: Train, count: int) -> list[At]:

@@ -27,7 +27,7 @@ def _cell(frame: pd.DataFrame, *without: str) -> list[str]:
     return [name for name in names if name in frame and name not in without]
 
 
-def _plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Write lists, as some fields of recipes are, as text."""
     return frame.assign(
         **{name: frame[name].map(str) for name in names if any(isinstance(v, list) for v in frame[name])}
@@ -178,7 +178,7 @@ def by_step(layers: pd.DataFrame) -> pd.DataFrame:
     """
     rows = layers.assign(prune_epoch=results.step_epochs(layers)).dropna(subset="prune_epoch").reset_index(drop=True)
     chain = [*_cell(rows, "prune_at"), "layer", "number", "replicate"]
-    rows = _plain(rows, chain).drop_duplicates([*chain, "prune_epoch"])
+    rows = plain(rows, chain).drop_duplicates([*chain, "prune_epoch"])
     rows = rows.sort_values(["prune_epoch", "number"], kind="stable")
     values = rows.groupby(chain, dropna=False)["value"]
     steps = values.diff().abs().fillna(0.0)

@@ -17,6 +17,7 @@ from lthlab.markup import (
     Html,
     download,
     found_out,
+    framed,
     image,
     level_of,
     listed,
@@ -24,7 +25,6 @@ from lthlab.markup import (
     signed,
     slug,
     svg,
-    swatch,
     table,
 )
 from lthlab.parts import NETS, Net, Recipe
@@ -33,10 +33,8 @@ from lthlab.store import Store
 from lthlab.values import Train, ancestors
 
 _SIZE = (3.5, 3.1)
-_GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
 _BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
 _MOST_NAMED = 4
-_FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
 def figure(
@@ -114,20 +112,11 @@ def _figure(
         labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
-    images = "".join(image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
-    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
-    # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
-    even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
+    images = [image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn]
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
     rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame and frame[name].notna().any()]]
-    file = f"{name}_{slug(panel)}.csv"
-    return (
-        f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
-        f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
-        f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
-        f"{download(rows, file, f'All {len(rows)} values, one row per replicate (CSV)')}"
-        "</details></figure>"
-    )
+    csv = download(rows, f"{name}_{slug(panel)}.csv", f"All {len(rows)} values, one row per replicate (CSV)")
+    return framed(images, labelled, words, numbers(frame, f"Means and intervals, {panel}") + csv)
 
 
 def numbers(frame: pd.DataFrame, label: str) -> Html:

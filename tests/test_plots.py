@@ -391,6 +391,16 @@ def test_of_many_levels_those_are_drawn_that_all_methods_have_the_sparsest_among
     assert [label.split("level ")[1].split()[0] for label in series(ax)] == ["2", "6", "10", "14"] * 2
 
 
+def test_shares_off_the_ladder_are_drawn_by_their_sparsity(ax):
+    frame = ratios().query("method == 'OMP'")
+    plots.layer_ratios(frame, ax=ax)
+    on = [line.lines[0].get_ydata(orig=False).tolist() for line in series(ax).values()]
+    other = Figure().subplots()
+    plots.layer_ratios(frame.assign(level=np.nan), ax=other)
+    off = {label: line.lines[0].get_ydata(orig=False).tolist() for label, line in series(other).items()}
+    assert off == dict(zip([f"OMP masks, {left} % left" for left in ("41", "16.8", "6.87")], on, strict=True))
+
+
 @pytest.mark.parametrize(
     "x, hue, select",
     [

@@ -83,8 +83,9 @@ def test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_
 
 def test_the_control_alone_cannot_be_had_of_rr():
     message = problems("measures: {correlation_indicator: {of: [dense, RR], partner: [own, permuted]}}")
-    words = "'permuted' needs other tickets, for no dense training begins with the weights of RR"
-    assert message.endswith(f"measures.correlation_indicator.partner.1: {words}; allowed with: LT, WR in of")
+    words = "'permuted' needs other tickets, for no dense training begins with the weights of RR; "
+    words += "allowed with: LT, WR in of"
+    assert message.endswith(f"measures.correlation_indicator.partner.1: {words}")
 
 
 def test_the_indicator_over_epochs_is_that_of_states_on_the_way():
