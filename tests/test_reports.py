@@ -339,6 +339,7 @@ def test_drawings_are_made_smaller_without_a_change_that_is_seen(monkeypatch):
     counts = [Counter(item.tag.rpartition("}")[2] for item in tree.iter()) for tree in (first, second)]
     assert {tag: n for tag, n in counts[0].items() if tag in counts[1]} == counts[1]
     assert set(counts[0]) - set(counts[1]) <= {"metadata", "RDF", "Work", "type", "format"}
+    assert re.findall(rb"scale\(.*?\)", small) == re.findall(rb"scale\(.*?\)", whole) != []
     ids = {item.get("id") for item in second.iter()}
     links = [value for item in second.iter() for name, value in item.items() if name.endswith("href")]
     links = [link for link in links if not link.startswith("data:")]
