@@ -2,7 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 OLDEST := .venv-oldest/bin/python
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
-GALLERY := demo decoupling layerwise guideline transfer search_costs
+GALLERY := demo correlation landscape early decoupling layerwise guideline transfer search_costs
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo gallery lab bench test lint test-oldest mutants clean

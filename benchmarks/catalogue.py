@@ -161,6 +161,36 @@ _MASKS = Benchmark(
     ),
 )
 
+CORRELATED = {
+    "dense": "dense, p = 0.1",
+    "masked": "16.8 % of the weights left, p = 0.1",
+    "pruned_once": "80 % of the weights left, p = 0.1",
+    "half": "dense, p = 0.5",
+}
+"""Networks that R_p is found for."""
+_CORRELATION = Benchmark(
+    "correlation",
+    "The correlation indicator",
+    "`lthlab.weights.correlation_indicator` on two networks of the layers of ResNet-50, 25.5 million fp32 weights in "
+    "54 layers; the slowest of four cases counts.",
+    (
+        Figure("correlation_25m_seconds", "s", "the slowest case", at_most=2),
+        *(Figure(f"correlation_25m_{case}_seconds", "s", words) for case, words in CORRELATED.items()),
+    ),
+)
+
+_SURFACES = Benchmark(
+    "surfaces",
+    "Loss surfaces",
+    "`lthlab.landscape.surface` of a random plane about ResNet-20 on 500 digits (8 × 8), fp32: loss and accuracy of "
+    "every point of a grid. Each core computes a point by itself, so that its bits do not depend on those beside it. "
+    "With `recompute`, BatchNorm's statistics are computed anew at each point, in one more pass over the images.",
+    (
+        Figure("surface_51_fixed_seconds", "s", "51 × 51 points, BatchNorm fixed", at_most=60),
+        Figure("surface_25_recompute_seconds", "s", "25 × 25 points, BatchNorm recomputed", at_most=60),
+    ),
+)
+
 # --- GPU ------------------------------------------------------------------------------------------------------
 
 GPU_NETS = {
@@ -229,7 +259,7 @@ _GROWTH = Benchmark(
     ),
 )
 
-BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _GPU, _GROWTH)
+BENCHMARKS = (_DATALOADER, _SINGLE, _GROUPS, _CHAINS, _MASKS, _CORRELATION, _SURFACES, _GPU, _GROWTH)
 
 
 def choose(name: str | None) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-PURPOSES = {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5, "mixup": 6}
+PURPOSES = {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5, "mixup": 6, "landscape": 7}
 """What random numbers are drawn for; no two purposes share a stream."""
 
 

@@ -5,7 +5,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,9 @@ from lthlab import plots, results
 from lthlab.roles import ROLE
 
 _NAMED = ("study", "panel", "network", "data", "what", "ticket", "method", "level", "sparsity", "find_lr", "eval_lr")
+
+_GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
+_FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
 class Html(str):
@@ -38,13 +41,31 @@ def drawing(ax: Any, alternative: str = "") -> Html:
 
 
 def svg(figure: Any) -> bytes:
-    """Draw as SVG; equal drawings give equal bytes."""
+    """Draw as SVG, to hundredths of a point; equal drawings give equal bytes."""
     import matplotlib
 
     out = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "lthlab"}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return _smaller(out.getvalue().decode()).encode()
+
+
+def _smaller(drawn: str) -> str:
+    """Leave out of an SVG what no reader sees: a third of it."""
+    text = re.sub(r"<metadata>.*?</metadata>|<!.*?>|<\?.*?\?>", "", drawn, flags=re.DOTALL)
+    # Not the factors of scale(): these may be small.
+    text = re.sub(r"-?\d+\.\d{3,}(?=[^\d.)]|\) *scale)", lambda n: re.sub(r"\.?0+$", "", f"{float(n[0]):.2f}"), text)
+    for long, short in (
+        (' xmlns:xlink="http://www.w3.org/1999/xlink"', ""),
+        ("xlink:href", "href"),
+        ("DejaVuSans-", "d"),
+    ):
+        text = text.replace(long, short)
+    text = re.sub(r"\s*\n\s*", " ", text).replace("> <", "><").strip()
+    text = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r" ?([A-Za-z]) ?", r"\1", path[0]), text)
+    text = re.sub(r'(<use [^>]*?) ?transform="translate\(([-\d.]+) 0\)"', r'\1 x="\2"', text)
+    used = set(re.findall(r"#([\w-]+)", text))
+    return re.sub(r' id="([\w.-]+)"', lambda name: name[0] if name[1] in used else "", text)
 
 
 def image(drawn: bytes, alternative: str) -> str:
@@ -52,6 +73,18 @@ def image(drawn: bytes, alternative: str) -> str:
     role = "" if alternative else ' role="presentation"'
     data = base64.b64encode(drawn).decode()
     return f'<img alt="{html.escape(alternative)}"{role} src="data:image/svg+xml;base64,{data}">'
+
+
+def framed(images: Sequence[str], legend: Mapping[str, Any], words: str, numbers: str) -> Html:
+    """Lay out drawings with a legend of handles by label, a caption, and the numbers behind them, folded."""
+    # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
+    even, width = ("even", "47rem") if len(images) in (2, 4) else ("", "none")
+    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in legend.items())
+    return Html(
+        f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{"".join(images)}</div>'
+        f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
+        f"<details><summary>The numbers</summary>{numbers}</details></figure>"
+    )
 
 
 def swatch(handle: Any) -> str:

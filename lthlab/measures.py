@@ -2,21 +2,27 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from lthlab import data, masks, nets
+from lthlab import curvature, data, landscape, masks, nets
 from lthlab.analyses import Measure
 from lthlab.derive import Derived, mask, mask_at, state
-from lthlab.lanes import evaluation_batch
+from lthlab.landscape import Plane
+from lthlab.lanes import DTYPES, evaluation_batch
 from lthlab.layers import Weights
 from lthlab.masks import Mask
+from lthlab.scores import Scorer, images_of
 from lthlab.store import Store
 from lthlab.values import At
 from lthlab.values import Mask as MaskValue
 from lthlab.weights import correlation_indicator, pooled, shrinkage, spread
+
+PART_S = 5.0
+"""Seconds between parts of a surface, that is, between moments at which it can be stopped."""
 
 
 def measure(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
@@ -77,9 +83,15 @@ def _correlation(value: Measure, store: Store, device: torch.device) -> Iterator
     first, second = states(value)
     names = nets.prunable(first.run.net, first.run.data, value.setting["prunable"])
     theta, theta_prime = (_only(names, state(at, store)) for at in (first, second))
-    read = [mask(value.mask, store) if value.mask else mask_at(at, store) for at in (first, second)]
     whole = {name: torch.ones(shape, dtype=torch.bool) for name, shape in names.items()}
-    pair = (_only(names, read[0] or whole), _only(names, read[1] or whole))
+    own = [_only(names, mask_at(at, store) or whole) for at in (first, second)]
+    pair = (own[0], own[1])
+    if value.mask is not None:
+        given = _only(names, mask(value.mask, store) or whole)
+        pair = (given, given)
+        for at, left in zip((first, second), own, strict=True):
+            if not masks.nested(given, left):
+                raise ValueError(f"the mask keeps weights that {at!r} has pruned; allowed: masks within its own")
     found = correlation_indicator(theta, theta_prime, float(value.setting["p"]), pair)
     yield outcome(_records(found.layers), found.value, chance=found.chance, z=found.z)
 
@@ -154,9 +166,110 @@ def _right(at: At, weights: Weights, dataset: data.Dataset, device: torch.device
     return right
 
 
+# --- losses about trained weights -------------------------------------------------------------------------------
+
+
+def _scorer(value: Measure, store: Store, device: torch.device) -> Scorer:
+    """Make what scores states of a measure's network on its images."""
+    run, setting = states(value)[-1].run, value.setting
+    dataset = data.load(run.data, store.root / "data")
+    images, labels = images_of(dataset, run.data, setting["split"], int(setting["images"]))
+    batchnorm = setting.get("batchnorm", "fixed")
+    return Scorer(run.net, run.data, dataset, images, labels, batchnorm, device, DTYPES[run.recipe.precision])
+
+
+def _on(device: torch.device, at: At, store: Store) -> Weights:
+    return {name: tensor.to(device) for name, tensor in state(at, store).items()}
+
+
+def _said(value: Measure, *names: str) -> dict[str, Any]:
+    """What the table of a measure says of its settings."""
+    known = value.setting
+    return {name: known[name] for name in names if name in known} | {"images": int(known["images"])}
+
+
+def _loss_surface(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
+    *_, end = ats = states(value)
+    setting, points, left = value.setting, int(value.setting["points"]), mask_at(end, store)
+    snapshots = [_on(device, at, store) for at in ats]
+    parameters, path = setting["parameters"], setting["plane"] == "pca"
+    if path:
+        plane = landscape.path_plane(snapshots, left, parameters)
+        axes = landscape.around([plane.place(state) for state in snapshots], points)
+    else:
+        plane = landscape.random_plane(snapshots[-1], left, int(setting["seed"]), parameters)
+        axes = landscape.square(float(setting["span"]), points)
+    known = store.parts(value.key) if store.has(value.key) else []
+    done = {
+        row["i"] + points * row["j"]
+        for part in known
+        for row in map(json.loads, store.read(value.key, "frame.jsonl", part.number).splitlines())
+    }
+    scorer = _scorer(value, store, device)
+    missing = [cell for cell in range(points**2) if cell not in done]
+    files: dict[str, bytes] = {}
+    if known:
+        record = dict(known[0].record)
+    else:
+        files["path.jsonl"], record = _about(value, plane, snapshots, scorer)
+    while missing:
+        began, rows = time.monotonic(), list[dict[str, Any]]()
+        while missing and (not rows or time.monotonic() - began < PART_S):
+            rows += landscape.surface(plane, axes, missing[:points], scorer)
+            missing = missing[points:]
+        found, record = outcome(rows, **record | {"left": len(missing)})
+        yield files | found, record
+        files = {}
+
+
+def _about(value: Measure, plane: Plane, snapshots: list[Weights], scorer: Scorer) -> tuple[bytes, dict[str, Any]]:
+    """Find the path of a training on a plane, and say of the plane what its table says."""
+    steps = [{"step": at.step, "epoch": at.run.iteration(at.step) / at.run.steps_per_epoch} for at in states(value)]
+    rows = landscape.path(plane, snapshots, scorer)
+    files, _ = outcome([step | row for step, row in zip(steps, rows, strict=True)], None)
+    first, second = plane.explained or (None, None)
+    said = _said(value, "plane", "batchnorm", "split", "parameters")
+    points = int(value.setting["points"])
+    record = {"value": rows[-1]["loss"], "explained_1": first, "explained_2": second, "points": points, **said}
+    return files["frame.jsonl"], record
+
+
+def _sharpness(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
+    (at,), setting = states(value), value.setting
+    found = curvature.sharpness(
+        _on(device, at, store),
+        mask_at(at, store),
+        _scorer(value, store, device),
+        float(setting["radius"]),
+        int(setting["directions"]),
+        int(setting["seed"]),
+    )
+    said = _said(value, "batchnorm", "split") | {"radius": float(setting["radius"])}
+    yield outcome(found.rows, found.value, error=found.error, **said)
+
+
+def _hessian_eigenvalue(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
+    (at,), setting = states(value), value.setting
+    losses = _scorer(value, store, device).losses()
+    product, start = curvature.hessian(losses, _on(device, at, store), mask_at(at, store))
+    found = curvature.top_eigenvalue(product, start, float(setting["tolerance"]), int(setting["iterations"]))
+    said = _said(value, "split") | {"converged": found.converged, "iterations": len(found.rows)}
+    yield outcome(found.rows, found.value, error=found.error, **said)
+
+
+def _loss_barrier(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
+    first, last = (_on(device, at, store) for at in states(value))
+    found = curvature.barrier(first, last, _scorer(value, store, device), int(value.setting["points"]))
+    yield outcome(found.rows, found.loss, accuracy_barrier=found.accuracy, **_said(value, "batchnorm", "split"))
+
+
 _MEASURES: Mapping[str, Callable[[Measure, Store, torch.device], Iterator[Derived]]] = {
     "correlation_indicator": _correlation,
     "weight_std": _weight_std,
     "hamming": _hamming,
     "training_accuracy": _training_accuracy,
+    "loss_surface": _loss_surface,
+    "sharpness": _sharpness,
+    "hessian_eigenvalue": _hessian_eigenvalue,
+    "loss_barrier": _loss_barrier,
 }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
 from lthlab import results, strokes
 
@@ -263,6 +264,126 @@ def correlation_by_sparsity(frame: pd.DataFrame, ax: Axes | None = None) -> Axes
     return legend(ax) if alone else ax
 
 
+def correlation_by_p(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p against the share p of weights that count as large.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy rows of the measure 'correlation_indicator' at one sparsity and learning rate, and of dense networks.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1] and chance, which is about p; p on a logarithmic axis; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = strokes.axes(ax)
+    done = strokes.done(frame, ["p"])
+    strokes.chance(ax, done, "p")
+    strokes.series(ax, done, "p", lambda p: p)
+    shares = sorted(done["p"].unique())
+    strokes.log_axis(ax, shares, [f"{share:g}" for share in shares])
+    ax.set_xlabel("share p of the weights that counts as large")
+    strokes.indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def correlation_by_epoch(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p of initial weights and those after some epochs against the epoch.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.correlations.over_epochs` returns, at one sparsity and learning rate.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1], 1 at epoch 0; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = strokes.axes(ax)
+    done = strokes.done(frame, ["measured_epoch"])
+    strokes.chance(ax, done)
+    strokes.series(ax, done, "measured_epoch", lambda epoch: epoch, linear=True)
+    strokes.number_axis(ax, done["measured_epoch"])
+    ax.set_xlabel("epoch of the trained weights")
+    strokes.indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def correlation_by_layer(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the correlation indicator R_p of each layer, in network order.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.correlations.by_layer` returns, at one sparsity and learning rate.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        R_p in [0, 1] by number of the layer, and chance, which is far from p where few weights are left.
+
+    Raises
+    ------
+    ValueError
+        If nothing is done, or rows differ in more than what is drawn.
+    """
+    ax, alone = strokes.axes(ax)
+    done = strokes.done(frame, ["number"])
+    strokes.chance(ax, done, "number")
+    strokes.series(ax, done, "number", lambda number: number, linear=True)
+    strokes.number_axis(ax, done["number"])
+    ax.set_xlabel("prunable layer, from the input")
+    strokes.indicator_axis(ax)
+    return legend(ax) if alone else ax
+
+
+def correlation_difference(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw paired differences of the correlation indicator R_p against the learning rate.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        What `lthlab.correlations.contrasts` returns of one facet, at one sparsity.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Differences in [-1, 1], each pair as a dot; learning rate on a logarithmic axis; means with intervals.
+
+    Raises
+    ------
+    ValueError
+        If there are no pairs, or rows differ in more than what is drawn.
+    """
+    ax, alone = strokes.axes(ax)
+    done = strokes.done(frame, ["eval_lr"])
+    ax.axhline(0, color="#4d4d4d", linewidth=0.9, zorder=1)
+    strokes.series(ax, done, "eval_lr", lambda lr: lr, dots=True)
+    strokes.lr_axis(ax, done)
+    ax.set_ylabel("difference of Rₚ")
+    return legend(ax) if alone else ax
+
+
 def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the share of every layer that masks prune, in network order (the LPR of Lan).
 
@@ -302,13 +423,10 @@ def layer_ratios(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         alike = sorted(name for name in cells["method"].unique() if name.startswith(base)).index(method)
         style = (strokes.LINES.get(base, "-"), strokes.DOTTED, strokes.DASHED)[alike % 3]
         strokes.line(ax, own["number"], own, label, colour, marker, style)
-    numbers = sorted(done["number"].unique())
-    step = -(-len(numbers) // 10)
-    ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
+    strokes.number_axis(ax, done["number"])
     ax.set_xlabel("prunable layer, from the input")
     ax.set_ylabel("weights pruned (%)")
     ax.set_ylim(0, 100)
-    strokes.plain(ax)
     return legend(ax) if alone else ax
 
 
@@ -459,7 +577,8 @@ def describe(ax: Axes) -> str:
     lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
     text = f"{title}Line chart of {y} against {x}; means range from {lowest:.3g} to {highest:.3g}. "
     trends = [f"{item.get_label()} {_trend(values)}" for item, values in zip(series, ys, strict=True)]
-    levels = [f"{name} is at {np.mean(np.asarray(line.get_ydata())):.3g}" for name, line in lines.items()]
+    heights = {name: np.asarray(line.get_ydata(), dtype=float) for name, line in lines.items()}
+    levels = [f"{name} {_trend(at if np.ptp(at) else at[:1])}" for name, at in heights.items()]
     return text + "; ".join(trends + levels) + "."
 
 
@@ -474,7 +593,7 @@ def _span(values: Sequence[int]) -> str:
     return f"{values[0]}" if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
-def _trend(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> str:
+def _trend(values: "NDArray[np.float64]") -> str:
     first, last = values[0], values[-1]
     if len(values) == 1:
         return f"is at {first:.3g}"

@@ -62,6 +62,14 @@ class Trained:
     replicate: int
     prunable: str
 
+    @property
+    def whole(self) -> At | None:
+        """The state of the dense training that it begins with, before anything is pruned; None with fresh weights."""
+        init = self.value.init
+        if isinstance(init, At):
+            return init
+        return At(self.trunk, "0ep") if init == self.trunk.init else None
+
     def at(self, step: str) -> At | None:
         """Its state at a step; None before it begins."""
         early = step[0].isdigit() and parts.iterations(step, self.value.steps_per_epoch) < self.value.start
@@ -193,12 +201,14 @@ def _correlations(options: Correlation, trained: Trained) -> Iterator[Asked]:
     first, last = trained.ends
     mask, dense_end = trained.value.mask, At(trained.trunk, "last")
     permuted = Permuted(mask, "layer", trained.replicate) if mask.stored else None
-    for reading in options.partner if mask.stored else ["own"]:
+    asked = [name for name in options.partner if name != "permuted" or trained.whole] if mask.stored else ["own"]
+    for reading in asked:
         ends: dict[str, tuple[At, At]] = {}
         for step in options.at if reading != "trained" else ["last"]:
             second = trained.at(step) if reading == "own" else At(trained.trunk, step)
-            if second is not None:
-                ends.setdefault(second.step, (first, second))
+            begun = trained.whole if reading == "permuted" else first
+            if second is not None and begun is not None:
+                ends.setdefault(second.step, (begun, second))
         if reading == "trained":
             ends = {dense_end.step: (last, dense_end)}
         under = {"dense": mask, "trained": mask, "permuted": permuted}.get(reading)
@@ -229,13 +239,15 @@ def _landscape(name: str, options: Surface | Sharpness | Eigenvalue | Barrier, t
     if isinstance(options, Surface):
         for plane in options.planes:
             states = _trajectory(run, options.snapshots) if plane == "pca" else [end]
-            yield _asked(name, states, settings | {"plane": plane}, reading=plane)
+            drawn = {"seed": trained.replicate} if plane == "random" else {}
+            yield _asked(name, states, settings | {"plane": plane} | drawn, reading=plane)
     elif isinstance(options, Barrier):
         yield _asked(name, trained.ends, settings, reading="ends")
         for step, pair in _orders(options.at, trained):
             yield _asked(name, [At(train, "last") for train in pair], settings, reading="orders", measured_at=step)
     else:
-        yield _asked(name, [end], settings)
+        drawn = {"seed": trained.replicate} if isinstance(options, Sharpness) else {}
+        yield _asked(name, [end], settings | drawn)
 
 
 def _trajectory(run: Train, count: int) -> list[At]:
@@ -280,6 +292,8 @@ def problems(
         options = getattr(measures, name)
         if options is not None:
             yield from _tickets(name, options, study, asked)
+    if measures.correlation_indicator is not None:
+        yield from _control(measures.correlation_indicator, asked)
     trainings = list(dict.fromkeys(recipe for pair in recipes for recipe in pair))
     for name in ("correlation_indicator", "weight_std", "loss_barrier"):
         for number, step in enumerate(getattr(getattr(measures, name), "at", ())):
@@ -330,6 +344,14 @@ def _tickets(name: str, options: Any, study: Study, asked: Mapping[str, Sequence
         if level not in study.prune.levels:
             allowed = ", ".join(map(str, study.prune.levels)) or "none, for prune.levels is empty"
             yield ("measures", name, "levels", number), f"{level} is not among prune.levels; allowed: {allowed}"
+
+
+def _control(options: Correlation, asked: Mapping[str, Sequence[str]]) -> Iterator[tuple[Place, str]]:
+    measured = {ticket for ticket in options.of if ticket in asked}
+    if "permuted" in options.partner and measured == {"RR"}:
+        place = ("measures", "correlation_indicator", "partner", options.partner.index("permuted"))
+        words = "no dense training begins with the weights of RR"
+        yield place, f"'permuted' needs other tickets, for {words}; allowed with: LT, WR in of"
 
 
 def _memorization(study: Study, options: Memorization, finding: Sequence[Recipe]) -> Iterator[tuple[Place, str]]:

@@ -236,9 +236,6 @@ def _by_layer(
         cells = results.summarise(done[done[hue] == value], ["number"]).sort_values("number")
         colour = colours[place] if colours else colour
         strokes.line(ax, cells["number"], cells, name, colour, strokes.VARIED[place % len(strokes.VARIED)], "-")
-    numbers = sorted(done["number"].unique())
-    step = -(-len(numbers) // 10)
-    ax.set_xticks(numbers[::step], [f"{number}" for number in numbers[::step]])
+    strokes.number_axis(ax, done["number"])
     ax.set_xlabel("prunable layer, from the input")
-    strokes.plain(ax)
     return ax, alone

@@ -78,6 +78,16 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def single_threads(count: int) -> ThreadPoolExecutor:
+    """Start threads that compute on one core each; what torch counts in one does not reach other threads."""
+    pool, together = ThreadPoolExecutor(count, initializer=_alone), Barrier(count + 1)
+    with threads(1):
+        for _ in range(count):
+            pool.submit(together.wait)
+        together.wait()
+    return pool
+
+
 class Team(Protocol):
     """Processes that train one replica together, such as `lthlab.parallel.Team`."""
 
@@ -184,7 +194,7 @@ class Group:
         work = sum(parameter.numel() for parameter in network.parameters()) * first.recipe.batch_size
         single = several or grouped or (not convolutional and work <= _LITTLE)
         self.thread_count = 1 if single and device.type == "cpu" and team is None else None
-        self._pool = self._threads_of_lanes() if several else None
+        self._pool = single_threads(len(self.lanes) - 1) if several else None
 
     def _sizes(self, least: int) -> list[int]:
         """Cut the replicas into lanes; of a stacked group on a CPU, into lanes of at least so many slots."""
@@ -194,16 +204,6 @@ class Group:
             return [self.replicas]
         lanes = min(torch.get_num_threads(), _MOST_LANES, -(-self.replicas // least))
         return [self.replicas // lanes + (number < self.replicas % lanes) for number in range(lanes)]
-
-    def _threads_of_lanes(self) -> ThreadPoolExecutor:
-        """Start a thread for each lane but the first; what torch counts in one does not reach other threads."""
-        count = len(self.lanes) - 1
-        pool, together = ThreadPoolExecutor(count, initializer=_alone), Barrier(count + 1)
-        with threads(1):
-            for _ in range(count):
-                pool.submit(together.wait)
-            together.wait()
-        return pool
 
     def _each(self, act: Callable[[Lane], _T]) -> list[_T]:
         """Do something with every lane, at once where that is of use; no lane is at work any more after an error."""

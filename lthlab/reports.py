@@ -17,15 +17,14 @@ from lthlab.markup import (
     Html,
     download,
     found_out,
+    framed,
     image,
-    interval,
     level_of,
     listed,
     points,
     signed,
     slug,
     svg,
-    swatch,
     table,
 )
 from lthlab.parts import NETS, Net, Recipe
@@ -34,10 +33,8 @@ from lthlab.store import Store
 from lthlab.values import Train, ancestors
 
 _SIZE = (3.5, 3.1)
-_GRID = "display:grid;gap:0.8rem;grid-template-columns:repeat(auto-fill,minmax(min(19rem,100%),1fr))"
 _BEHIND = ("widths", "parameters", "kept", "replicate", "value", "status", "key")
 _MOST_NAMED = 4
-_FLOW = "display:flex;flex-wrap:wrap;gap:0.1rem 1.3rem;list-style:none;margin:0.5rem 0;padding:0"
 
 
 def figure(
@@ -115,20 +112,11 @@ def _figure(
         labelled |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     beyond = "Intervals that leave the frame are cut." if any(map(plots.cut, drawn)) else ""
     size = plots.sample_size(frame)
-    images = "".join(image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn)
-    entries = "".join(f"<li>{swatch(handle)}{html.escape(label)}</li>" for label, handle in labelled.items())
-    # Four drawings stand in two columns; a notebook has no style sheet of ours, so the elements have their own.
-    even, width = ("even", "47rem") if len(drawn) in (2, 4) else ("", "none")
+    images = [image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn]
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
-    rows = frame[[column for column in (*plots.CELL, *_BEHIND) if column in frame]]
-    file = f"{name}_{slug(panel)}.csv"
-    return (
-        f'<figure><div class="panels {even}" style="{_GRID};max-width:{width}">{images}</div>'
-        f'<ul class="legend" style="{_FLOW}">{entries}</ul><figcaption>{html.escape(words)}</figcaption>'
-        f"<details><summary>The numbers</summary>{numbers(frame, f'Means and intervals, {panel}')}"
-        f"{download(rows, file, f'All {len(rows)} values, one row per replicate (CSV)')}"
-        "</details></figure>"
-    )
+    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame and frame[name].notna().any()]]
+    csv = download(rows, f"{name}_{slug(panel)}.csv", f"All {len(rows)} values, one row per replicate (CSV)")
+    return framed(images, labelled, words, numbers(frame, f"Means and intervals, {panel}") + csv)
 
 
 def numbers(frame: pd.DataFrame, label: str) -> Html:
@@ -237,47 +225,6 @@ def _reach(cells: Sequence[dict[Any, Any]]) -> str:
     return f"{means} (intervals within {signed(min(ends['low']), 1)} to {signed(max(ends['high']), 1)})"
 
 
-def indicator(frame: pd.DataFrame, method: str = "IMP") -> Html:
-    """Say what the correlation indicator R_p is at the smallest and the largest learning rate, in every panel.
-
-    Parameters
-    ----------
-    frame : DataFrame
-        Tidy frame of a study with the measure 'correlation_indicator'.
-    method : str, optional
-        Whose masks.
-    """
-    rows = frame[(frame["what"] == "correlation_indicator") & (frame["status"] == "done")]
-    rows = rows[(rows["ticket"] == "dense") | (rows["method"] == method)]
-    found = []
-    for name, own in results.panels(rows):
-        last = own[(own["ticket"] == "dense") | (own["sparsity"] == own["sparsity"].max())]
-        ends = sorted({last["eval_lr"].min(), last["eval_lr"].max()})
-        told = strokes.variants(last)
-        words = [
-            f"{ticket}{f' ({text})' if text else ''} {_at(rows, ends)}"
-            for ticket in sorted(last["ticket"].unique(), key=strokes.TICKETS.index)
-            for text, rows in last[last["ticket"] == ticket].groupby(told, sort=False)
-        ]
-        place = level_of(own.sort_values("sparsity").to_dict("records")[-1])
-        found.append(
-            f"{name}, {place}, {method} masks: R_p at learning rate {listed([f'{lr:g}' for lr in ends])} was "
-            f"{'; '.join(words)} (chance {last['chance'].mean():.2f}; 95 % t interval, {plots.sample_size(last)})."
-        )
-    return found_out(found or ["The correlation indicator is not done, or not asked for."])
-
-
-def _at(rows: pd.DataFrame, lrs: Sequence[float]) -> str:
-    """The indicator of a ticket at learning rates; by the masks' too, where several masks were trained at one."""
-    masks = sorted(rows["find_lr"].unique())
-    grid = rows.groupby("eval_lr")
-    if len(masks) > 1 and (grid["key"].nunique() > grid["replicate"].nunique()).any():
-        ends = (masks[0], masks[-1])
-        return ", ".join(f"{_at(rows[rows['find_lr'] == lr], lrs)} on masks found at {lr:g}" for lr in ends)
-    cells = {cell["eval_lr"]: interval(cell) for cell in results.summarise(rows, ["eval_lr"]).to_dict("records")}
-    return listed([cells.get(lr, "not known") for lr in lrs])
-
-
 def work(summary: Any) -> Html:
     """Say what a computation did.
 
@@ -369,7 +316,10 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     }
     rows = "".join(_line(name, html.escape(text)) for name, text in lines.items())
     fingerprint = hashlib.sha256("".join(everything).encode()).hexdigest()[:32]
-    folded = f"<details><summary>All {len(everything)} keys</summary><code>{' '.join(everything)}</code></details>"
+    named = sorted(set(frame["key"][frame["what"].isin([*roles.TRAINED, "mask"])]))
+    several = f"{len(named)} of {len(everything)} keys, those of trainings and masks"
+    words = several if named != everything else f"All {len(everything)} keys"
+    folded = f"<details><summary>{words}</summary><code>{' '.join(named)}</code></details>"
     rows += _line("Keys", f"fingerprint {fingerprint}{folded}")
     for panel in config.panels:
         view = f" ({panel.data.view})" if panel.data.view else ""

@@ -652,7 +652,7 @@ def _layers(store: Store, key: str) -> dict[str, NDArray[np.bool_]]:
 
 
 def uneven(frame: pd.DataFrame) -> pd.DataFrame:
-    """List the cells of panels that lack replicates that others of the panel have.
+    """List the cells of panels that lack replicates that others of the panel, and of the same `what`, have.
 
     Parameters
     ----------
@@ -664,11 +664,12 @@ def uneven(frame: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Role columns of a cell, and replicates, the number there are; no row where all is as it should be.
     """
-    names = [*PANEL, *VARIANT, "what", "ticket", "method", "level", "sparsity", *_recipes(frame, "find_", "eval_")]
+    names = [*PANEL, *VARIANT, "what", "ticket", "method", "level", "sparsity"]
+    names += ["reading", "p", "measured_at", "images", *_recipes(frame, "find_", "eval_")]
     names = [name for name in (*names, "find_lr", "eval_lr") if name in frame]
     texts = frame[names].map(str)
     counts = frame["replicate"].groupby([texts[name] for name in names]).nunique().rename("replicates").reset_index()
-    base = [name for name in PANEL if name in frame]
+    base = [name for name in (*PANEL, "what") if name in frame]
     return counts[counts["replicates"] < counts.groupby(base)["replicates"].transform("max")]
 
 

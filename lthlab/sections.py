@@ -328,8 +328,8 @@ class Correlation(_Model):
         'own': initial weights of a ticket and its own trained ones (appendix G; section 3.1, first sentence). 'dense':
         its initial weights and those of the dense training that its mask was found with, under that mask (section 3.1,
         second sentence). 'trained': its trained weights and those of the dense training (caption of Fig. 6).
-        'permuted', a control: as 'dense', under the mask permuted within layers, which was not chosen by magnitude.
-        Dense trainings have 'own' alone.
+        'permuted', a control: as 'dense', under the mask permuted within layers, which was not chosen by magnitude;
+        not of RR, whose weights no dense training begins with. Dense trainings have 'own' alone.
     at : list of str
         Steps of the trained weights that initial ones are compared with.
     """

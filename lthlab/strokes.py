@@ -87,10 +87,14 @@ def level(ax: Axes, dense: pd.DataFrame) -> None:
     ax.axhline(cell["mean"], color=COLOURS["dense"], linewidth=1.1, zorder=1, label="dense, with its interval")
 
 
-def chance(ax: Axes, done: pd.DataFrame) -> None:
-    """Draw the chance level of a measure."""
-    chance = done["chance"].mean()
-    ax.axhline(chance, color="#4d4d4d", linestyle=":", linewidth=1.3, zorder=1, label="chance level")
+def chance(ax: Axes, done: pd.DataFrame, x: str | None = None) -> None:
+    """Draw the chance level of a measure; that of each place, where it differs by a column."""
+    look: dict[str, Any] = {"color": "#4d4d4d", "linestyle": ":", "linewidth": 1.3, "zorder": 1}
+    if x is None:
+        ax.axhline(done["chance"].mean(), label="chance level", **look)
+    else:
+        means = done.groupby(x)["chance"].mean()
+        ax.plot(means.index, means, label="chance level", **look)
 
 
 def accuracy_axis(ax: Axes) -> None:
@@ -129,9 +133,17 @@ def indicator_axis(ax: Axes) -> None:
 
 
 def series(
-    ax: Axes, done: pd.DataFrame, x: str, place: Callable[["pd.Series[float]"], "pd.Series[float]"], dots: bool = False
+    ax: Axes,
+    done: pd.DataFrame,
+    x: str,
+    place: Callable[["pd.Series[float]"], "pd.Series[float]"],
+    dots: bool = False,
+    linear: bool = False,
 ) -> None:
-    """Draw one line per kind of ticket and mask, moved a little sideways so that intervals do not hide each other."""
+    """Draw one line per kind of ticket and mask, moved a little sideways so that intervals do not hide each other.
+
+    What is moved is multiplied, as suits a logarithmic axis, or added to if the axis is linear.
+    """
     names = ["ticket", "method", "variant"]
     labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names[:2]})
     labelled = labelled.assign(variant=variants(labelled))
@@ -141,23 +153,27 @@ def series(
     for ticket, method, variant in found:
         kinds.setdefault((ticket, method), []).append(variant)
     apart = min(0.035, 0.2 / len(found))
+    span = np.ptp(cells[x]) / 3 if linear else 0.0
     for number, (ticket, method, variant) in enumerate(found):
         own, points = (
             rows[(rows["ticket"] == ticket) & (rows["method"] == method) & (rows["variant"] == variant)]
             for rows in (cells, labelled)
         )
-        shift = (1 + apart) ** (number - (len(found) - 1) / 2)
+        at = number - (len(found) - 1) / 2
+        factor, term = (1.0, apart * at * span) if linear else ((1 + apart) ** at, 0.0)
         colour = COLOURS.get(ticket, _OTHER_COLOUR if method == "OMP" else COLOURS["LT"])
         marker = _MARKERS.get(ticket, "s" if method == "OMP" else "o")
         others = kinds[ticket, method]
         if len(others) > 1:
-            at = others.index(variant)
-            colour, marker = _lighter(colour, 0.6 * at / (len(others) - 1)), VARIED[at % len(VARIED)]
+            nth = others.index(variant)
+            colour, marker = _lighter(colour, 0.6 * nth / (len(others) - 1)), VARIED[nth % len(VARIED)]
         name = f"{ticket} on {'permuted ' if ticket == 'RT' else ''}{method} masks" if method else ticket
         name += f" ({variant})" if variant else ""
-        line(ax, place(own[x]) * shift, own, name, colour, marker, LINES.get(method, "-"))
+        line(ax, place(own[x]) * factor + term, own, name, colour, marker, LINES.get(method, "-"))
         if dots:
-            ax.plot(place(points[x]) * shift, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2)
+            ax.plot(
+                place(points[x]) * factor + term, points["value"], ".", color=colour, alpha=0.4, markersize=4, zorder=2
+            )
 
 
 def sources(ax: Axes, done: pd.DataFrame, dots: bool = False) -> None:
@@ -275,6 +291,14 @@ def lr_axis(ax: Axes, done: pd.DataFrame, column: str = "eval_lr") -> None:
     rates = sorted(done[column].unique())
     log_axis(ax, rates, [f"{rate:g}" for rate in rates])
     ax.set_xlabel(NAMES[column])
+
+
+def number_axis(ax: Axes, numbers: "pd.Series[Any]") -> None:
+    """Name at most ten of the numbers on a linear horizontal axis."""
+    found = sorted(numbers.unique())
+    some = found[:: -(-len(found) // 10)]
+    ax.set_xticks(some, [f"{number:g}" for number in some])
+    plain(ax)
 
 
 def log_axis(ax: Axes, places: Iterable[float], labels: Sequence[str]) -> None:

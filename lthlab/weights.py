@@ -29,12 +29,15 @@ class CorrelationIndicator:
     layers : DataFrame
         One row per layer that has weights left, in network order: layer, n (weights left),
         k (how many count as large), overlap (large in both), value and chance (NaN where k is 0).
+    dropped : tuple of str
+        Layers of which no weight is left: they count nothing.
     """
 
     value: float
     chance: float
     z: float
     layers: pd.DataFrame
+    dropped: tuple[str, ...] = ()
 
 
 def correlation_indicator(
@@ -67,7 +70,9 @@ def correlation_indicator(
     ------
     ValueError
         If `p` is out of range or so small that no layer has a large weight, names or shapes differ,
-        the two masks differ, the mask keeps nothing, or a weight is NaN.
+        the two masks differ, the mask keeps nothing, or a weight that is left is NaN.
+    TypeError
+        If weights are neither float32 nor float64, or a mask is not of type bool.
 
     Notes
     -----
@@ -85,11 +90,12 @@ def correlation_indicator(
     k = {name: int((Decimal(str(p)) * size).to_integral_value(ROUND_HALF_UP)) for name, size in n.items()}
     total = sum(k.values())
     if not total:
-        what = f"the largest layer has {max(n.values())} weights left" if n else "no weight is left"
+        most = max(n.values(), default=0)
+        what = f"the largest layer has {most} weight{'s' * (most > 1)} left" if n else "no weight is left"
         raise ValueError(f"no weight is large at p = {p}: {what}")
     small = {name: n[name] - k[name] for name in n}
-    large = masks.per_layer({name: theta[name] for name in n}, small)
-    large_prime = masks.per_layer({name: theta_prime[name].to(theta[name].device) for name in n}, small)
+    large = _large("theta", {name: theta[name] for name in n}, small)
+    large_prime = _large("theta_prime", {name: theta_prime[name].to(theta[name].device) for name in n}, small)
     overlap = {name: masks.kept({name: large[name] & large_prime[name]}) for name in n}
     expected = sum(k[name] ** 2 / n[name] for name in n)
     variance = sum(k[m] ** 2 * (n[m] - k[m]) ** 2 / (n[m] ** 2 * (n[m] - 1)) for m in n if n[m] > 1)
@@ -97,7 +103,8 @@ def correlation_indicator(
     layers = pd.DataFrame({"layer": list(n), "n": n.values(), "k": k.values(), "overlap": overlap.values()})
     layers["value"] = layers["overlap"] / layers["k"].where(layers["k"] > 0)
     layers["chance"] = (layers["k"] / layers["n"]).where(layers["k"] > 0)
-    return CorrelationIndicator(sum(overlap.values()) / total, expected / total, z, layers)
+    dropped = tuple(name for name in theta if name not in n)
+    return CorrelationIndicator(sum(overlap.values()) / total, expected / total, z, layers, dropped)
 
 
 def spread(theta: Mapping[str, torch.Tensor], mask: Mask | None = None) -> pd.DataFrame:
@@ -185,7 +192,11 @@ def shrinkage(recipe: Recipe, begin: int, end: int, steps_per_epoch: int) -> flo
 
 def _agreed(mask: Mask | tuple[Mask, Mask], theta: Mapping[str, torch.Tensor]) -> Mask:
     first, second = mask if isinstance(mask, tuple) else (mask, mask)
-    masks.same_layers("mask", first, theta)
+    for one in (first, second):
+        masks.same_layers("mask", one, theta)
+        for name, layer in one.items():
+            if layer.dtype != torch.bool:
+                raise TypeError(f"mask has layer {name!r} of {layer.dtype}: allowed is torch.bool")
     if second is not first and (differ := masks.hamming(second, first)):
         raise ValueError(f"the two masks differ in {differ:.3g} of all positions: allowed are equal masks")
     return first
@@ -193,3 +204,11 @@ def _agreed(mask: Mask | tuple[Mask, Mask], theta: Mapping[str, torch.Tensor]) -
 
 def _left(theta: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
     return {name: weight[mask[name].to(weight.device)] for name, weight in theta.items()}
+
+
+def _large(what: str, weights: Mapping[str, torch.Tensor], small: Mapping[str, int]) -> Mask:
+    """Mark the weights that count as large; errors say of which network."""
+    try:
+        return masks.per_layer(weights, small)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{what}: {error}") from error

@@ -25,6 +25,8 @@ TARGETS = {
     "engine_single_vs_plain_loop_lenet_digits": (0.95, None), "engine_single_vs_plain_loop_resnet20_32": (0.95, None),
     "lenet_group16_vs_sequential": (3.0, None), "resnet20_digits_group8_vs_sequential": (1.6, None),
     "lenet_imp_nine_chains_seconds": (None, 15), "threshold_25m_seconds": (None, 0.35),
+    "correlation_25m_seconds": (None, 2),
+    "surface_51_fixed_seconds": (None, 60), "surface_25_recompute_seconds": (None, 60),
 }  # fmt: skip
 
 
@@ -242,6 +244,8 @@ def test_rows_of_another_machine_are_taken_over(tmp_path, capsys):
             ],
         ),
         ("thresholds", ["threshold_25m_ties_seconds", "threshold_25m_masked_seconds"]),
+        ("correlation", ["correlation_25m_seconds", "correlation_25m_masked_seconds"]),
+        ("surfaces", ["surface_51_fixed_seconds", "surface_25_recompute_seconds"]),
         ("growth", ["growth_images_1250_mebibytes", "growth_images_1250_seconds"]),
     ],
 )

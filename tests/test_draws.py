@@ -27,7 +27,8 @@ def test_what_is_skipped_is_left_out(skipped):
 
 
 def test_purposes_have_numbers_of_their_own():
-    assert PURPOSES == {"init": 1, "order": 2, "augmentation": 3, "permutation": 4, "labels": 5, "mixup": 6}
+    names = ("init", "order", "augmentation", "permutation", "labels", "mixup", "landscape")
+    assert {name: number for number, name in enumerate(names, start=1)} == PURPOSES
     with pytest.raises(KeyError, match="initt"):
         Stream(0, "initt")
 

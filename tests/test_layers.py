@@ -32,18 +32,18 @@ ROWS = [
     ["contrasts", "counts", "install", "lanes", "runs", "tickets", "weights"],
     ["feasible", "streams"],
     ["replicas"],
-    ["derive", "devices", "engine", "studies"],
-    ["estimates", "parallel", "portable"],
+    ["derive", "devices", "engine", "landscape", "studies"],
+    ["curvature", "estimates", "parallel", "portable", "scores"],
     ["measures", "trainer"],
     ["lab"],
-    ["landscape", "results", "verdicts"],
+    ["results", "verdicts"],
     ["costs", "decoupling", "ratios", "saturation"],
     ["early"],
     ["strokes"],
     ["plots"],
-    ["markup", "profiles", "timelines"],
+    ["contours", "markup", "profiles", "timelines"],
     ["reports"],
-    ["advisor", "explore", "findings", "pairings", "prizes", "transfer"],
+    ["advisor", "correlations", "explore", "findings", "losses", "pairings", "prizes", "transfer"],
     ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
@@ -52,20 +52,20 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "advisor", "analyses", "arguments", "catalog", "contrasts", "costs", "datasets", "decoupling",
-    "disk", "draws", "early", "errors", "estimates", "explore", "files", "findings", "forms", "formulas",
-    "guidelines", "images", "install", "jobs", "kernels", "machine", "markup", "nodes", "packing", "pages",
-    "pairings", "parts", "plan", "plots", "prizes", "probes", "profiles", "progress", "provenance", "pruning",
-    "ratios", "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf",
-    "sizes", "spec", "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values",
-    "verdicts", "watch", "wording",
+    "__init__", "advisor", "analyses", "arguments", "catalog", "contours", "contrasts", "correlations", "costs",
+    "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "explore", "files", "findings", "forms",
+    "formulas", "guidelines", "images", "install", "jobs", "kernels", "losses", "machine", "markup", "nodes", "packing",
+    "pages", "pairings", "parts", "plan", "plots", "prizes", "probes", "profiles", "progress", "provenance", "pruning",
+    "ratios", "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf", "sizes",
+    "spec", "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values", "verdicts",
+    "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
     "IPython", "jupyter", "jupyter_client", "jupyterlab", "matplotlib", "nbclient", "nbconvert", "nbformat",
     "scipy", "seaborn", "sklearn", "torchvision", *ONLY_IN_BATCH,
 }  # fmt: skip
-IMPORT_OUTSIDE_FUNCTIONS = {"batch", "plots", "profiles", "strokes", "timelines"}
+IMPORT_OUTSIDE_FUNCTIONS = {"batch", "contours", "plots", "profiles", "strokes", "timelines"}
 RUN_WITHOUT_NOTEBOOKS = ["spec", "draws", "store", "tickets", "engine", "replicas", "lab", "results", "cli"]
 MOST_LINES = 400
 
@@ -262,8 +262,8 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "advisor", "explore", "findings", "guidelines", "markup", "pairings", "plots", "prizes", "profiles",
-        "reports", "strokes", "timelines", "transfer",
+        "advisor", "contours", "correlations", "explore", "findings", "guidelines", "losses", "markup", "pairings",
+        "plots", "prizes", "profiles", "reports", "strokes", "timelines", "transfer",
     }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):

@@ -1,18 +1,19 @@
 """Measures from the store: compared with plain NumPy and torch on the stored states; parts, stops and damage."""
 
 import json
+import shutil
 
 import helpers
 import numpy as np
 import pytest
 import torch
 
-from lthlab import data, derive, lab, measures, results, spec, tickets
+from lthlab import curvature, data, derive, lab, measures, results, scores, spec, tickets
 from lthlab.analyses import Measure
 from lthlab.parts import Data, Level
-from lthlab.runs import Outlook
+from lthlab.runs import Outlook, Run
 from lthlab.store import Store
-from lthlab.values import At, Fresh, Magnitude, Train
+from lthlab.values import At, Fresh, Magnitude, Permuted, Train
 
 
 @pytest.fixture
@@ -33,6 +34,29 @@ def arrays(at, store, names):
 
 
 FC = ("fc1.weight", "fc2.weight")
+
+
+def test_the_control_of_the_indicator_is_that_of_numpy_under_a_mask_that_is_not_the_tickets(store):
+    run = Train(helpers.LENET, helpers.DIGITS, helpers.recipe(), Fresh(0), 0)
+    mask = Magnitude(At(run, "last"), Level(8))
+    ticket = Train(helpers.LENET, helpers.DIGITS, helpers.recipe(), Fresh(0), 0, mask)
+    control = Permuted(mask, "layer", 0)
+    settings = {"p": "0.1", "prunable": "all_but_head"}
+    ends = (At(run, "0ep"), At(run, "last"))
+    value = Measure("correlation_indicator", ends, settings, control)
+    refused = Measure("correlation_indicator", (At(ticket, "0ep"), At(run, "last")), settings, control)
+    lab.compute([value, refused], store)
+    kept = {name: layer.numpy().ravel() for name, layer in derive.mask(control, store).items()}
+    large = {}
+    for at in ends:
+        for name, weights in arrays(at, store, FC).items():
+            left = np.abs(weights.ravel()[kept[name]])
+            large.setdefault(name, []).append(np.argsort(-left)[: int(np.floor(0.1 * len(left) + 0.5))])
+    overlap = sum(len(np.intersect1d(*pair)) for pair in large.values())
+    record = store.parts(value.key)[0].record
+    assert record["value"] == pytest.approx(overlap / sum(len(pair[0]) for pair in large.values()))
+    failed = store.parts(refused.key)[0].record["failed"]
+    assert failed == f"the mask keeps weights that {At(ticket, '0ep')!r} has pruned; allowed: masks within its own"
 
 
 def test_spread_is_that_of_numpy_with_the_slope_of_eq_5(store):
@@ -204,3 +228,144 @@ def test_one_that_its_inputs_do_not_allow_says_why(measure, store, monkeypatch):
     monkeypatch.setitem(measures._MEASURES, "sharpness", refuse)
     assert lab.compute([measure], store).failed == [measure]
     assert store.parts(measure.key)[0].record["failed"] == "a plane of zero extent"
+
+
+# --- losses about trained weights -------------------------------------------------------------------------------
+
+NET = helpers.narrow()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A store with a dense training and one under a mask, of 3 epochs, and all of their states."""
+    store = helpers.store(tmp_path_factory.mktemp("trained") / "runs")
+    dense = Train(NET, helpers.DIGITS, helpers.recipe(epochs=3), Fresh(0), 0)
+    mask = Magnitude(At(dense, "last"), Level(4))
+    sparse = Train(NET, helpers.DIGITS, helpers.recipe(epochs=3), At(dense, "0ep"), 0, mask)
+    other = Train(NET, helpers.DIGITS, helpers.recipe(epochs=3), At(dense, "0ep"), 7, mask)
+    states = [At(run, f"{epoch}ep") for run in (dense, sparse) for epoch in range(4)]
+    lab.compute([*states, At(other, "last")], store)
+    return store, states[:4], states[4:], At(other, "last")
+
+
+def copied(store, tmp_path):
+    shutil.copytree(store.root, tmp_path / "copy")
+    return Store(tmp_path / "copy")
+
+
+def test_a_surface_goes_on_where_it_was_stopped_and_fills_what_is_missing(trained, tmp_path, monkeypatch):
+    store, _, sparse, _ = trained
+    settings = {"plane": "pca", "points": 5, "images": 40, "batchnorm": "fixed"}
+    value = Measure("loss_surface", tuple(sparse), tuple(settings.items()))
+    parts, whole = copied(store, tmp_path / "a"), copied(store, tmp_path / "b")
+    lab.compute([value], whole)
+    assert len(whole.parts(value.key)) == 1
+    monkeypatch.setattr(measures, "PART_S", 0.0)
+    seen, evaluate = [], scores.Scorer.__call__
+
+    def watched(scorer, make, places):
+        seen.extend(places)
+        return evaluate(scorer, make, places)
+
+    monkeypatch.setattr(scores.Scorer, "__call__", watched)
+    stops = 0
+    for asked in range(40):
+        try:
+            lab.compute([value], parts, watcher=StopAfter(asked))
+            break
+        except lab.Stopped:
+            stops += 1
+    assert stops > 1 and len(parts.parts(value.key)) == 5
+    assert rows(value, parts) == rows(value, whole)
+    assert parts.read(value.key, "path.jsonl", 0) == whole.read(value.key, "path.jsonl", 0)
+    assert len(seen) == 25 + 2 * 4
+    record = parts.parts(value.key)[0].record
+    assert (record["points"], record["batchnorm"], record["images"], record["plane"]) == (5, "fixed", 40, "pca")
+    assert 0 < record["explained_2"] <= record["explained_1"] and record["explained_1"] + record["explained_2"] <= 1
+    path = [json.loads(line) for line in parts.read(value.key, "path.jsonl", 0).splitlines()]
+    assert [(row["step"], row["epoch"]) for row in path] == [(f"{epoch}ep", epoch) for epoch in range(4)]
+    assert (path[-1]["x"], path[-1]["y"], path[-1]["loss"]) == (0, 0, record["value"])
+    xs, ys = ({row[axis] for row in path} for axis in "xy")
+    for row in rows(value, parts):
+        assert row["loss"] > 0 and row["x"] == pytest.approx(
+            min(xs) - 0.25 * (max(xs) - min(xs)) + row["i"] * 1.5 * (max(xs) - min(xs)) / 4
+        )
+    assert min(ys) < 0 or max(ys) > 0
+
+
+def test_the_end_of_a_path_has_the_loss_that_the_training_recorded(trained):
+    store, _, sparse, _ = trained
+    settings = {"plane": "pca", "points": 3, "images": 500, "split": "test", "batchnorm": "fixed"}
+    value = Measure("loss_surface", tuple(sparse), tuple(settings.items()))
+    lab.compute([value], store)
+    path = [json.loads(line) for line in store.read(value.key, "path.jsonl", 0).splitlines()]
+    metrics = [row for row in Run(sparse[0].run, store).metrics() if "test_loss" in row]
+    assert [row["loss"] for row in path] == pytest.approx([row["test_loss"] for row in metrics], rel=1e-5)
+    assert [row["accuracy"] for row in path] == pytest.approx([row["test_accuracy"] for row in metrics])
+    assert path[-1]["plane_loss"] == path[-1]["loss"] and path[-1]["residual"] == 0
+    assert store.parts(value.key)[0].record["value"] == path[-1]["loss"]
+
+
+def test_a_random_plane_is_drawn_by_its_seed_about_the_last_state(trained):
+    store, dense, _, _ = trained
+    fields = {"points": 3, "images": 30, "span": 0.5}
+    first, second = (Measure("loss_surface", (dense[-1],), tuple((fields | {"seed": seed}).items())) for seed in (0, 1))
+    lab.compute([first, second], store)
+    found, other = rows(first, store), rows(second, store)
+    assert [(row["x"], row["y"]) for row in found[:4]] == [(-0.5, -0.5), (0, -0.5), (0.5, -0.5), (-0.5, 0)]
+    centre = store.parts(first.key)[0].record["value"]
+    assert found[4]["loss"] == other[4]["loss"] == centre and found[0]["loss"] != other[0]["loss"]
+
+
+def test_curvature_and_barriers_are_those_of_the_stored_states(trained):
+    store, dense, sparse, other = trained
+    asked = [
+        Measure("sharpness", (sparse[-1],), (("images", 40), ("directions", 3), ("seed", 2))),
+        Measure("hessian_eigenvalue", (sparse[-1],), (("images", 40),)),
+        Measure("loss_barrier", (sparse[0], sparse[-1]), (("images", 40), ("points", 5))),
+        Measure("loss_barrier", (sparse[-1], other), (("images", 40), ("points", 5), ("batchnorm", "fixed"))),
+    ]
+    lab.compute(asked, store)
+    states, mask = ([derive.state(at, store) for at in ats] for ats in (sparse, [other]))
+    kept = derive.mask_at(sparse[-1], store)
+    dataset = data.load(helpers.DIGITS, None)
+    images = scores.images_of(dataset, helpers.DIGITS, "train", 40)
+    fixed, recomputed = (scores.Scorer(NET, helpers.DIGITS, dataset, *images, kind) for kind in ("fixed", "recompute"))
+    record = [store.parts(value.key)[0].record for value in asked]
+    sharp = curvature.sharpness(states[-1], kept, recomputed, directions=3, seed=2)
+    assert (record[0]["value"], record[0]["error"]) == (sharp.value, sharp.error) and rows(
+        asked[0], store
+    ) == sharp.rows
+    top = curvature.top_eigenvalue(*curvature.hessian(fixed.losses(), states[-1], kept))
+    assert (record[1]["value"], record[1]["error"]) == pytest.approx((top.value, top.error), rel=1e-3, abs=1e-3)
+    assert record[1]["converged"] is top.converged is True and len(rows(asked[1], store)) == record[1]["iterations"]
+    for value, noted, ends, scorer in (
+        (asked[2], record[2], (states[0], states[-1]), recomputed),
+        (asked[3], record[3], (states[-1], mask[0]), fixed),
+    ):
+        found = curvature.barrier(*ends, scorer, 5)
+        assert (noted["value"], noted["accuracy_barrier"]) == (found.loss, found.accuracy)
+        assert rows(value, store) == found.rows and noted["batchnorm"] == value.setting["batchnorm"]
+
+
+def test_probing_the_loss_leaves_the_bits_of_trainings_alone(trained):
+    store, dense, sparse, _ = trained
+    before = helpers.bits(store.root / sparse[0].run.key)
+    lab.compute(
+        [
+            Measure("loss_surface", tuple(sparse), (("plane", "pca"), ("points", 3), ("images", 20))),
+            Measure("loss_surface", tuple(sparse[-1:]), (("points", 3), ("images", 20))),
+            Measure("sharpness", (sparse[-1],), (("images", 20), ("directions", 1))),
+            Measure("hessian_eigenvalue", (sparse[-1],), (("images", 20), ("iterations", 2))),
+            Measure("loss_barrier", (sparse[0], sparse[-1]), (("images", 20),)),
+        ],
+        store,
+    )
+    assert helpers.bits(store.root / sparse[0].run.key) == before
+
+
+def test_a_training_that_never_moved_spans_no_plane(store):
+    run = Train(NET, helpers.DIGITS, helpers.recipe(epochs=2, lr=1e-12), Fresh(0), 0)
+    value = Measure("loss_surface", tuple(At(run, f"{e}ep") for e in range(3)), (("plane", "pca"), ("points", 3)))
+    assert lab.compute([value], store).failed == [value]
+    assert "the plane has no extent" in store.parts(value.key)[0].record["failed"]

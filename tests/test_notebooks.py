@@ -16,7 +16,7 @@ import test_pages
 from matplotlib import pyplot
 from ruamel.yaml import YAML
 
-from lthlab import data, datasets, lab, nets, pages, parts, results, sections, spec, store, transfer
+from lthlab import data, datasets, lab, losses, nets, pages, parts, results, sections, spec, store, transfer
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,8 +25,9 @@ REPORTS = (
     "winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer",
     "early_tickets",
 )  # fmt: skip
-OWN, TRANSFER, EARLY = "own_network", "ticket_transfer", "early_tickets"
+OWN, TRANSFER, EARLY, LANDSCAPE = "own_network", "ticket_transfer", "early_tickets", "loss_landscape"
 STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
+STUDIES |= {LANDSCAPE: "landscape"}
 """The studies of notebooks that are not about the demo."""
 PARAMETERS = """parameters = '{"study": "%s", "configuration": null, "device": "auto"}'"""
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ tickets:
   WR: {methods: [IMP], rewind: 1ep}
   SDT: {}
   RT: {methods: [IMP]}
-measures: {correlation_indicator: {}}
+measures: {correlation_indicator: {p: [0.1, 0.3], partner: [own, dense, trained, permuted], at: [1ep, last]}}
 reports: [winning_tickets, weight_correlation, layerwise_pruning]
 verdicts: {epochs: 2, min_sparsity: 0.3}
 """
@@ -93,6 +94,21 @@ protocol: {schedule: restart}
 tickets: {LT: {methods: OMP}, WR: {methods: OMP, rewind: 2ep}, LRR: {methods: OMP}, PPR: {lr: [0.1, 0.01]}}
 measures: {weight_std: {at: [0ep, 3ep, 6ep]}, hamming: , memorization: {train_sizes: [30, 60], epochs: 2}}
 reports: [early_tickets]
+"""
+SURFACES = """
+name: landscape
+net: [{name: resnet8, width: 4}, {name: resnet8, width: 4, shortcut: none}]
+data: {name: digits, train_size: 80}
+replicates: 2
+find: {epochs: 2, batch_size: 40, lr: [0.05, 0.2]}
+prune: {levels: [2]}
+tickets: {LT: {methods: [IMP, OMP]}}
+measures:
+  loss_surface: {of: [dense, LT], points: 5, images: 40, snapshots: 3}
+  sharpness: {of: [dense, LT], images: 40, directions: 2}
+  hessian_eigenvalue: {of: [dense, LT], images: 40}
+  loss_barrier: {of: [dense, LT], at: 1ep, images: 40, points: 3}
+reports: [loss_landscape]
 """
 
 
@@ -215,7 +231,8 @@ def copied(folder: Path) -> Path:
     (folder / "params" / "transfer.yaml").write_text(HALVES)
     (folder / "params" / "early.yaml").write_text(SOONER)
     store = helpers.store(folder / "runs")
-    for study in (DECOUPLING, HALVES, SOONER):
+    (folder / "params" / "landscape.yaml").write_text(SURFACES)
+    for study in (DECOUPLING, HALVES, SURFACES, SOONER):
         lab.compute_study(spec.parse(study), store, "cpu")
     return folder
 
@@ -251,7 +268,7 @@ def test_notebooks_run_from_top_to_bottom(tested):
 def published(tiny):
     """Pages of the reports, by name."""
     pages_ = {}
-    for name in (*REPORTS, TRANSFER):
+    for name in (*REPORTS, TRANSFER, LANDSCAPE):
         executed = tiny / f"{name}.ipynb"
         papermill.execute_notebook(
             tiny / "notebooks" / f"{name}.ipynb", executed, cwd=tiny / "notebooks", progress_bar=False
@@ -317,6 +334,27 @@ def test_the_page_of_ticket_transfer_shows_what_the_store_holds(published, tiny)
     assert "$" not in elements.text and "nan" not in re.sub("<[^>]+>", " ", page) and str(tiny) not in page
 
 
+def test_the_page_of_loss_landscapes_shows_what_the_store_holds(published, tiny):
+    page = published[LANDSCAPE]
+    elements = test_pages.Elements(page)
+    frame = results.load(tiny / "runs", "landscape")
+    assert set(frame["status"]) == {"done"} and len(page) < 5_000_000
+    images = [image["alt"] for image in elements.of("img") if image.get("role") != "presentation"]
+    assert sum("Contours of the loss over a plane" in alt for alt in images) in (12 + 12, 12 + 6 + 12)
+    assert sum("Line chart of loss against share of the way" in alt for alt in images) == 3 * 4
+    stored = store.Store(tiny / "runs")
+    paths = results.measured(stored, frame[frame["what"] == "loss_surface"], "path.jsonl")
+    ends = losses.ends(paths)
+    assert len(ends) == 24 and (ends[["x", "y", "residual"]] == 0).all(axis=None)
+    sharp = frame[(frame["what"] == "sharpness") & (frame["ticket"] == "dense") & (frame["eval_lr"] == 0.2)]
+    for _, own in sharp.groupby("shortcut"):
+        assert f"{own['value'].mean():.3g} [" in elements.text
+    contrasts = losses.contrasts(frame)
+    assert len(contrasts) == 3 * (4 + 6 + 6) and f"All {len(contrasts)} differences" in elements.text
+    assert "BatchNorm computed anew at each point" in elements.text and "40 training images" in elements.text
+    assert "$" not in elements.text and "nan" not in re.sub("<[^>]+>", " ", page) and str(tiny) not in page
+
+
 def test_a_second_run_trains_nothing(tiny):
     def stamps():
         folders = [tiny / "runs" / key for key in results.load(tiny / "runs", "demo")["key"].unique()]
@@ -369,6 +407,10 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
         (EARLY, "signals['end'] = 5.0", "later than the end"),
         (EARLY, "said = said.assign(step=5.5)", "advice on a step without a mask"),
         ("weight_correlation", "indicator.loc[indicator.index[0], 'value'] = 1.5", "outside 0 to 1"),
+        ("weight_correlation", "whole = whole + 0.1", "layers do not add up"),
+        (LANDSCAPE, "paths['residual'] += 1", "does not end at the origin"),
+        (LANDSCAPE, "paths['plane_loss'] += 1", "another loss at its origin"),
+        (LANDSCAPE, "measured = measured.assign(value=-1.0)", "a barrier below zero"),
     ],
 )
 def test_checks_notice_what_is_unsound(name, fault, message, tiny, forgotten, monkeypatch):

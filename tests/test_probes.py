@@ -48,8 +48,8 @@ def test_readings_of_the_correlation_indicator_compare_what_they_say():
         "own": (At(value, "0ep"), At(value, "last"), None),
         "dense": (At(value, "0ep"), At(trunk, "last"), value.mask),
         "trained": (At(value, "last"), At(trunk, "last"), value.mask),
-        "permuted": (At(value, "0ep"), At(trunk, "last"), Permuted(value.mask, "layer", 1)),
     }
+    assert found(items, "correlation_indicator", reading="permuted", **place) == []
     for reading, (first, second, mask) in expected.items():
         for p in (0.1, 0.5):
             (item,) = found(items, "correlation_indicator", reading=reading, p=p, measured_at="4ep", **place)
@@ -57,6 +57,35 @@ def test_readings_of_the_correlation_indicator_compare_what_they_say():
             assert item.value == Measure("correlation_indicator", (first, second), settings, mask)
     own = found(items, "correlation_indicator", ticket="dense")
     assert {item.role["reading"] for item in own} == {"own"} and len(own) == 2 * 2 * 2
+
+
+def test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_touched():
+    """Under the ticket's own mask pruned weights are zero, so a permuted one would compare zeros with small weights."""
+    sets = ["tickets.WR={methods: OMP, rewind: 1ep}", "prune.at=last"]
+    options = "measures: {correlation_indicator: {of: [LT, RR, WR], partner: permuted, at: [2ep, last]}}"
+    items = found(expanded(options, sets), "correlation_indicator", find_lr=0.1, replicate=1, level=4)
+    (dense,) = found(expanded("", sets), "train", ticket="dense", find_lr=0.1, replicate=1)
+    trunk = dense.value
+    for item in items:
+        (train,) = found(
+            expanded("", sets), "train", find_lr=0.1, replicate=1, level=4, ticket=item.role["ticket"],
+            method=item.role["method"],
+        )  # fmt: skip
+        begun = At(trunk, "1ep" if item.role["ticket"] == "WR" else "0ep")
+        control = Permuted(train.value.mask, "layer", 1)
+        settings = {"p": 0.1, "prunable": "all_but_head"}
+        pair = (begun, At(trunk, item.role["measured_at"]))
+        assert item.value == Measure("correlation_indicator", pair, settings, control)
+    assert Counter((i.role["ticket"], i.role["method"]) for i in items) == {
+        ("LT", "IMP"): 2, ("LT", "OMP"): 2, ("WR", "OMP"): 2,
+    }  # fmt: skip
+
+
+def test_the_control_alone_cannot_be_had_of_rr():
+    message = problems("measures: {correlation_indicator: {of: [dense, RR], partner: [own, permuted]}}")
+    words = "'permuted' needs other tickets, for no dense training begins with the weights of RR; "
+    words += "allowed with: LT, WR in of"
+    assert message.endswith(f"measures.correlation_indicator.partner.1: {words}")
 
 
 def test_the_indicator_over_epochs_is_that_of_states_on_the_way():

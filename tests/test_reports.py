@@ -5,15 +5,19 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import helpers
+import numpy as np
 import pandas as pd
 import pytest
 import test_plots
+from matplotlib.figure import Figure
 from test_pages import Elements
 
-from lthlab import lab, markup, plots, reports, results, spec
+from lthlab import correlations, lab, markup, plots, reports, results, spec
 from lthlab.errors import InputError
 from lthlab.store import Store
 
@@ -69,8 +73,9 @@ def test_findings_are_told_for_every_way_in_which_masks_were_found():
     both = pd.concat([frame, early, early.assign(layer_counts="lr 0.01")], ignore_index=True)
     text = Elements(reports.finding(both)).text
     assert [text.count(words) for words in ("n on d (ranked at last)", "(ranked at 1ep)", "of lr 0.01)")] == [1, 1, 1]
-    measured = both.assign(what="correlation_indicator", metric="correlation_indicator", chance=0.1)
-    text = Elements(reports.indicator(measured)).text
+    measured = both.assign(what="correlation_indicator", metric="correlation_indicator", chance=0.1, reading="own")
+    measured = measured.assign(p=0.1, measured_epoch=2.0, panel="n.d")
+    text = Elements(correlations.finding(measured)).text
     assert [text.count(f"LT ({words}) 0") for words in ("ranked at last", "ranked at 1ep")] == [1, 1]
 
 
@@ -226,34 +231,6 @@ def test_the_finding_names_the_cells_with_a_difference_and_the_range_of_the_othe
     assert many.index("0.01 (mask found at 0.2)") < many.index("0.2 (mask found at 0.2)")
 
 
-def test_the_indicator_is_told_with_chance_at_both_ends_of_the_grid():
-    frame = test_plots.tidy("correlation_indicator")
-    text = reports.indicator(frame)
-    last = frame[frame["level"].isin([0, 12]) & (frame["method"] != "OMP")]
-    for ticket in ("dense", "LT", "RR"):
-        for cell in results.summarise(last[last["ticket"] == ticket], ["eval_lr"]).to_dict("records"):
-            assert f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" in text
-    assert "R<sub>p</sub> at learning rate 0.01 and 0.2 was dense 0." in text and "masks found" not in text
-    assert f"(chance {last['chance'].mean():.2f};" in text and "n on d, level 12" in text and "n = 4 replicates" in text
-    assert "not done, or not asked for" in reports.indicator(frame.assign(status="missing"))
-
-
-def test_the_indicator_keeps_masks_of_several_learning_rates_apart():
-    frame = test_plots.tidy("correlation_indicator", tickets=[("LT", "IMP"), ("dense", None)])
-    dense = frame["ticket"] == "dense"
-    other = frame.assign(find_lr=0.05, value=frame["value"].where(dense, frame["value"] / 2))
-    other["key"] = frame["key"].where(dense, "f" + frame["key"].str[1:])
-    frame["find_lr"] = 0.3
-    text = reports.indicator(pd.concat([other, frame], ignore_index=True))
-    for rows, lr in ((other, 0.05), (frame, 0.3)):
-        cells = results.summarise(rows[rows["level"] == 12], ["eval_lr"]).to_dict("records")
-        first, last = (f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells)
-        assert f"{first} and {last} on masks found at {lr:g}" in text
-    cells = results.summarise(frame[dense], ["eval_lr"]).to_dict("records")
-    said = " and ".join(f"{cell['mean']:.2f} [{cell['low']:.2f}, {cell['high']:.2f}]" for cell in cells)
-    assert f"was dense {said}; LT " in text and text.count("masks found") == 2 and "n = 4 replicates" in text
-
-
 @pytest.mark.parametrize("draw, facets", [(plots.accuracy_by_sparsity, "eval_lr"), (plots.accuracy_by_lr, "level")])
 def test_titles_fit_into_their_drawings(draw, facets, monkeypatch):
     def measured(drawing):
@@ -279,7 +256,7 @@ def test_a_study_of_several_recipes_on_masks_of_several_learning_rates_is_told()
     frame = helpers.frame_of(config)
     panels = len(results.panels(frame[frame["what"] == "train"]))
     assert panels == 8 and reports.finding(frame).count(" of 4 pairs of learning rates") == panels
-    assert reports.indicator(frame).count(" on masks found at ") == 4 * panels
+    assert correlations.finding(correlations.rows(frame)).count(" on masks found at ") == 4 * panels
     assert "n = 2 replicates. They cover" in reports.limits(config, frame)
 
 
@@ -339,6 +316,50 @@ def test_provenance_says_how_to_make_it_again(small):
         assert words in text, words
     assert not any(word in text for word in ("gamma", "betas", "synchronised", "processes"))
     assert Elements(text).of("table") == [{"class": "facts", "data-trainings": "2"}]
+
+
+def test_keys_of_measures_are_counted_and_named_in_their_files_alone(small):
+    config, store, frame = small
+    measured = frame.tail(1).assign(what="correlation_indicator", ticket="LT")
+    text = reports.provenance(config, store, pd.concat([frame.head(1), measured]))
+    assert "1 of 2 keys, those of trainings and masks" in text and measured["key"].iloc[0] not in text
+
+
+def test_drawings_are_made_smaller_without_a_change_that_is_seen(monkeypatch):
+    """Shapes are the same to a hundredth of a point, glyphs at the same places, and what is referred to is there."""
+    ax = Figure(figsize=(3.5, 3.1), layout="constrained").subplots()
+    plots.accuracy_by_lr(test_plots.at_level(test_plots.tidy()), ax=ax)
+    ax.set_title("a < b & c")
+    ax.imshow([[0.0, 1.0]], extent=(0.01, 0.2, 60, 70), aspect="auto")
+    small = markup.svg(ax.figure)
+    monkeypatch.setattr(markup, "_smaller", lambda drawn: drawn)
+    whole = markup.svg(ax.figure)
+    assert len(small) < 0.75 * len(whole) and markup.svg(ax.figure) == whole
+    first, second = (ElementTree.fromstring(drawn) for drawn in (whole, small))
+    counts = [Counter(item.tag.rpartition("}")[2] for item in tree.iter()) for tree in (first, second)]
+    assert {tag: n for tag, n in counts[0].items() if tag in counts[1]} == counts[1]
+    assert set(counts[0]) - set(counts[1]) <= {"metadata", "RDF", "Work", "type", "format"}
+    assert re.findall(rb"scale\(.*?\)", small) == re.findall(rb"scale\(.*?\)", whole) != []
+    ids = {item.get("id") for item in second.iter()}
+    links = [value for item in second.iter() for name, value in item.items() if name.endswith("href")]
+    links = [link for link in links if not link.startswith("data:")]
+    assert len(links) > 50 and {link.removeprefix("#") for link in links} <= ids
+    for kind in ("path", "use", "image"):
+        pairs = zip(first.iter(f"{SVG}{kind}"), second.iter(f"{SVG}{kind}"), strict=True)
+        for one, other in pairs:
+            np.testing.assert_allclose(numbers(one), numbers(other), atol=0.0051)
+
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def numbers(item) -> list[float]:
+    """Numbers of a shape: its points and where it is, a shift to the right being a place."""
+    places = [item.get(name, "0") for name in ("x", "y", "width", "height")]
+    moved = re.fullmatch(r"translate\(([-\d.]+) 0\)", item.get("transform", ""))
+    if moved:
+        places[0] = moved[1]
+    return [float(n) for n in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", item.get("d", "") + " " + " ".join(places))]
 
 
 def test_provenance_refuses_results_of_another_version_of_the_study(small):

@@ -6,6 +6,7 @@ import hypothesis.extra.numpy as arrays
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +61,47 @@ def test_independent_weights_give_chance(p):
     assert 0.6 < np.std(z) < 1.5
 
 
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.5])
+def test_z_is_that_of_the_hypergeometric_distribution(p):
+    """Layers of 40, 7 and 301 weights left: mean and variance of the sum of overlaps are those of SciPy."""
+    sizes = {"x": 40, "y": 7, "z": 301}
+    mask = {n: torch.arange(size + 9) < size for n, size in sizes.items()}
+    a, b = (normal(seed, **{n: size + 9 for n, size in sizes.items()}) for seed in (0, 1))
+    r = correlation_indicator(a, b, p, mask)
+    large = r.layers[r.layers["k"] > 0]
+    moments = [scipy.stats.hypergeom.stats(row.n, row.k, row.k, moments="mv") for row in large.itertuples()]
+    mean, variance = np.sum(moments, axis=0)
+    assert r.chance == pytest.approx(mean / large["k"].sum())
+    assert r.z == pytest.approx((large["overlap"].sum() - mean) / np.sqrt(variance))
+
+
+def test_overlaps_under_chance_are_drawn_from_the_hypergeometric_distribution():
+    """1000 random orders of the weights of two small layers, against the law of the sum of two overlaps."""
+    theta, random = normal(0, x=30, y=11), np.random.default_rng(0)
+    orders = [{n: w[torch.from_numpy(random.permutation(len(w)))] for n, w in theta.items()} for _ in range(1000)]
+    found = [correlation_indicator(theta, order, 0.3) for order in orders]
+    assert np.mean([r.value for r in found]) == pytest.approx(found[0].chance, abs=4 * 0.11 / np.sqrt(1000))
+    z = np.array([r.z for r in found])
+    assert abs(z.mean()) < 4 / np.sqrt(1000) and z.std() == pytest.approx(1, abs=0.08)
+    laws = [scipy.stats.hypergeom(n, k, k).pmf(np.arange(10)) for n, k in ((30, 9), (11, 3))]
+    expected = np.convolve(*laws)
+    overlaps = [round(r.value * 12) for r in found]
+    seen = np.bincount(overlaps, minlength=len(expected)) / 1000
+    assert np.abs(seen - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("p", [1e-4, 0.1, 0.77, 1.0])
+def test_layers_are_those_of_sorting_with_numpy(p):
+    shapes = {"conv": (16, 3, 3, 3), "fc": (10, 640), "small": (3, 5)}
+    theta = normal(0, **shapes)
+    theta_prime = {n: w + noise for (n, w), noise in zip(theta.items(), normal(1, **shapes).values(), strict=True)}
+    r = correlation_indicator(theta, theta_prime, p)
+    for row in r.layers.itertuples():
+        k = int(np.floor(p * theta[row.layer].numel() + 0.5))
+        tops = [np.argsort(-np.abs(w[row.layer].numpy().ravel()))[:k] for w in (theta, theta_prime)]
+        assert (row.k, row.overlap) == (k, len(np.intersect1d(*tops)))
+
+
 def test_anticorrelated_weights_give_less_than_chance():
     theta = normal(0, x=1000)
     r = correlation_indicator(theta, {"x": 1 / theta["x"]}, 0.2)
@@ -93,10 +135,25 @@ def test_layers_without_weights_are_dropped_and_those_without_large_ones_count_n
     theta = normal(0, empty=5, tiny=2, x=100)
     mask = {n: torch.full_like(w, n != "empty", dtype=torch.bool) for n, w in theta.items()}
     r = correlation_indicator(theta, normal(1, empty=5, tiny=2, x=100), 0.1, mask)
-    assert r.layers["layer"].tolist() == ["tiny", "x"]
+    assert r.layers["layer"].tolist() == ["tiny", "x"] and r.dropped == ("empty",)
     assert r.layers["k"].tolist() == [0, 10]
     assert r.layers.loc[0, ["value", "chance"]].isna().all()
     assert r.value == r.layers.loc[1, "value"] and r.chance == pytest.approx(0.1)
+
+
+def test_one_weight_left_is_large_in_both_or_counts_nothing():
+    mask = {"x": torch.arange(4) == 2}
+    r = correlation_indicator(WEIGHTS, {"x": -WEIGHTS["x"]}, 0.5, mask)
+    assert (r.value, r.chance, r.dropped) == (1, 1, ()) and np.isnan(r.z)
+    with pytest.raises(ValueError) as error:
+        correlation_indicator(WEIGHTS, WEIGHTS, 0.49, mask)
+    assert str(error.value) == "no weight is large at p = 0.49: the largest layer has 1 weight left"
+
+
+def test_what_is_pruned_may_be_anything():
+    broken = {"x": torch.tensor([0.0, torch.nan, torch.inf, 3.0])}
+    mask = {"x": torch.tensor([True, False, False, True])}
+    assert correlation_indicator(WEIGHTS, broken, 0.5, mask).value == 1
 
 
 def test_rounding_is_exact_where_floats_are_not():
@@ -126,13 +183,38 @@ HALF = {"x": torch.arange(4) < 2}
         ({"x": torch.ones(3)}, 0.5, None, "theta_prime has layer 'x' of shape (3,): allowed is (4,)"),
         ({"y": torch.ones(4)}, 0.5, None, "theta_prime names a layer 'y'; allowed: x"),
         (WEIGHTS, 0.5, {"x": torch.ones(3) > 0}, "mask has layer 'x' of shape (3,): allowed is (4,)"),
-        ({"x": torch.full((4,), torch.nan)}, 0.5, None, "weights of layer 'x' hold NaN, which has no rank"),
+        (
+            WEIGHTS,
+            0.5,
+            (HALF, {"x": torch.ones(3) > 0}),
+            "mask has layer 'x' of shape (3,): allowed is (4,)",
+        ),
+        (WEIGHTS, 0.5, {"X": HALF["x"]}, "mask names a layer 'X'; allowed: x; did you mean 'x'?"),
+        (
+            {"x": torch.full((4,), torch.nan)},
+            0.5,
+            None,
+            "theta_prime: weights of layer 'x' hold NaN, which has no rank",
+        ),
+        (
+            {"x": WEIGHTS["x"].half()},
+            0.5,
+            None,
+            "theta_prime: weights of layer 'x' are torch.float16: allowed are float32 and float64",
+        ),
+        (WEIGHTS, 0.5, {"x": torch.tensor([0, 1, 1, 0])}, "mask has layer 'x' of torch.int64: allowed is torch.bool"),
+        ({}, 0.5, None, "theta_prime lacks the layers x"),
     ],
 )
 def test_errors(theta_prime, p, mask, message):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((TypeError, ValueError)) as error:
         correlation_indicator(WEIGHTS, theta_prime, p, mask)
     assert str(error.value) == message
+
+
+def test_errors_name_the_network():
+    with pytest.raises(ValueError, match=r"^theta: weights of layer 'x' hold NaN, which has no rank$"):
+        correlation_indicator({"x": WEIGHTS["x"] / 0}, WEIGHTS, 0.5)
 
 
 def reference(a, b, p, mask):
