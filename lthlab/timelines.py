@@ -186,7 +186,7 @@ def _lines(
         if colours is not None or name == last:
             marker = strokes.VARIED[number % len(strokes.VARIED)]
             colour = strokes.COLOURS["dense"] if name == last else (colours or [])[number]
-        style = strokes.DOTTED if name == last else ("-", strokes.DASHED)[number % 2]
+        style = strokes.DOTTED if name == last else ("-", strokes.DASHED)[int(order) % 2]
         strokes.line(ax, place(cells[x], number - (len(lines) - 1) / 2), cells, name, colour, marker, style)
 
 

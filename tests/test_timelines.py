@@ -129,6 +129,18 @@ def test_drops_of_the_learning_rate_are_marked(name, place, ax):
     assert [line.get_xdata()[0] for line in ax.lines if line.get_color() == "#999999"] == [place]
 
 
+def test_a_signal_looks_the_same_where_others_are_missing(ax):
+    timelines.signals_by_epoch(signals(), ax=ax)
+    fewer = Figure().subplots()
+    timelines.signals_by_epoch(signals().query("signal != 'PPR'"), ax=fewer)
+    for name in ("LPR", "Hamming"):
+        looks = [
+            (line.get_linestyle(), line.get_marker(), line.get_color(), line.get_markerfacecolor())
+            for line in (series(ax)[name], series(fewer)[name])
+        ]
+        assert looks[0] == looks[1]
+
+
 def test_rings_are_where_signals_saturate_and_a_line_where_to_prune(ax):
     timelines.signals_by_epoch(signals(), ax=ax)
     rings = {line.get_xdata()[0]: line.get_ydata()[0] for line in ax.lines if line.get_markersize() == 13}
