@@ -12,7 +12,7 @@ from lthlab import curvature, data, landscape, masks, nets
 from lthlab.analyses import Measure
 from lthlab.derive import Derived, mask, mask_at, state
 from lthlab.landscape import Plane
-from lthlab.lanes import DTYPES, evaluation_batch
+from lthlab.lanes import DTYPES
 from lthlab.layers import Weights
 from lthlab.masks import Mask
 from lthlab.scores import Scorer, images_of
@@ -149,31 +149,16 @@ def _only(names: Container[str], found: Mapping[str, torch.Tensor]) -> dict[str,
 
 def _training_accuracy(value: Measure, store: Store, device: torch.device) -> Iterator[Derived]:
     (at,) = states(value)
-    dataset = data.load(at.run.data, store.root / "data")
-    right = _right(at, state(at, store), dataset, device)
-    yield outcome([], right / len(dataset.train_y), images=len(dataset.train_y))
-
-
-@torch.no_grad()
-def _right(at: At, weights: Weights, dataset: data.Dataset, device: torch.device) -> int:
-    """Count the training images that a network classifies as they are labelled."""
-    network = nets.build(at.run.net, at.run.data).to(device).eval()
-    network.load([weights])
-    batch, right = evaluation_batch(at.run.data.facts.shape), 0
-    for begin in range(0, len(dataset.train_y), batch):
-        images, labels = (part[begin : begin + batch].to(device) for part in (dataset.train_x, dataset.train_y))
-        right += int((network(data.normalise(images, dataset, torch.float32)).argmax(-1) == labels).sum())
-    return right
-
-
-# --- losses about trained weights -------------------------------------------------------------------------------
+    score = _scorer(value, store, device)(lambda at: _on(device, at, store), [at])[0]
+    yield outcome([], score.accuracy, images=at.run.data.images)
 
 
 def _scorer(value: Measure, store: Store, device: torch.device) -> Scorer:
     """Make what scores states of a measure's network on its images."""
     run, setting = states(value)[-1].run, value.setting
     dataset = data.load(run.data, store.root / "data")
-    images, labels = images_of(dataset, run.data, setting["split"], int(setting["images"]))
+    count = int(setting.get("images", run.data.images))
+    images, labels = images_of(dataset, run.data, setting.get("split", "train"), count)
     batchnorm = setting.get("batchnorm", "fixed")
     return Scorer(run.net, run.data, dataset, images, labels, batchnorm, device, DTYPES[run.recipe.precision])
 

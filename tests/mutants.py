@@ -466,9 +466,9 @@ MUTANTS = [
     ),
     Mutant(
         "the mask that a training began with in place of the one it has",
-        "derive",
-        "else mask_at(at, store) for at",
-        "else mask(at.run.mask, store) for at",
+        "measures",
+        "_only(names, mask_at(at, store) or whole) for at",
+        "_only(names, mask(at.run.mask, store) or whole) for at",
         "tests/test_gradual.py::test_what_is_made_from_a_training_that_prunes_goes_by_its_mask_there",
     ),
     Mutant(
@@ -645,6 +645,41 @@ MUTANTS = [
         '(("loss", OWN, "-"), ("plane_loss"',
         '(("plane_loss", OWN, "-"), ("plane_loss"',
         "tests/test_contours.py::test_own_losses_are_told_from_those_of_the_plane",
+    ),
+    Mutant(
+        "advice by the first signal that saturates",
+        "saturation",
+        "ordered[len(ordered) // 2] if ordered",
+        "ordered[0] if ordered",
+        "tests/test_saturation.py::test_most_signals_decide",
+    ),
+    Mutant(
+        "advice judged by the replicate that gave it",
+        "saturation",
+        '("others", own[~is_own])',
+        '("others", own)',
+        "tests/test_saturation.py::test_advice_is_judged_by_tickets_that_took_no_part_in_it",
+    ),
+    Mutant(
+        "eq. 5 without momentum",
+        "weights",
+        "rates * recipe.weight_decay / (1 - recipe.momentum)",
+        "rates * recipe.weight_decay",
+        "tests/test_weights.py::test_weights_without_gradient_spread_as_equation_5_says",
+    ),
+    Mutant(
+        "the distance of random masks as the share that both keep",
+        "masks",
+        "a * (1 - b) + b * (1 - a)",
+        "a * b",
+        "tests/test_masks.py::test_distances_by_hand",
+    ),
+    Mutant(
+        "the control of R_p on weights that the mask has pruned already",
+        "probes",
+        'begun = trained.whole if reading == "permuted" else first',
+        "begun = first",
+        "tests/test_probes.py::test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_touched",
     ),
 ]
 
