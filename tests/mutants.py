@@ -483,7 +483,7 @@ MUTANTS = [
         "probes",
         '"permuted": permuted}',
         '"permuted": mask}',
-        "tests/test_probes.py::test_readings_of_the_correlation_indicator_compare_what_they_say",
+        "tests/test_probes.py::test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_touched",
     ),
     Mutant(
         "one draw of random labels for all replicates",
