@@ -338,16 +338,20 @@ def _facts(panel: Panel) -> dict[str, str]:
     shape = " × ".join(map(str, facts.shape))
     seeds = "seed 0" if panel.replicates == 1 else f"seeds 0 to {panel.replicates - 1}, the numbers of the replicates"
     finding, evaluating = (_recipes([pair[side] for pair in panel.recipes]) for side in (0, 1))
-    tickets = {name: _fields(options) for name, options in panel.tickets if options is not None}
+    tickets, measures = (
+        "; ".join(_named(name, options) for name, options in asked if options is not None)
+        for asked in (panel.tickets, panel.measures)
+    )
     return {
         "Replicates": f"{panel.replicates}; {seeds}",
         "Data": f"{_fields(panel.data)}; {panel.data.images} training and {facts.test} test images of {shape}, "
         f"{facts.classes} classes; fingerprint {facts.fingerprint}",
         "Pruning": _ladder(panel),
-        "Tickets": "; ".join(f"{name}: {text}" if text else name for name, text in tickets.items()),
+        "Tickets": tickets,
         "Finding masks": finding,
         "Training tickets": "as finding masks" if evaluating == finding else evaluating,
         **({"Transferred to": _targets(panel)} if panel.targets else {}),
+        **({"Measures": measures} if measures else {}),
         "Protocol": _fields(panel.protocol),
     }
 
@@ -464,9 +468,14 @@ def _fields(part: BaseModel) -> str:
     """Write a part's fields, those at their defaults too where they say how an experiment was done."""
     fields = part.model_dump(mode="json")
     unused = Net.model_fields.keys() - NETS[part.name].keys() if isinstance(part, Net) else set()
-    shown = {name: value for name, value in fields.items() if name not in {"name", *unused} and value is not None}
+    shown = {n: value for n, value in fields.items() if n not in {"name", *unused} and value not in (None, [])}
     words = [f"{name.replace('_', ' ')} {_text(value)}" for name, value in shown.items()]
     return ", ".join([*([fields["name"]] if "name" in fields else []), *words])
+
+
+def _named(name: str, part: BaseModel) -> str:
+    fields = _fields(part)
+    return name.replace("_", " ") + (f": {fields}" if fields else "")
 
 
 def _text(value: object) -> str:

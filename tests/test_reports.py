@@ -318,6 +318,16 @@ def test_provenance_says_how_to_make_it_again(small):
     assert Elements(text).of("table") == [{"class": "facts", "data-trainings": "2"}]
 
 
+def test_provenance_says_how_everything_was_measured(small):
+    config, store, frame = small
+    document = config.document | {"measures": {"weight_std": None, "sharpness": {"radius": 0.2}, "hamming": False}}
+    asked = spec.resolved(document)
+    text = reports.provenance(asked, store, frame)
+    words = "weight std; sharpness: of dense, methods IMP / OMP / GMP, images 500, split train, batchnorm recompute, "
+    assert f"<td>{words}radius 0.2, directions 10</td>" in text
+    assert "Measures" not in reports.provenance(config, store, frame)
+
+
 def test_keys_of_measures_are_counted_and_named_in_their_files_alone(small):
     config, store, frame = small
     measured = frame.tail(1).assign(what="correlation_indicator", ticket="LT")
