@@ -1,9 +1,11 @@
 """Measuring: from analyses as values to tables, a part at a time where they take long."""
 
+import functools
 import json
 import math
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from lthlab.landscape import Plane
 from lthlab.lanes import DTYPES
 from lthlab.layers import Weights
 from lthlab.masks import Mask
+from lthlab.parts import Data
 from lthlab.scores import Scorer, images_of
 from lthlab.store import Store
 from lthlab.values import At
@@ -156,11 +159,17 @@ def _training_accuracy(value: Measure, store: Store, device: torch.device) -> It
 def _scorer(value: Measure, store: Store, device: torch.device) -> Scorer:
     """Make what scores states of a measure's network on its images."""
     run, setting = states(value)[-1].run, value.setting
-    dataset = data.load(run.data, store.root / "data")
+    dataset = _dataset(run.data, run.data.facts.fingerprint, store.root / "data")
     count = int(setting.get("images", run.data.images))
     images, labels = images_of(dataset, run.data, setting.get("split", "train"), count)
     batchnorm = setting.get("batchnorm", "fixed")
     return Scorer(run.net, run.data, dataset, images, labels, batchnorm, device, DTYPES[run.recipe.precision])
+
+
+@functools.lru_cache(maxsize=2)
+def _dataset(described: Data, fingerprint: str | None, cache: Path) -> data.Dataset:
+    """Load a data set, which many measures in turn are of."""
+    return data.load(described, cache)
 
 
 def _on(device: torch.device, at: At, store: Store) -> Weights:
