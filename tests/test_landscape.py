@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from benchmarks import ours
 from lthlab import landscape, layers, nets, parts, scores
 from lthlab.landscape import Plane, Score
-from lthlab.parts import Net
+from lthlab.parts import Data, Net
 from lthlab.scores import Scorer, images_of
 
 DIGITS = helpers.DIGITS
-LARGER = ours.describe("synthetic_16", train_size=80)
+LARGER = Data(name="cifar10", train_size=80)
 NETS = {
     "lenet": (Net(name="lenet_300_100"), DIGITS),
     "conv2": (Net(name="conv2"), DIGITS),
