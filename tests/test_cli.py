@@ -322,7 +322,7 @@ def test_bash_completes_studies_and_options(folder, capsys):
     ("change", "arguments", "words"),
     [
         (("lr: 0.05", "lr: 0"), [], "tiny.yaml:4:35: find.lr: 0 is not allowed; allowed: above 0"),
-        (("tickets: {LT", "tickets: {TL"), [], "tickets.TL: unknown field; allowed: FT, GMP, LRR, LT, PPR, RR, RT, SDT,"),
+        (("tickets: {LT", "tickets: {TL"), [], "tickets.TL: unknown field; allowed: FT, GMP, LRR, LT, PPR, RR, RT"),
         (("name: tiny", "nme: tiny"), [], "tiny.yaml:1:1: nme: unknown field"),
         (("net: lenet_300_100", "net: lenet"), [], "did you mean 'lenet_300_100'?"),
         (("levels: 1", "levels: 0"), [], "tiny.yaml:5:9: prune.levels: 0 is not allowed; allowed: 1 or more"),
