@@ -69,9 +69,9 @@ def loaded_of(dataset):
     return helpers.load(dataset) if dataset.name == "digits" else ours.synthetic(dataset)
 
 
-def probe(net, batchnorm="fixed", count=60, split="train", dataset=DIGITS):
+def probe(net, batchnorm="fixed", count=60, split="train", dataset=DIGITS, device="cpu"):
     loaded = loaded_of(dataset)
-    return Scorer(net, dataset, loaded, *images_of(loaded, dataset, split, count), batchnorm)
+    return Scorer(net, dataset, loaded, *images_of(loaded, dataset, split, count), batchnorm, device)
 
 
 def norms(tensors):
@@ -270,6 +270,20 @@ def check_surface(net, dataset, batchnorm):
 @every_net
 def test_surfaces_are_those_of_a_plain_loop(net, dataset, batchnorm):
     check_surface(net, dataset, batchnorm)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batchnorm", ["fixed", "recompute"])
+@every_net
+def test_surfaces_on_a_gpu_are_those_on_the_cpu(net, dataset, batchnorm):
+    state, mask = trained_like(net, dataset)
+    found = []
+    for device in ("cpu", "cuda"):
+        there = {name: tensor.to(device) for name, tensor in state.items()}
+        plane, axes = landscape.random_plane(there, mask, seed=3), landscape.square(0.5, 3)
+        found.append(landscape.surface(plane, axes, range(9), probe(net, batchnorm, dataset=dataset, device=device)))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
 
 
 def test_surfaces_of_a_network_of_ones_own(monkeypatch):

@@ -235,6 +235,14 @@ def test_publishing_leaves_git_status_clean_but_for_the_gallery(study, tmp_path)
     assert git("status", "--porcelain") == ["?? reports/"]
 
 
+def test_the_gallery_has_a_page_of_every_report_and_is_small_enough_to_be_kept():
+    pages = list((ROOT / "reports" / "gallery").rglob("*.html"))
+    others = {"find_tickets", "evaluate_tickets", "explore", "own_network"}
+    reports = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} - others
+    assert len(reports) >= 7 and reports <= {path.stem for path in pages}
+    assert sum(path.stat().st_size for path in pages) < 25e6
+
+
 def test_only_make_gallery_writes_the_gallery():
     recipes = {target: make("--dry-run", "--always-make", target) for target in make_targets() - {"clean", "help"}}
     assert {target for target, commands in recipes.items() if "gallery" in commands} == {"gallery"}
