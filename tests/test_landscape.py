@@ -282,8 +282,8 @@ def test_surfaces_on_a_gpu_are_those_on_the_cpu(net, dataset, batchnorm):
         there = {name: tensor.to(device) for name, tensor in state.items()}
         plane, axes = landscape.random_plane(there, mask, seed=3), landscape.square(0.5, 3)
         found.append(landscape.surface(plane, axes, range(9), probe(net, batchnorm, dataset=dataset, device=device)))
-    for ours, theirs in zip(*found, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    for here, there in zip(*found, strict=True):
+        assert here["loss"] == pytest.approx(there["loss"], rel=1e-3)
 
 
 def test_surfaces_of_a_network_of_ones_own(monkeypatch):
