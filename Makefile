@@ -18,7 +18,7 @@ demo: .venv/installed ## Train the lottery tickets of params/demo.yaml and show 
 	$(PY) -m lthlab publish params/demo.yaml --to reports/demo
 	@echo "The pages: $(CURDIR)/reports/demo/index.html"
 
-gallery: .venv/installed ## Make the pages that are kept with the repository, in reports/gallery/
+gallery: .venv/installed ## Make the pages kept in reports/gallery/ (about an hour on 2 cores; goes on where it stopped)
 	set -e; for study in $(GALLERY); do \
 		$(PY) -m lthlab run params/$$study.yaml; \
 		$(PY) -m lthlab publish params/$$study.yaml --to reports/gallery/$$study; \
