@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from lthlab import plots, results, strokes
-from lthlab.markup import Html, found_out, interval, level_of, listed, signed, table
+from lthlab.markup import Html, found_out, interval, level_of, listed, signed, spanned, table
 
 USUAL_P = 0.1
 """The p of Ma's Figure 6."""
@@ -301,10 +301,8 @@ def _apart(rows: pd.DataFrame, rates: Sequence[float]) -> str:
 
 
 def _difference(cell: dict[Any, Any]) -> str:
-    mean, low, high = (signed(cell[name], 2) for name in ("mean", "low", "high"))
-    if cell["n"] < 2:
-        return mean
-    return f"{mean} [{low}, {high}]" + ", not seen" * bool(cell["low"] <= 0 <= cell["high"])
+    unseen = cell["n"] > 1 and cell["low"] <= 0 <= cell["high"]
+    return spanned(cell, lambda value: signed(value, 2)) + ", not seen" * bool(unseen)
 
 
 def dropped(indicator: pd.DataFrame) -> Html:

@@ -379,5 +379,4 @@ def _told(rows: pd.DataFrame, by: list[str]) -> "pd.Series[str]":
 
 def _cell(rows: pd.DataFrame) -> list[str]:
     """Columns that tell apart what is drawn or advised by itself: a panel, how masks are found, and their sparsity."""
-    names = (*results.PANEL, "rate", "level", "sparsity", *(name for name in map(str, rows) if name[:5] == "find_"))
-    return [name for name in names if name in rows]
+    return ratios.cell(rows, *ratios.SEARCH, *ratios.WEIGHTS)

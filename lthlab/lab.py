@@ -17,7 +17,7 @@ from lthlab.measures import measure
 from lthlab.nodes import canonical
 from lthlab.runs import Outlook, Run, epochs, origins
 from lthlab.spec import Config
-from lthlab.store import Claim, Damaged, Part, Store
+from lthlab.store import Claim, Damaged, Store
 from lthlab.trainer import Trainer, Watcher, origin
 from lthlab.values import Mask, Train, Value, ancestors
 
@@ -308,14 +308,11 @@ class _Computation:
             else:
                 assert isinstance(value, Mask)
                 parts = iter([derive(value, self.store)])
-            for number, (files, record) in enumerate(parts, start=len(self._parts(value))):
+            for number, (files, record) in enumerate(parts, start=len(self.store.parts(value.key))):
                 self.store.commit(value.key, number, files | origin(device=device), record | inputs)
                 claim.touch()
                 if record.get("left"):
                     self._pause()
-
-    def _parts(self, value: Value) -> list[Part]:
-        return self.store.parts(value.key) if self.store.has(value.key) else []
 
     # --- trainings ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lthlab import contours, plots, results, strokes
-from lthlab.markup import Html, download, found_out, framed, image, level_of, listed, signed, slug, svg, table
+from lthlab.markup import Html, download, found_out, framed, image, level_of, listed, signed, slug, spanned, svg, table
 
 _SIZE = (3.5, 3.3)
 _PLANES = {"pca": "the plane of the path of training", "random": "a random plane"}
@@ -414,18 +414,13 @@ def _told(rows: pd.DataFrame) -> str:
     if not seen:
         return f"we did not see a difference, {reach}"
     named = sorted(seen, key=lambda cell: -abs(cell["mean"]))[:_MOST_NAMED]
-    words = [f"{_interval(cell)} ({cell['at']})" for cell in named]
+    words = [f"{spanned(cell, _signed)} ({cell['at']})" for cell in named]
     most = "the largest " * (len(seen) > len(named))
     return f"seen at {len(seen)} of {len(cells)}, {most}{listed(words)}; all are {reach}"
 
 
 def _spread(cell: dict[Any, Any]) -> str:
-    mean, low, high = (f"{cell[name]:.3g}".replace("-", "−") for name in ("mean", "low", "high"))
-    return mean if cell["n"] < 2 else f"{mean} [{low}, {high}]"
-
-
-def _interval(cell: dict[Any, Any]) -> str:
-    return f"{_signed(cell['mean'])} [{_signed(cell['low'])}, {_signed(cell['high'])}]"
+    return spanned(cell, lambda value: f"{value:.3g}".replace("-", "−"))
 
 
 def _signed(value: float) -> str:

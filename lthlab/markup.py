@@ -5,7 +5,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -170,20 +170,24 @@ def signed(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:+.{decimals}f}".replace("-", "−")
 
 
+def spanned(row: dict[Any, Any], write: Callable[[float], str]) -> str:
+    """Write a mean with its interval, if n is above 1."""
+    mean, low, high = (write(row[name]) for name in ("mean", "low", "high"))
+    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+
+
 def points(row: dict[Any, Any]) -> str:
     """Write a mean with its interval, if n is above 1, in percentage points."""
-    mean, low, high = (signed(100 * row[name], 1) for name in ("mean", "low", "high"))
-    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+    return spanned(row, lambda value: signed(100 * value, 1))
 
 
 def percent(row: dict[Any, Any]) -> str:
     """Write a share with its interval, if n is above 1, in percent."""
-    mean, low, high = (f"{100 * row[name]:.1f}" for name in ("mean", "low", "high"))
-    return mean if row["n"] < 2 else f"{mean} [{low}, {high}]"
+    return spanned(row, lambda value: f"{100 * value:.1f}")
 
 
 def interval(row: dict[Any, Any]) -> str:
-    return f"{row['mean']:.2f}" + ("" if row["n"] < 2 else f" [{row['low']:.2f}, {row['high']:.2f}]")
+    return spanned(row, "{:.2f}".format)
 
 
 def level_of(row: dict[Any, Any]) -> str:

@@ -193,7 +193,7 @@ def _loss_surface(value: Measure, store: Store, device: torch.device) -> Iterato
     else:
         plane = landscape.random_plane(snapshots[-1], left, int(setting["seed"]), parameters)
         axes = landscape.square(float(setting["span"]), points)
-    known = store.parts(value.key) if store.has(value.key) else []
+    known = store.parts(value.key)
     done = {
         row["i"] + points * row["j"]
         for part in known

@@ -192,31 +192,37 @@ def random_labels(data: Data, size: int, seed: int) -> Data:
     return Data(**data.model_dump() | fields)
 
 
-def _asked(name: str, of: Sequence[Any], settings: Mapping[str, Any], **columns: Any) -> Asked:
-    return Asked(Measure(name, tuple(of), tuple(settings.items())), {"what": name, **columns})
+def _asked(
+    name: str, of: Sequence[Any], settings: Mapping[str, Any], mask: Mask | None = None, **columns: Any
+) -> Asked:
+    return Asked(Measure(name, tuple(of), tuple(settings.items()), mask), {"what": name, **columns})
 
 
 def _correlations(options: Correlation, trained: Trained) -> Iterator[Asked]:
     """Compare weights in all ways that are asked for (Ma appendix G, section 3.1, Fig. 6)."""
-    first, last = trained.ends
-    mask, dense_end = trained.value.mask, At(trained.trunk, "last")
-    permuted = Permuted(mask, "layer", trained.replicate) if mask.stored else None
-    asked = [name for name in options.partner if name != "permuted" or trained.whole] if mask.stored else ["own"]
-    for reading in asked:
-        ends: dict[str, tuple[At, At]] = {}
-        for step in options.at if reading != "trained" else ["last"]:
-            second = trained.at(step) if reading == "own" else At(trained.trunk, step)
-            begun = trained.whole if reading == "permuted" else first
-            if second is not None and begun is not None:
-                ends.setdefault(second.step, (begun, second))
-        if reading == "trained":
-            ends = {dense_end.step: (last, dense_end)}
-        under = {"dense": mask, "trained": mask, "permuted": permuted}.get(reading)
-        for step, pair in ends.items():
+    mask = trained.value.mask
+    for reading in options.partner if mask.stored else ["own"]:
+        under = None if reading == "own" else mask
+        if reading == "permuted":
+            under = Permuted(mask, "layer", trained.replicate)
+        for pair in dict.fromkeys(_pairs(reading, options.at, trained)):
             for p in options.p:
-                settings = (("p", repr(p)), ("prunable", trained.prunable))
-                columns = {"what": "correlation_indicator", "reading": reading, "p": p, "measured_at": step}
-                yield Asked(Measure("correlation_indicator", pair, settings, under), columns)
+                settings = {"p": p, "prunable": trained.prunable}
+                columns = {"reading": reading, "p": p, "measured_at": pair[1].step}
+                yield _asked("correlation_indicator", pair, settings, under, **columns)
+
+
+def _pairs(reading: str, steps: Sequence[str], trained: Trained) -> Iterator[tuple[At, At]]:
+    """List the states that a reading compares."""
+    first, last = trained.ends
+    if reading == "trained":
+        yield last, At(trained.trunk, "last")
+        return
+    begun = trained.whole if reading == "permuted" else first
+    for step in steps:
+        second = trained.at(step) if reading == "own" else At(trained.trunk, step)
+        if begun is not None and second is not None:
+            yield begun, second
 
 
 def _chosen(options: Any, trained: Trained, sparsest: Sparsity | None) -> bool:

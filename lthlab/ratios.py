@@ -8,8 +8,10 @@ import pandas as pd
 
 from lthlab import results
 
-_SEARCH = ("method", "prune_at", "pruning", "layer_counts")
-_WEIGHTS = ("rewind", "schedule")
+SEARCH = ("method", "prune_at", "pruning", "layer_counts")
+"""Columns that say how a mask was found."""
+WEIGHTS = ("rewind", "schedule")
+"""Columns that say which weights a search, or a ticket, began with."""
 _LADDER = ("rate", "level", "sparsity")
 _NAMES = {"find_lr": "learning rate"}
 CONTRASTS = {
@@ -21,9 +23,17 @@ CONTRASTS = {
 """What `contrasts` subtracts: the ticket, and random tickets permuted within layers, globally, or even."""
 
 
-def _cell(frame: pd.DataFrame, *without: str) -> list[str]:
-    """Columns that tell masks apart, the replicate aside."""
-    names = (*results.PANEL, *_SEARCH, *_WEIGHTS, *_LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
+def cell(frame: pd.DataFrame, *without: str) -> list[str]:
+    """List the columns that tell masks apart, the replicate aside.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows of masks, or of what stands on them.
+    *without : str
+        Columns that are left out.
+    """
+    names = (*results.PANEL, *SEARCH, *WEIGHTS, *_LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
     return [name for name in names if name in frame and name not in without]
 
 
@@ -148,7 +158,7 @@ def by_setting(rows: pd.DataFrame, field: str) -> pd.DataFrame:
         Columns of the cells, `setting` (such as 'learning rate 0.02 − 0.3'), replicate, value and status; pairs that
         differ in `field` alone. No row where a panel has one value of the field.
     """
-    by = [*_cell(rows, field), *(name for name in ("layer", "number") if name in rows)]
+    by = [*cell(rows, field), *(name for name in ("layer", "number") if name in rows)]
     found = []
     for _, own in rows.groupby([name for name in results.PANEL if name in rows], dropna=False):
         low, high = own[field].min(), own[field].max()
@@ -177,7 +187,7 @@ def by_step(layers: pd.DataFrame) -> pd.DataFrame:
         one to the next, at least |change|. Steps that are known only after training, as 'best_val', are left out.
     """
     rows = layers.assign(prune_epoch=results.step_epochs(layers)).dropna(subset="prune_epoch").reset_index(drop=True)
-    chain = [*_cell(rows, "prune_at"), "layer", "number", "replicate"]
+    chain = [*cell(rows, "prune_at"), "layer", "number", "replicate"]
     rows = plain(rows, chain).drop_duplicates([*chain, "prune_epoch"])
     rows = rows.sort_values(["prune_epoch", "number"], kind="stable")
     values = rows.groupby(chain, dropna=False)["value"]
@@ -224,12 +234,12 @@ def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
     done = frame[(frame["what"] == "train") & (frame["status"] == "done") & (frame["rewind"] == "0ep")]
     done = done[done["ticket"].isin(["LT", "RT"])]
     done = done.assign(kind=done["scope"].where(done["ticket"] == "RT", "ticket"))
-    found = [name for name in _SEARCH if name in done]
+    found = [name for name in SEARCH if name in done]
     even = done["kind"] == "even"
     searches = done.loc[~even, found].drop_duplicates()
     done = pd.concat([done[~even], done[even].drop(columns=found).merge(searches, how="cross")], ignore_index=True)
     recipes = [name for name in map(str, done) if name[:5] == "eval_"]
-    by = [*_cell(done, *_WEIGHTS), *recipes]
+    by = [*cell(done, *WEIGHTS), *recipes]
     pairs = [results.paired(done, "kind", *sides, by).assign(ticket=name) for name, sides in CONTRASTS.items()]
     out = pd.concat(pairs, ignore_index=True).assign(what="train", rewind="0ep")
     several = (out.groupby("find_lr")["eval_lr"].nunique() > 1).any()
@@ -260,7 +270,7 @@ def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
     """
     rows = frame[(frame["what"] == "train") & (frame["ticket"] == "LT")]
     recipes = [name for name in map(str, rows) if name[:5] == "eval_"]
-    by = [*_cell(rows, "panel", "ranking", *_WEIGHTS), *recipes]
+    by = [*cell(rows, "panel", "ranking", *WEIGHTS), *recipes]
     return results.paired(rows, "ranking", "global", "layer", by).assign(ticket="global − layer-wise")
 
 

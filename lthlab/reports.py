@@ -114,7 +114,7 @@ def _figure(
     size = plots.sample_size(frame)
     images = [image(svg(ax.figure), f"{panel}, {plots.describe(ax)} {size}.") for ax in drawn]
     words = " ".join(filter(None, (f"{panel}.", about, plots.caption(frame), beyond, lacking)))
-    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame and frame[name].notna().any()]]
+    rows = frame[[name for name in (*plots.CELL, *_BEHIND) if name in frame]]
     csv = download(rows, f"{name}_{slug(panel)}.csv", f"All {len(rows)} values, one row per replicate (CSV)")
     return framed(images, labelled, words, numbers(frame, f"Means and intervals, {panel}") + csv)
 
@@ -295,7 +295,7 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         raise InputError(f"{other}; run this one again")
     uses = frame[frame["what"].isin(roles.TRAINED)]["key"]
     keys = [value.key for value in ancestors(values) if isinstance(value, Train)]
-    parts = [(key, part) for key in keys if store.has(key) for part in store.parts(key)]
+    parts = [(key, part) for key in keys for part in store.parts(key)]
     trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
     made = [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
     days = sorted({item["date"][:10] for item in made}) or ["never"]

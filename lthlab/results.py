@@ -122,7 +122,7 @@ class _Reader:
         return self._forms[key]
 
     def parts(self, key: str) -> list[Part]:
-        return self.store.parts(key) if self.store.has(key) else []
+        return self.store.parts(key)
 
     def status(self, key: str) -> tuple[str, str | None]:
         """Status of a value, and a note that explains it; inputs first, however long the chain."""

@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, train: Train, store: Store) -> None:
         self.train, self.store = train, store
-        self.parts = store.parts(train.key) if store.has(train.key) else []
+        self.parts = store.parts(train.key)
         records = [part.record for part in self.parts]
         trained = [record for record in records if record["kind"] == "train"]
         self.reached: int = max((record["until"] for record in trained), default=train.start)
@@ -294,7 +294,7 @@ class Outlook:
         return self._runs[train]
 
     def _records(self, value: Value) -> list[dict[str, Any]]:
-        return [part.record for part in self.store.parts(value.key)] if self.store.has(value.key) else []
+        return [part.record for part in self.store.parts(value.key)]
 
 
 def whole(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -401,7 +401,7 @@ def staleness(store: Store, records: Iterable[Mapping[str, Any]]) -> str | None:
 
 def _checksum(store: Store, key: str, name: str) -> str | None:
     try:
-        parts = store.parts(key) if store.has(key) else []
+        parts = store.parts(key)
     except Damaged:  # what it was cannot be told until it is computed again
         return None
     return next((str(part.files[name]["blake2b"]) for part in reversed(parts) if name in part.files), None)

@@ -240,7 +240,7 @@ class Store(Disk):
         return [key for key in self._matches(self.root, f"({KEY})") if self._numbers(key)]
 
     def parts(self, key: str) -> list[Part]:
-        """Parts of a result in order; raises Damaged if a manifest is wrong or missing."""
+        """Parts of a result in order, [] if none is committed; raises Damaged if a manifest is wrong or missing."""
         return [self._part(key, number) for number in range(len(self._numbers(_key(key))))]
 
     def names(self, key: str) -> list[str]:

@@ -481,8 +481,8 @@ MUTANTS = [
     Mutant(
         "the control of R_p under the mask itself",
         "probes",
-        '"permuted": permuted}',
-        '"permuted": mask}',
+        'under = Permuted(mask, "layer", trained.replicate)',
+        "under = mask",
         "tests/test_probes.py::test_the_control_begins_with_weights_of_the_dense_training_that_no_mask_has_touched",
     ),
     Mutant(
