@@ -100,6 +100,7 @@ DATASETS: dict[str, DataFacts] = {
     "tiny_imagenet": DataFacts((3, 64, 64), 200, 100_000, 10_000),
     "imagenet": DataFacts((3, 224, 224), 1000, 1_281_167, 50_000, streamed=True),
     "places365": DataFacts((3, 224, 224), 365, 1_803_460, 36_500, streamed=True),
+    "miniplaces": DataFacts((3, 128, 128), 100, 100_000, 10_000, streamed=True),
 }
 """Data sets that are known before any is installed; those that are registered join them."""
 HOME = "LTHLAB_DATA"

@@ -47,18 +47,19 @@ ROWS = [
     ["guidelines"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
+    ["bills"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "advisor", "analyses", "arguments", "catalog", "contours", "contrasts", "correlations", "costs",
-    "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "explore", "files", "findings", "forms",
-    "formulas", "guidelines", "images", "install", "jobs", "kernels", "losses", "machine", "markup", "nodes", "packing",
-    "pages", "pairings", "parts", "plan", "plots", "prizes", "probes", "profiles", "progress", "provenance", "pruning",
-    "ratios", "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf", "sizes",
-    "spec", "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values", "verdicts",
-    "watch", "wording",
+    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "contours", "contrasts", "correlations",
+    "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "explore", "files",
+    "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels", "losses", "machine",
+    "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "probes", "profiles",
+    "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "roles", "runs", "saturation",
+    "schema", "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets",
+    "timelines", "transfer", "trees", "values", "verdicts", "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
