@@ -12,7 +12,8 @@ SEARCH = ("method", "prune_at", "pruning", "layer_counts")
 """Columns that say how a mask was found."""
 WEIGHTS = ("rewind", "schedule")
 """Columns that say which weights a search, or a ticket, began with."""
-_LADDER = ("rate", "level", "sparsity")
+LADDER = ("rate", "level", "sparsity")
+"""Columns that say how sparse a mask is."""
 _NAMES = {"find_lr": "learning rate"}
 CONTRASTS = {
     "ticket − global": ("ticket", "global"),
@@ -33,7 +34,7 @@ def cell(frame: pd.DataFrame, *without: str) -> list[str]:
     *without : str
         Columns that are left out.
     """
-    names = (*results.PANEL, *SEARCH, *WEIGHTS, *_LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
+    names = (*results.PANEL, *SEARCH, *WEIGHTS, *LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
     return [name for name in names if name in frame and name not in without]
 
 
