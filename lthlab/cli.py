@@ -493,6 +493,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "publish": _publish,
     "data": _shelf,
     "ticket": _shelf,
+    "results": _shelf,
     "doctor": _doctor,
     "completion": _completion,
 }

@@ -33,7 +33,7 @@ ROWS = [
     ["feasible", "streams"],
     ["replicas"],
     ["derive", "devices", "engine", "landscape", "studies"],
-    ["curvature", "estimates", "parallel", "portable", "scores"],
+    ["compact", "curvature", "estimates", "parallel", "portable", "scores"],
     ["measures", "trainer"],
     ["lab"],
     ["results", "verdicts"],
