@@ -1,4 +1,4 @@
-"""The papers' numbers beside ours under the same recipe, with the switches of the protocol that differ.
+"""The papers' numbers beside ours under the same recipe, with the switches that differ; and their claims.
 
 A number is compared with trainings of the same network on the same data under the recipe that its paper states (its
 preset): optimizer, rates, schedule and length are equal, and so are sparsity, steps and whatever else the number's
@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lthlab import early, prizes, published, results, sizes, verdicts
+from lthlab import early, predicates, prizes, published, results, sizes, verdicts
 from lthlab.datasets import facts_of
 from lthlab.evidence import Source
 from lthlab.parts import Data, Net, Recipe
-from lthlab.published import PAPERS, Number
+from lthlab.predicates import Effect
+from lthlab.published import PAPERS, Claim, Number
 from lthlab.spec import Panel
 
 OUTCOMES = ("outside", "undecided", "inside", "not comparable", "not yet run")
@@ -28,6 +29,10 @@ OUTCOMES = ("outside", "undecided", "inside", "not comparable", "not yet run")
 COLUMNS = (
     "seed", "paper", "where", "network", "data", "quantity", "condition", "unit", "value", "outcome", "ours", "n",
     "low", "high", "reach_low", "reach_high", "difference", "switches", "study", "panel", "note",
+)  # fmt: skip
+CLAIM_COLUMNS = (
+    "id", "seed", "paper", "where", "claim", "study", "panel", "network", "data", "outcome", "expected", "effect",
+    "low", "high", "n", "unit", "elsewhere", "words",
 )  # fmt: skip
 STRICT = ("optimizer", "lr_schedule", "milestones", "gamma", "nesterov")
 """Fields of a recipe that make it another one, beside learning rate and epochs."""
@@ -98,6 +103,54 @@ def values(sources: Iterable[Source]) -> pd.DataFrame:
 
 def _differ(row: dict[str, Any]) -> int:
     return len(list(filter(None, row["switches"].split("; "))))
+
+
+def claims(sources: Iterable[Source]) -> pd.DataFrame:
+    """Ask studies about every claim of the papers, panel by panel.
+
+    Parameters
+    ----------
+    sources : iterable of Source
+        Studies, from `lthlab.evidence.load`.
+
+    Returns
+    -------
+    DataFrame
+        One row per claim, study and panel that it is about: id, seed, paper, where, claim (one sentence); study, panel (such
+        as 'resnet8 (width 4) on digits'), network, data; outcome ('supports', 'contradicts', 'undecided', or 'not yet
+        run' where the study asks for what is needed and does not have it yet, or, with study and panel None, where no
+        study does); expected ('more' or 'less' than zero, 'alike' to it, or 'yes' or 'no' to a question); effect with
+        low and high, its 95 % interval (percentage points, or a number without a unit); n (replicates, or panels of a
+        claim over all of them), unit ('points' or ''); elsewhere (on what, if the paper claims it of other networks or
+        data sets: 'on digits, with lenet_300_100'), and words (which settings were compared). By paper, in the order
+        of the file. Panels of a study that give the same numbers, as they share trainings, count once.
+    """
+    sources = list(sources)
+    rows: list[dict[str, Any]] = []
+    for claim in published.claims():
+        about = {name: getattr(claim, name) for name in ("id", "seed", "where", "claim", "expected")}
+        about["paper"] = PAPERS[claim.seed]
+        found: list[tuple[str | None, Effect]] = []
+        if claim.predicate == "redundancy":
+            whole = predicates.redundancy(claim, sources)
+            found += [] if whole is None else [(None, whole)]
+        for source in sources if claim.predicate != "redundancy" else ():
+            found += [(source.config.name, effect) for effect in predicates.evaluate(claim, source)]
+        told = [
+            about | {"study": study, "elsewhere": _elsewhere(claim, effect)} | vars(effect) for study, effect in found
+        ]
+        rows += told or [about | {"outcome": "not yet run", "n": 0, "elsewhere": "", "words": "", "unit": ""}]
+    frame = pd.DataFrame(rows).reindex(columns=list(CLAIM_COLUMNS))
+    same = frame.duplicated(["id", "study", "effect", "low", "high", "n"]) & (frame["n"] > 0) & frame["effect"].notna()
+    return frame[~same].reset_index(drop=True)
+
+
+def _elsewhere(claim: Claim, effect: Effect) -> str:
+    """Say on what, where the paper claims it of other data or networks."""
+    words = [f"on {effect.data}"] if claim.data and effect.data and effect.data not in claim.data else []
+    if claim.networks and effect.network and effect.network not in claim.networks:
+        words.append(f"with {effect.network}")
+    return ", ".join(words)
 
 
 # --- numbers that need no training --------------------------------------------------------------------------------
