@@ -116,14 +116,14 @@ def claims(sources: Iterable[Source]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per claim, study and panel that it is about: id, seed, paper, where, claim (one sentence); study, panel (such
-        as 'resnet8 (width 4) on digits'), network, data; outcome ('supports', 'contradicts', 'undecided', or 'not yet
-        run' where the study asks for what is needed and does not have it yet, or, with study and panel None, where no
-        study does); expected ('more' or 'less' than zero, 'alike' to it, or 'yes' or 'no' to a question); effect with
-        low and high, its 95 % interval (percentage points, or a number without a unit); n (replicates, or panels of a
-        claim over all of them), unit ('points' or ''); elsewhere (on what, if the paper claims it of other networks or
-        data sets: 'on digits, with lenet_300_100'), and words (which settings were compared). By paper, in the order
-        of the file. Panels of a study that give the same numbers, as they share trainings, count once.
+        One row per claim, study and panel that it is about: id, seed, paper, where, claim (one sentence); study, panel
+        (such as 'resnet8 (width 4) on digits'), network, data; outcome ('supports', 'contradicts', 'undecided', or
+        'not yet run' where the study asks for what is needed and does not have it yet, or, with study and panel None,
+        where no study does); expected ('more' or 'less' than zero, 'alike' to it, or 'yes' or 'no' to a question);
+        effect with low and high, its 95 % interval (percentage points, or a number without a unit); n (replicates, or
+        panels of a claim over all of them), unit ('points' or ''); elsewhere (on what, if the paper claims it of other
+        networks or data sets: 'on digits, with lenet_300_100'), and words (which settings were compared). By paper, in
+        the order of the file. Panels of a study that give the same numbers, as they share trainings, count once.
     """
     sources = list(sources)
     rows: list[dict[str, Any]] = []
