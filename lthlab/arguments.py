@@ -88,6 +88,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
         study = made.add_argument("study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
+        made.add_argument("--mini", action="store_true", help="the study's small form, as its section `mini` says")
     for made in (ahead, run, compute, status, publish, doctor):
         text = "file or module that registers networks or data sets of one's own; may be repeated"
         own = made.add_argument("--with", action="append", default=[], dest="modules", metavar="MODULE", help=text)

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _read(options: argparse.Namespace) -> spec.Config:
     """Read the study that is asked for; what the command line sets is shown as YAML."""
-    config = spec.read(studies.find(options.study), options.sets)
+    config = spec.read(studies.find(options.study), options.sets, options.mini)
     if config.sets:
         print(trees.as_yaml(config.sets), end="", file=sys.stderr)
     return config
@@ -217,7 +217,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{config.name}: {', '.join(words)}, in {clock(seconds)}")
         for group in groups:
             print(group)
-        _print_odd(ran.values, options.study)
+        _print_odd(ran.values, _command(options, "status", ()))
         _print_left(ran.stopped, left)
         if counts["done"] and not ran.failed:
             print(f"executed notebooks: {os.path.relpath(stages.folder(config.name, store))}")
@@ -235,7 +235,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace, verb: str, sets: Sequence[str], *more: str) -> str:
     """The command that executes or publishes notebooks of a study, with other options as they are."""
-    words = ["lthlab", verb, options.study, *more]
+    words = ["lthlab", verb, options.study, *(["--mini"] if options.mini else []), *more]
     for option, texts in (("--with", options.modules), ("--set", sets)):
         words += [word for text in texts for word in (option, text)]
     own: dict[str, tuple[tuple[str, object], ...]] = {
@@ -284,7 +284,7 @@ def _compute(options: argparse.Namespace) -> int:
             f"{config.name}: {summary.trainings} trainings, {summary.trained} of them now, "
             f"{summary.shared} more shared, in {summary.seconds:.1f} s"
         )
-        _print_odd({name: len(facts[name]) for name in lists}, options.study)
+        _print_odd({name: len(facts[name]) for name in lists}, _command(options, "status", ()))
         _print_left(wish.reason or "", left)
     if wish.reason in SIGNALS:
         return 128 + SIGNALS[wish.reason]
@@ -298,7 +298,9 @@ def _status(options: argparse.Namespace) -> int:
     store = Store(options.runs)
     if options.runs != "runs" and not store.root.is_dir():
         raise InputError(f"--runs {options.runs}: there is no store")
-    configs = {name: None for name in store.studies()} if options.study is None else _asked(options.study, store)
+    if options.study is None and options.mini:
+        raise InputError("--mini needs a study")
+    configs = {name: None for name in store.studies()} if options.study is None else _asked(options, store)
     if options.watch:
         return _watch([name for name in configs if name in store.studies()], store)
     found = [stages.standing(name, store, config) for name, config in configs.items()]
@@ -317,14 +319,15 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(study: str, store: Store) -> dict[str, spec.Config | None]:
+def _asked(options: argparse.Namespace, store: Store) -> dict[str, spec.Config | None]:
     """The study that is asked for by name or file, as its file says now, with the settings that it was run with."""
     config = name = None
+    study, mini = options.study, options.mini
     try:
-        config = spec.read(studies.find(study))
+        config = spec.read(studies.find(study), mini=mini)
         name = config.name
         if name in store.studies():
-            config = spec.read(studies.find(study), store.study(name)["sets"])
+            config = spec.read(studies.find(study), store.study(name)["sets"], mini)
     except InputError as error:
         if study not in store.studies():
             if study.endswith((".yaml", ".yml")) or not store.studies():
@@ -346,7 +349,9 @@ def _print_standing(study: Mapping[str, Any], options: argparse.Namespace) -> No
             f"  the study has changed since: {study['more']} values more, {study['fewer']} fewer; `lthlab run` notes it"
         )
     for each in study["failed"]:
-        named = argparse.Namespace(**vars(options) | {"study": options.study or study["study"]})
+        name, *mini = spec.words(study["study"])
+        file = name if options.study in (None, study["study"]) else options.study
+        named = argparse.Namespace(**vars(options) | {"study": file, "mini": bool(mini)})
         again = _command(named, "run", each["sets"], "--only", each["name"])
         cell = f" in cell {each['cell']}" if each["cell"] else ""
         print(f"  failed notebook: {each['name']}{cell}: {each['error']}; again: {again}")
@@ -474,10 +479,10 @@ def _print_json(content: dict[str, Any]) -> None:
     print(json.dumps({"schema": SCHEMA, **content}, indent=1))
 
 
-def _print_odd(counts: Mapping[str, int], study: str) -> None:
+def _print_odd(counts: Mapping[str, int], command: str) -> None:
     for name in ("diverged", "failed", "blocked", "stale"):
         if counts[name]:
-            print(f"{name}: {counts[name]}; `lthlab status {shlex.quote(study)}` lists them")
+            print(f"{name}: {counts[name]}; `{command}` lists them")
 
 
 RUNS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -110,7 +110,7 @@ def publish_study(
     problems = _foreign(folder / _INDEX)
     if not config.reports:
         problems.append(f"study {config.name} has no reports; name some under 'reports'")
-    command = command or (lambda verb, sets: shlex.join(["lthlab", verb, config.name, *_options(sets)]))
+    command = command or (lambda verb, sets: shlex.join(["lthlab", verb, *config.named, *_options(sets)]))
     again = command("run", config.sets)
     for report in config.reports:
         target = folder / f"{report}.html"

@@ -304,9 +304,10 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
     machine = f"{_distinct(made, 'device')} ({_distinct(made, 'processor')}), threads: {_distinct(made, 'threads')}"
     everything = sorted(set(frame["key"]))
     sets = [word for setting in config.sets for word in ("--set", setting)]
+    name, *mini = config.named
     lines = {
         "Study": f"{config.name}: {config.title}",
-        "Command": shlex.join(["lthlab", "run", f"params/{config.name}.yaml", *sets]),
+        "Command": shlex.join(["lthlab", "run", f"params/{name}.yaml", *mini, *sets]),
         "Settings": ", ".join(config.sets) or "as in the file",
         "Trainings": f"{len(keys)}, and {len(uses) - uses.nunique()} more roles that share one of them",
         "Code": f"lthlab {_distinct(made, 'lthlab')}; {_commits(made)}",

@@ -43,6 +43,11 @@ def study() -> dict[str, Any]:
     panel |= {name: {"$ref": f"#/$defs/part_of_{name}"} for name in ("net", "data")}
     items = {"type": "object", "properties": panel, "additionalProperties": False}
     sections["panels"] = {"type": "array", "items": items, "minItems": 1, "description": "What differs between panels."}
+    small = {name: section for name, section in sections.items() if name not in ("name", "presets", "mini")}
+    small |= {name: {"$ref": f"#/$defs/part_of_{name}"} for name in ("net", "data")}
+    small = {name: {"anyOf": [section, {"type": "null"}]} for name, section in small.items()}
+    text = "What differs in the small form, which --mini asks for; null takes a field away."
+    sections["mini"] = {"type": "object", "properties": small, "additionalProperties": False, "description": text}
     found["required"] = ["name"]  # presets and panels may give the rest
     return {"$schema": GenerateJsonSchema.schema_dialect, **found, "title": "A study of lthlab"}
 

@@ -567,6 +567,7 @@ class Study(_Model):
     protocol: Protocol = Protocol()
     measures: Measures = Measures()
     panels: list[dict[str, Any]] = []
+    mini: dict[str, Any] = {}
 
 
 OF_PANEL = ("net", "data", "replicates", "find", "eval", "prune", "targets", "tickets", "protocol", "measures")

@@ -63,6 +63,10 @@ class Panel:
     measures: Measures
 
 
+MINI = "_mini"
+"""What the name of a study ends in that is read in its small form."""
+
+
 @dataclass(frozen=True)
 class Config:
     """A study, checked.
@@ -102,8 +106,18 @@ class Config:
         """Whether whole filters are pruned, so that masks of one sparsity keep unequal numbers of weights."""
         return any(panel.protocol.granularity == "filter" for panel in self.panels)
 
+    @property
+    def named(self) -> list[str]:
+        """The study's name and option on the command line, as in ['demo', '--mini']."""
+        return words(self.name)
 
-def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
+
+def words(name: str) -> list[str]:
+    """What the command line is told of a study by the name that its results have: name, and `--mini` for small ones."""
+    return [name.removesuffix(MINI), *(["--mini"] if name.endswith(MINI) else [])]
+
+
+def read(path: str | Path, sets: Sequence[str] = (), mini: bool = False) -> Config:
     """Read a study.
 
     Parameters
@@ -112,6 +126,8 @@ def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
         YAML 1.2 file; presets are in the folder `presets` beside it, or in `params/presets` here or in a folder above.
     sets : sequence of str, optional
         Fields set in place of the file's, such as 'find.lr=0.1,0.3'.
+    mini : bool, optional
+        Whether the study is read in its small form: with its section `mini` laid over it, under the settings.
 
     Returns
     -------
@@ -122,10 +138,10 @@ def read(path: str | Path, sets: Sequence[str] = ()) -> Config:
     StudyError
         With everything that is wrong: file, line, column, field, value, what is allowed and the nearest match.
     """
-    return parse(trees.read(path), str(path), sets)
+    return parse(trees.read(path), str(path), sets, mini)
 
 
-def parse(text: str, name: str = "<study>", sets: Sequence[str] = ()) -> Config:
+def parse(text: str, name: str = "<study>", sets: Sequence[str] = (), mini: bool = False) -> Config:
     """Read a study from text; `name` stands for the file in errors. Raises as `read` does."""
     tree, problems = trees.load(text, name)
     beside = Path(name).parent / "presets"
@@ -135,16 +151,39 @@ def parse(text: str, name: str = "<study>", sets: Sequence[str] = ()) -> Config:
         if folder
         for path in sorted(folder.glob("*.yaml"))
     }
-    return _config(tree, problems, presets, sets)
+    written = tree.plain if isinstance(tree.plain, dict) else {}
+    if str(written.get("name")).endswith(MINI):
+        problems.append(tree.problem(("name",), f"{shown(written['name'])}: only --mini makes names that end so"))
+    if mini and "mini" not in written:
+        raise StudyError([*problems, tree.problem(("mini",), "missing; --mini needs it")])
+    config, wrong = _config(tree, presets, sets, mini)
+    if "mini" in written and not mini:
+        _, small = _config(tree, presets, (), mini=True)
+        wrong += [
+            item if item.field.startswith("mini") else replace(item, message=f"in the mini form: {item.message}")
+            for item in small
+            if item not in wrong
+        ]
+    return _sound(config, problems + wrong)
 
 
 def resolved(document: Mapping[str, Any], sets: Sequence[str] = ()) -> Config:
     """Make a configuration of the document of another one; `sets` is noted, not applied. Raises as `read` does."""
-    return replace(_config(Tree(dict(document)), [], {}, ()), sets=tuple(sets))
+    return replace(_sound(*_config(Tree(dict(document)), {}, ())), sets=tuple(sets))
 
 
-def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], sets: Sequence[str]) -> Config:
-    branches = _branches(tree, presets, trees.settings(sets), problems)
+def _sound(config: Config | None, problems: list[Problem]) -> Config:
+    if config is None or problems:
+        raise StudyError(sorted(set(problems)))
+    return config
+
+
+def _config(
+    tree: Tree, presets: Mapping[str, Path], sets: Sequence[str], mini: bool = False
+) -> tuple[Config | None, list[Problem]]:
+    """Make a configuration, or none, and say what is wrong."""
+    problems: list[Problem] = []
+    branches = _branches(tree, presets, trees.settings(sets), mini, problems)
     studies: list[Study] = []
     panels: list[Panel] = []
     for branch in branches:
@@ -158,11 +197,11 @@ def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], se
             panels.append(panel)
         problems += [branch.problem(place, message) for place, message in wrong]
     if problems or not studies:
-        raise StudyError(sorted(set(problems)))
+        return None, problems
     whole = studies[0]
     documents = [{name: value for name, value in branch.plain.items() if name in OF_PANEL} for branch in branches]
     above = {name: value for name, value in branches[0].plain.items() if name not in OF_PANEL}
-    return Config(
+    config = Config(
         name=whole.name,
         title=whole.title or whole.name,
         panels=tuple(panels),
@@ -173,6 +212,7 @@ def _config(tree: Tree, problems: list[Problem], presets: Mapping[str, Path], se
         document=above | (documents[0] if len(documents) == 1 else {"panels": documents}),
         sets=tuple(sets),
     )
+    return config, []
 
 
 def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> tuple[Panel, list[tuple[Place, str]]]:
@@ -211,21 +251,24 @@ def _panel(study: Study, recipes: list[tuple[Recipe, Recipe]]) -> tuple[Panel, l
 
 
 def _branches(
-    tree: Tree, presets: Mapping[str, Path], sets: Sequence[tuple[tuple[str, ...], Tree]], problems: list[Problem]
+    tree: Tree,
+    presets: Mapping[str, Path],
+    sets: Sequence[tuple[tuple[str, ...], Tree]],
+    mini: bool,
+    problems: list[Problem],
 ) -> list[Tree]:
-    """Make one tree per panel: presets, the study, the panel and settings laid over each other."""
+    """Make one tree per panel: presets, the study, the panel, the mini form and settings laid over each other."""
     if not isinstance(tree.plain, dict):
         return [tree]
-    base = _preset(tree, presets, problems).without("panels", "presets")
+    base = _preset(tree, presets, problems).without("panels", "presets", "mini")
     problems += [
         value.problem((), f"cannot be set; allowed: fields such as find.lr, {', '.join(OF_PANEL)}")
         for (first, *_), value in sets
-        if first in ("panels", "presets")
+        if first in _NOT_SET
     ]
-    sets = [(place, value) for place, value in sets if place[0] not in ("panels", "presets")]
+    sets = [(place, value) for place, value in sets if place[0] not in _NOT_SET]
     found = []
-    for entry in _entries(tree, problems):
-        merged = base.named("net", "data").merged(entry.named("net", "data"))
+    for merged in _small(base, tree, problems) if mini else _panels(base, tree, problems):
         merged.spots[()] = base.spots[()]
         for place, value in sets:
             if place in (("net",), ("data",)):
@@ -235,8 +278,54 @@ def _branches(
                 if place not in (("net",), ("data",)):
                     branch = branch.merged(trees.nested(place, value))
                     branch.spots[()] = base.spots[()]
-            found.append(branch)
+            found.append(_small_name(branch) if mini else branch)
     return found
+
+
+_NOT_SET = ("panels", "presets", "mini")
+_OF_MINI = [name for name in Study.model_fields if name not in ("name", "presets", "mini")]
+
+
+def _panels(base: Tree, tree: Tree, problems: list[Problem]) -> list[Tree]:
+    """Lay what a study says of each of its panels over what it says of all."""
+    base = base.named("net", "data")
+    return [base.merged(entry.named("net", "data")) for entry in _entries(tree, problems)]
+
+
+def _small(base: Tree, tree: Tree, problems: list[Problem]) -> list[Tree]:
+    """Lay the section `mini` over a study: over each of its panels, or with panels of its own in place of these."""
+    over = tree.at("mini")
+    if not isinstance(over.plain, dict):
+        problems.append(over.problem((), f"{shown(over.plain)} is not allowed; allowed: a mapping"))
+        return _panels(base, tree, problems)
+    over = _known(over, _OF_MINI, "mini", problems)
+    own, over = over, over.without("panels").named("net", "data")
+    base = base.named("net", "data")
+    if "panels" in own.plain:
+        layers = [[over, entry.named("net", "data")] for entry in _entries(own, problems)]
+        found = [base for _ in layers]
+    else:
+        found = _panels(base, tree, problems)
+        layers = [[over] for _ in found]
+    idle: dict[Problem, bool] = {}
+    for number, some in enumerate(layers):
+        for layer in some:
+            for place in layer.nulls():
+                message = "null takes away what the study has, and there is nothing; to ask for it, write {}"
+                problem = layer.problem(place, message)
+                idle[problem] = idle.get(problem, True) and not found[number].has(place)
+            found[number] = found[number].merged(layer, removing=True)
+    problems += [problem for problem, in_vain in idle.items() if in_vain]
+    return found
+
+
+def _small_name(branch: Tree) -> Tree:
+    """Mark name and title as those of the mini form."""
+    for field, mark in (("name", MINI), ("title", " (mini)")):
+        if isinstance(branch.plain.get(field), str):
+            marked = Tree(branch.plain[field] + mark, {(): branch.at(field).spots[()]})
+            branch = branch.with_branch(field, marked)
+    return branch
 
 
 def _options(tree: Tree, name: str) -> Iterator[Tree]:

@@ -114,19 +114,47 @@ class Tree:
             plain, {place: spot for place, spot in self.spots.items() if place[:1] not in [(n,) for n in names]}
         )
 
-    def merged(self, over: "Tree") -> "Tree":
+    def merged(self, over: "Tree", removing: bool = False) -> "Tree":
         """Lay another tree over this one: mappings field by field, all else as a whole.
 
         Of mappings within them that have names, one of another name replaces what is below it.
+
+        Parameters
+        ----------
+        over : Tree
+            What lies above.
+        removing : bool, optional
+            Whether a null takes away what is below it.
         """
         if not isinstance(self.plain, dict) or not isinstance(over.plain, dict):
-            return over
+            return Tree({}, over.spots).merged(over, removing) if removing and isinstance(over.plain, dict) else over
         found = Tree(dict(self.plain), self.spots | {(): over.spots[()]})
-        for name in over.plain:
+        for name, value in over.plain.items():
+            if removing and value is None:
+                found = found.without(name)
+                continue
             branch = over.at(name)
-            replaces = name not in self.plain or self.at(name)._named_otherwise(branch)
-            found = found.with_branch(name, branch if replaces else self.at(name).merged(branch))
+            kept = name in self.plain and not self.at(name)._named_otherwise(branch)
+            below = self.at(name) if kept else Tree(None, branch.spots)
+            found = found.with_branch(name, below.merged(branch, removing))
         return found
+
+    def nulls(self) -> Iterator[Place]:
+        """List the places within mappings at which nothing is written."""
+        for name, value in self.plain.items():
+            if value is None:
+                yield (name,)
+            elif isinstance(value, dict):
+                yield from ((name, *place) for place in self.at(name).nulls())
+
+    def has(self, place: Place) -> bool:
+        """Tell whether mappings within one another lead to a place."""
+        plain = self.plain
+        for name in place:
+            if not isinstance(plain, dict) or name not in plain:
+                return False
+            plain = plain[name]
+        return True
 
     def _named_otherwise(self, over: "Tree") -> bool:
         names = [tree.plain["name"] for tree in (self, over) if isinstance(tree.plain, dict) and "name" in tree.plain]
