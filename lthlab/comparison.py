@@ -52,6 +52,7 @@ _POINTS = ("%", "pp")
 WIDEST = 2.0
 """Points that a reach may have to say that a number is inside."""
 _ONE = "one replicate gives no interval"
+_MOST_NAMED = 3
 _HEADS = (10, 100, 200, 1000)
 
 
@@ -121,9 +122,9 @@ def claims(sources: Iterable[Source]) -> pd.DataFrame:
         'not yet run' where the study asks for what is needed and does not have it yet, or, with study and panel None,
         where no study does); expected ('more' or 'less' than zero, 'alike' to it, or 'yes' or 'no' to a question);
         effect with low and high, its 95 % interval (percentage points, or a number without a unit); n (replicates, or
-        panels of a claim over all of them), unit ('points' or ''); elsewhere (on what, if the paper claims it of other
-        networks or data sets: 'on digits, with lenet_300_100'), and words (which settings were compared). By paper, in
-        the order of the file. Panels of a study that give the same numbers, as they share trainings, count once.
+        panels of a claim over all of them), unit ('points' or ''); elsewhere (where the paper claims it, if not there:
+        'not on cifar10, not with resnet20'), and words (which settings were compared). By paper, in the order of the
+        file. Panels of a study that give the same numbers, as they share trainings, count once.
     """
     sources = list(sources)
     rows: list[dict[str, Any]] = []
@@ -146,10 +147,14 @@ def claims(sources: Iterable[Source]) -> pd.DataFrame:
 
 
 def _elsewhere(claim: Claim, effect: Effect) -> str:
-    """Say on what, where the paper claims it of other data or networks."""
-    words = [f"on {effect.data}"] if claim.data and effect.data and effect.data not in claim.data else []
-    if claim.networks and effect.network and effect.network not in claim.networks:
-        words.append(f"with {effect.network}")
+    """Say where the paper claims it, where that is not on these data and this network."""
+    if not claim.data and not claim.networks:
+        return "the paper's network and data are not at hand" if effect.data else ""
+    words = [
+        f"not {word} {' or '.join(names) if len(names) <= _MOST_NAMED else 'those of the paper'}"
+        for word, names, own in (("on", claim.data, effect.data), ("with", claim.networks, effect.network))
+        if names and own and own not in names
+    ]
     return ", ".join(words)
 
 
