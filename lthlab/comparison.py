@@ -10,7 +10,8 @@ paper and its own code, since any other decay is another experiment.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,14 @@ def values(sources: Iterable[Source]) -> pd.DataFrame:
         recipe, or while none is done. Counts of parameters need no training.
     """
     sources = list(sources)
+    sites: dict[tuple[str, ...], list[_Site]] = {}
+    for number in published.numbers():
+        if number.recipe and _alike(number) not in sites:
+            placed = [_Site(number, source, _place(number, source.frame)) for source in sources]
+            sites[_alike(number)] = [site for site in placed if len(site.rows)]
     compared = [
-        (number, [row for source in sources for row in _rows(number, source)]) for number in published.numbers()
+        (number, [row for site in sites.get(_alike(number), ()) for row in _rows(number, site)])
+        for number in published.numbers()
     ]
     measured = [row for _, found in compared for row in found if "found" in row]
     rows: list[dict[str, Any]] = []
@@ -194,23 +201,49 @@ def _parameters(number: Number) -> dict[str, Any]:
 # --- ours ---------------------------------------------------------------------------------------------------------
 
 
-def _rows(number: Number, source: Source) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Site:
+    """What a study has under a recipe, of a network on a data set; all numbers of which are compared with it."""
+
+    number: Number
+    source: Source
+    rows: pd.DataFrame
+
+    @cached_property
+    def judged(self) -> list[tuple[str, str, prizes.Judged]]:
+        """Verdicts, over whatever learning rates there are, with the switches that differ and the panel."""
+        trained = self.rows[(self.rows["what"] == "train") & (self.rows["ticket"] != "search")]
+        trained = trained[trained["layer_counts"].isna() & (trained["find_lr"] == trained["eval_lr"])]
+        found = _variants(self.number, trained.assign(prune_at="", schedule=""), self.source)
+        rules = self.source.config.verdicts
+        return [
+            (switches, panel, judged)
+            for switches, panel, own in found
+            for judged in prizes.judge(rules, trained.loc[own.index])
+        ]
+
+
+def _alike(number: Number) -> tuple[str, ...]:
+    return number.recipe, number.network, number.data
+
+
+def _rows(number: Number, site: _Site) -> Iterator[dict[str, Any]]:
     """Compare a number with what a study has, by the switches that differ."""
-    own = _place(number, source.frame)
-    if own.empty or _without_training(number):
-        return
+    about = {"study": site.source.config.name}
     if number.unit == "verdict":
-        yield from _verdicts(number, own, source)
-        return
-    (choose,) = (chosen for start, chosen in _CHOSEN.items() if number.quantity.startswith(start))
-    for switches, panel, alike in _variants(number, choose(number, own, source), source):
-        about = {"switches": switches, "study": source.config.name, "panel": panel}
-        yield about | _compared(number, alike)
+        reading = site.source.config.verdicts.reading
+        for switches, panel, judged in site.judged:
+            yield about | {"switches": switches, "panel": panel} | _stated(number, judged, reading)
+    elif not _without_training(number):
+        (choose,) = (chosen for start, chosen in _CHOSEN.items() if number.quantity.startswith(start))
+        for switches, panel, own in _variants(number, choose(number, site.rows, site.source), site.source):
+            yield about | {"switches": switches, "panel": panel} | _compared(number, own)
 
 
 def _place(number: Number, frame: pd.DataFrame) -> pd.DataFrame:
-    """Choose rows of the network on the data set, both as they usually are."""
-    net = number.net
+    """Choose rows of the network on the data set, both as they usually are, trained as long as the paper's."""
+    net, epochs = number.net, published.panel(number).recipes[0][1].epochs
+    frame = frame[(frame["eval_epochs"] == epochs) & (frame["find_epochs"] == epochs)]
     rows = frame[(frame["network"] == net.name) & (frame["data"] == number.data) & (frame["source"] == frame["target"])]
     if "width" in rows and len(rows):
         rows = rows[(rows["width"] == net.width) & (rows["shortcut"] != "none")]
@@ -218,14 +251,11 @@ def _place(number: Number, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trained(number: Number, rows: pd.DataFrame) -> pd.DataFrame:
-    """Choose trainings with the number's learning rates and lengths."""
+    """Choose trainings with the number's learning rates."""
     asked = number.conditions
-    epochs = asked.epochs or published.panel(number).recipes[0][1].epochs
     evaluated = asked.eval_lr or asked.lr or published.panel(number).recipes[0][1].lr
-    rows = rows[(rows["eval_epochs"] == epochs) & np.isclose(rows["eval_lr"], evaluated)]
-    masked = rows["ticket"] != "dense"
-    found = asked.find_lr or evaluated
-    return rows[~masked | (np.isclose(rows["find_lr"], found) & (rows["find_epochs"] == epochs))]
+    rows = rows[np.isclose(rows["eval_lr"], evaluated)]
+    return rows[(rows["ticket"] == "dense") | np.isclose(rows["find_lr"], asked.find_lr or evaluated)]
 
 
 def _sparse(number: Number, rows: pd.DataFrame) -> pd.DataFrame:
@@ -452,17 +482,6 @@ def _over_levels(rows: pd.DataFrame) -> dict[str, Any]:
     means = 100 * rows[rows["status"] == "done"].drop_duplicates("key").groupby("sparsity")["value"].mean()
     words = ", ".join(f"{mean:.1f} at {sparsity:.3f}" for sparsity, mean in means.items())
     return {"outcome": "undecided", "note": f"the paper does not state the sparsity (C6); ours by sparsity: {words}"}
-
-
-def _verdicts(number: Number, rows: pd.DataFrame, source: Source) -> Iterator[dict[str, Any]]:
-    """Compare a verdict with those on panels under the same recipe, over whatever learning rates we have."""
-    trained = rows[(rows["what"] == "train") & (rows["ticket"] != "search") & rows["layer_counts"].isna()]
-    epochs = published.panel(number).recipes[0][0].epochs
-    trained = trained[(trained["eval_epochs"] == epochs) & (trained["find_lr"] == trained["eval_lr"])]
-    for switches, panel, own in _variants(number, trained.assign(prune_at="", schedule=""), source):
-        about = {"switches": switches, "study": source.config.name, "panel": panel}
-        for judged in prizes.judge(source.config.verdicts, trained.loc[own.index]):
-            yield about | _stated(number, judged, source.config.verdicts.reading)
 
 
 def _stated(number: Number, judged: prizes.Judged, reading: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,11 @@ class Source:
     def judged(self) -> list[Judged]:
         """What tickets win in its panels."""
         return prizes.judge(self.config.verdicts, self.frame)
+
+    @cached_property
+    def split(self) -> dict[Any, list[tuple[str, pd.DataFrame]]]:
+        """Tables split into panels, as they were asked for once (`lthlab.predicates`)."""
+        return {}
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:

@@ -132,7 +132,8 @@ def _named(settings: Mapping[str, Any]) -> set[str]:
 
 def _panels(claim: Claim, source: Source) -> Iterator[tuple[str, pd.DataFrame]]:
     """Split the table of a claim into panels, not by what the claim itself compares, and keep those it is about."""
-    rows = source.table(claim.settings.get("table", "trained"))
+    table = claim.settings.get("table", "trained")
+    rows = source.table(table)
     if rows.empty:
         return
     named = _named(claim.settings)
@@ -141,17 +142,24 @@ def _panels(claim: Claim, source: Source) -> Iterator[tuple[str, pd.DataFrame]]:
     own |= {f"{side}_{name}" for side in ("find", "eval") for name in fields & {column[5:] for column in named}}
     if "find_epochs" in named or "eval_epochs" in named:
         own |= {f"{side}_{name}" for side in ("find", "eval") for name in _CLOCK}
-    varied = {name: f"own {name}" for name in own if name in rows and not name.endswith("_lr")}
-    rows = rows[_coupled(rows, fields - {name[5:] for name in named})]
-    if varied:
-        rows = rows.rename(columns=varied)
-    for name, panel in results.panels(rows) if len(rows) else []:
-        panel = panel.rename(columns={new: old for old, new in varied.items()})
+    varied = frozenset(name for name in own if name in rows and not name.endswith("_lr"))
+    split = (table, varied, frozenset(fields - {name[5:] for name in named}))
+    if split not in source.split:
+        source.split[split] = _divided(rows, *split[1:])
+    for name, panel in source.split[split]:
         if _concerned(panel.iloc[0], claim.settings.get("on", {})):
             yield name, panel
 
 
-def _coupled(rows: pd.DataFrame, fields: set[str]) -> "pd.Series[bool]":
+def _divided(rows: pd.DataFrame, varied: frozenset[str], coupled: frozenset[str]) -> list[tuple[str, pd.DataFrame]]:
+    """Split rows into panels as if some columns were not there, of masks found with the recipe that trains them."""
+    hidden = {name: f"own {name}" for name in varied}
+    rows = rows[_coupled(rows, coupled)].rename(columns=hidden)
+    back = {new: old for old, new in hidden.items()}
+    return [(name, panel.rename(columns=back)) for name, panel in (results.panels(rows) if len(rows) else [])]
+
+
+def _coupled(rows: pd.DataFrame, fields: frozenset[str]) -> "pd.Series[bool]":
     """Rows whose masks were found with the recipe that trains them, but for learning rates and what a claim names."""
     same = pd.Series(True, rows.index)
     for name in fields - {"lr"}:

@@ -47,6 +47,7 @@ ROWS = [
     ["evidence", "guidelines"],
     ["predicates"],
     ["comparison"],
+    ["ledgers"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["cli"],
@@ -57,7 +58,7 @@ WITHOUT_TORCH = {
     "__init__", "advisor", "analyses", "arguments", "catalog", "comparison", "contours", "contrasts",
     "correlations", "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "evidence",
     "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels",
-    "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",
+    "ledgers", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",
     "predicates", "prizes", "probes", "profiles", "progress", "provenance", "pruning", "published", "ratios",
     "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf", "sizes", "spec",
     "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values", "verdicts",
@@ -265,9 +266,9 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "advisor", "comparison", "contours", "correlations", "evidence", "explore", "findings", "guidelines", "losses",
-        "markup", "pairings", "plots", "predicates", "prizes", "profiles", "reports", "strokes", "timelines",
-        "transfer",
+        "advisor", "comparison", "contours", "correlations", "evidence", "explore", "findings", "guidelines",
+        "ledgers", "losses", "markup", "pairings", "plots", "predicates", "prizes", "profiles", "reports",
+        "strokes", "timelines", "transfer",
     }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):
