@@ -93,7 +93,9 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     for made in (ahead, run, compute, status, publish, compare):
         may: dict[str, Any] = {"nargs": "?"} if made is status else {}
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
-        study = made.add_argument("study", help=text, **may)
+        if made is ahead:
+            may, text = {"nargs": "+", "metavar": "study"}, f"{text}; several are planned one by one and together"
+        study = made.add_argument("studies" if made is ahead else "study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
         made.add_argument("--mini", action="store_true", help="the study's small form, as its section `mini` says")
     for made in (ahead, run, compute, status, publish, compare, doctor):
