@@ -3,12 +3,18 @@
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
 
 import lthlab
 from lthlab import sections
 from lthlab.catalog import KNOWN
-from lthlab.errors import nearest
+from lthlab.errors import InputError, nearest
+from lthlab.parts import Part
+from lthlab.wording import explain
+
+_P = TypeVar("_P", bound=Part)
 
 _STUDY_FILES = {"bash": "_lthlab_studies", "zsh": "_files -g '*.yaml'", "tcsh": "f:*.yaml"}
 _FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}
@@ -82,8 +88,9 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     compute = command("compute", "compute the values of a study, without notebooks")
     status = command("status", "say what is done, in training, missing, diverged or stale")
     publish = command("publish", "make pages of the executed reports of a study")
+    compare = command("compare", "compare a study with what the papers print and claim, as far as it is done")
     doctor = command("doctor", "look for what stands in the way of computing, and say what to do about it")
-    for made in (ahead, run, compute, status, publish):
+    for made in (ahead, run, compute, status, publish, compare):
         may: dict[str, Any] = {"nargs": "?"} if made is status else {}
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
         if made is ahead:
@@ -91,16 +98,15 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         study = made.add_argument("studies" if made is ahead else "study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
         made.add_argument("--mini", action="store_true", help="the study's small form, as its section `mini` says")
-    for made in (ahead, run, compute, status, publish, doctor):
+    for made in (ahead, run, compute, status, publish, compare, doctor):
         text = "file or module that registers networks or data sets of one's own; may be repeated"
         own = made.add_argument("--with", action="append", default=[], dest="modules", metavar="MODULE", help=text)
         own.complete = _MODULES  # type: ignore[attr-defined]
-    for made in (ahead, run, compute, publish):
+    for made in (ahead, run, compute, publish, compare):
         text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
         made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
-    for made in (ahead, run, compute, status, publish, doctor):
-        folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+    for made in (ahead, run, compute, status, publish, compare, doctor):
+        _store(made)
     for made in (ahead, run, compute):
         text = "auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share each training (default: auto)"
         device = made.add_argument("--device", default="auto", help=text)
@@ -127,8 +133,10 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         folder.complete = _FOLDERS  # type: ignore[attr-defined]
     text = "folder of the pages (default: reports/NAME OF THE STUDY)"
     publish.add_argument("--to", metavar="FOLDER", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
-    for made in (ahead, run, compute, publish, doctor):
+    for made in (ahead, run, compute, publish, compare, doctor):
         made.add_argument("--json", action="store_true", help="print JSON")
+    text = "list what is not yet run too, not only how much it is"
+    compare.add_argument("--all", action="store_true", help=text)
     forms = status.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="print JSON")
     forms.add_argument("--watch", action="store_true", help="show a study until all is done, or until Ctrl-C")
@@ -139,9 +147,15 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     doctor.add_argument("--prunable", default="all_but_head", metavar="POLICY", help=text)
     _data(command("data", "list, fetch, import or verify data sets"))
     _ticket(command("ticket", "write a ticket to a file of its own that plain torch loads, or check one"))
+    _results(command("results", "write the results of a study to a few small files, or put such files into a store"))
     completion = command("completion", "print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return whole
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    folder = parser.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
+    folder.complete = _FOLDERS  # type: ignore[attr-defined]
 
 
 def _actions(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
@@ -192,8 +206,55 @@ def _ticket(parser: argparse.ArgumentParser) -> None:
             "--with", action="append", default=[], dest="modules", metavar="MODULE", help=text
         )
         own.complete = _MODULES  # type: ignore[attr-defined]
-        folder = made[name].add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+        _store(made[name])
+
+
+def _results(parser: argparse.ArgumentParser) -> None:
+    made = _actions(
+        parser,
+        {
+            "export": "write the results of a study, finished or not, to a folder",
+            "import": "put the results in such a folder into the store; a later run continues them",
+        },
+    )
+    made["export"].add_argument(
+        "study", metavar="STUDY", help="name of a study in the store; `lthlab status` lists them"
+    )
+    for each in made.values():
+        text = "folder of the files, as reports/data/NAME OF THE STUDY"
+        each.add_argument("folder", metavar="FOLDER", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
+        _store(each)
+
+
+def part(kind: type[_P], text: str, option: str) -> _P:
+    """Read a name, and fields behind it, such as 'resnet20,width=32'.
+
+    Parameters
+    ----------
+    kind : type
+        What is read: a network, or a data set.
+    text : str
+        As on the command line.
+    option : str
+        The option, for the error.
+
+    Raises
+    ------
+    InputError
+        If the name or a field is not known.
+    """
+    name, *others = text.split(",")
+    fields: dict[str, Any] = {"name": name}
+    for other in others:
+        field, _, value = other.partition("=")
+        fields[field] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        found = (problem for each in error.errors() for problem in explain(each, kind))
+        raise InputError(
+            "\n".join(f"{option} {'.'.join(map(str, place))}: {words}" for place, words in found)
+        ) from error
 
 
 def seconds(text: str) -> float:

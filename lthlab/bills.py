@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from lthlab import catalog, estimates, stages, tickets
@@ -41,7 +42,7 @@ class Bill:
     notebooks: dict[str, str]
     executed: set[str]
 
-    @property
+    @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """As `lthlab.stages.by_stage`."""
         return stages.by_stage(self.config, self.labelled, self.forecast)

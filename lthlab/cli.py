@@ -11,20 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from lthlab import spec, studies, tickets, trees
-from lthlab.arguments import PREAMBLE, STALL_S, parser
+from lthlab.arguments import PREAMBLE, STALL_S, parser, part
 from lthlab.errors import InputError, nearest
 from lthlab.jobs import Outcome, clock, group_failures
 from lthlab.kernels import GRACE_S, SPIN, cores
-from lthlab.parts import Data, Net, Part
+from lthlab.parts import Data, Net
 from lthlab.store import Damaged, Store
-from lthlab.wording import explain
-
-_P = TypeVar("_P", bound=Part)
 
 SCHEMA = 1
 SIGNALS = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM}
@@ -389,6 +384,18 @@ def _publish(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from lthlab import ledgers
+
+    config = _read(options)
+    numbers, told = ledgers.of(Store(options.runs), config)
+    if options.json:
+        _print_json({"study": config.name, "numbers": ledgers.plain(numbers), "claims": ledgers.plain(told)})
+    else:
+        print(ledgers.text(config.name, numbers, told, options.all))
+    return 0
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from lthlab import doctor
 
@@ -418,7 +425,7 @@ def _shelf(options: argparse.Namespace) -> int:
 def _network(options: argparse.Namespace) -> int:
     from lthlab import doctor
 
-    net, data = _part(Net, options.net, "--net"), _part(Data, options.data, "--data")
+    net, data = part(Net, options.net, "--net"), part(Data, options.data, "--data")
     layers = doctor.network(net, data, options.prunable)
     parameters, prunable = (sum(getattr(layer, name) for layer in layers) for name in ("parameters", "prunable"))
     if options.json:
@@ -437,22 +444,6 @@ def _network(options: argparse.Namespace) -> int:
     share = f"{100 * prunable / parameters:.3g} %"
     print(f"{parameters:,} parameters; policy '{options.prunable}' lets {prunable:,} of them be pruned, {share}")
     return 0
-
-
-def _part(kind: type[_P], text: str, option: str) -> _P:
-    """Read a name, and fields behind it, such as 'resnet20,width=32'."""
-    name, *others = text.split(",")
-    fields: dict[str, Any] = {"name": name}
-    for other in others:
-        field, _, value = other.partition("=")
-        fields[field] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        found = (problem for each in error.errors() for problem in explain(each, kind))
-        raise InputError(
-            "\n".join(f"{option} {'.'.join(map(str, place))}: {words}" for place, words in found)
-        ) from error
 
 
 def _completion(options: argparse.Namespace) -> int:
@@ -493,8 +484,10 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compute": _compute,
     "status": _status,
     "publish": _publish,
+    "compare": _compare,
     "data": _shelf,
     "ticket": _shelf,
+    "results": _shelf,
     "doctor": _doctor,
     "completion": _completion,
 }

@@ -119,7 +119,13 @@ def data_home() -> Path:
     """
     if named := os.environ.get(HOME):
         return Path(named).absolute()
-    folder = Path(os.environ.get("XDG_DATA_HOME") or "")
+    return _own_home(os.environ.get("XDG_DATA_HOME"), os.environ.get("HOME"))
+
+
+@functools.lru_cache
+def _own_home(xdg: str | None, user: str | None) -> Path:
+    """Find the user's data folder; the variables that say where it is are given, so that this is found out once."""
+    folder = Path(xdg or "")
     return (folder if folder.is_absolute() else Path.home() / ".local" / "share") / "lthlab"
 
 
@@ -148,10 +154,10 @@ def facts_of(name: str) -> DataFacts:
 
 def installed_facts(name: str) -> DataFacts | None:
     """Read what is known of an installed set; None if there is none; raises InputError as `facts_of` does."""
-    path = data_home() / f"{name}.json"
     if DATA_NAME.fullmatch(name):
+        path = f"{data_home()}{os.sep}{name}.json"  # without pathlib: studies ask for the same set many times
         with suppress(FileNotFoundError):
-            return _read_facts(path, path.stat().st_mtime_ns)
+            return _read_facts(Path(path), os.stat(path).st_mtime_ns)
     return None
 
 

@@ -463,6 +463,40 @@ def sparsity_by_redundancy(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return legend(ax) if alone else ax
 
 
+def ours_by_papers(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw numbers of ours against those that papers print.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Rows in percent: value (the paper's), ours, low and high (NaN with one replicate), and kind, text of a series.
+    ax : Axes, optional
+        Where to draw; a figure with a legend is made by default.
+
+    Returns
+    -------
+    Axes
+        Both axes alike, in %, with the line on which numbers agree.
+    """
+    ax, alone = strokes.axes(ax)
+    ends = [column.dropna() for column in (frame["value"], frame["ours"], frame["low"], frame["high"])]
+    low, high = min(end.min() for end in ends if len(end)), max(end.max() for end in ends if len(end))
+    edge = 0.05 * (high - low) or 1.0
+    span = (low - edge, high + edge)
+    ax.plot(span, span, color=strokes.COLOURS["dense"], linewidth=1.1, zorder=1, label="equal")
+    for (colour, marker), (kind, own) in zip(strokes.SEVERAL, frame.groupby("kind", sort=False), strict=False):
+        rows = own.sort_values("value")
+        reach = [(rows["ours"] - rows["low"]).fillna(0), (rows["high"] - rows["ours"]).fillna(0)]
+        ax.errorbar(rows["value"], rows["ours"], reach, fmt=marker, color=colour, capsize=2.5, markersize=5, label=kind)
+    ax.set_xlim(span)
+    ax.set_ylim(span)
+    ax.set_aspect("equal")
+    ax.set_xlabel("the paper's (%)")
+    ax.set_ylabel("ours (%)")
+    strokes.plain(ax)
+    return legend(ax) if alone else ax
+
+
 def means(frame: pd.DataFrame, x: str, hue: str, ax: Axes | None = None) -> Axes:
     """Draw means of `value` against any column, one line per value of another.
 

@@ -28,6 +28,7 @@ _WIDE = 36
 _CLASSES = {
     "insufficient evidence": "insufficient", "jackpot": "yes", "secondary prize": "yes", "none": "no",
     "supports": "yes", "contradicts": "no", "undecided": "boundary", "no evidence": "insufficient",
+    "inside": "yes", "outside": "no", "not comparable": "insufficient", "not yet run": "insufficient",
 }  # fmt: skip
 """Classes of the style sheet by state."""
 _QUESTIONS = {

@@ -224,14 +224,16 @@ def _body(net: Net, data: Data) -> tuple[int, ...]:
     return tuple(kind.weights for kind in layers if kind.role != "head" for _ in range(kind.times))
 
 
-def count(net: Net, data: Data | str, widths: Sequence[int] | None = None, prunable: str = "all_but_head") -> Size:
+def count(
+    net: Net, data: Data | DataFacts | str, widths: Sequence[int] | None = None, prunable: str = "all_but_head"
+) -> Size:
     """Count the parameters of a network.
 
     Parameters
     ----------
     net : Net
         The network.
-    data : Data or str
+    data : Data, DataFacts or str
         Data set, whose images and classes it fits.
     widths : sequence of int, optional
         Widths of its stages, if not its own.

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "capabilities.md").read_text(encoding="utf-8")
 NUMBERS = {
     "D": range(1, 11), "M": range(1, 11), "T": range(1, 9), "P": range(1, 11), "K": range(1, 10), "B": range(1, 6),
-    "H": range(1, 5), "A": range(1, 13), "V": range(1, 7), "X": range(1, 5), "R": range(1, 5),
+    "H": range(1, 5), "A": range(1, 13), "V": range(1, 7), "X": range(1, 5), "R": range(1, 6),
 }  # fmt: skip
 ROWS = [f"{letter}{number}" for letter, numbers in NUMBERS.items() for number in numbers]
 SHOWN = {*(name for name in ROWS if name[0] in "PKBHAVX"), "M9", "T8"}

@@ -26,14 +26,14 @@ ROWS = [
     ["analyses", "pruning"],
     ["probes"],
     ["spec"],
-    ["roles"],
+    ["published", "roles"],
     ["catalog", "forms", "kernels", "masks", "nets", "plan", "schema", "store"],
     ["chains", "data", "filters", "gradual", "readers"],
     ["contrasts", "counts", "install", "lanes", "runs", "tickets", "weights"],
     ["feasible", "streams"],
     ["replicas"],
     ["derive", "devices", "engine", "landscape", "studies"],
-    ["curvature", "estimates", "parallel", "portable", "scores"],
+    ["compact", "curvature", "estimates", "parallel", "portable", "scores"],
     ["measures", "trainer"],
     ["lab"],
     ["results", "verdicts"],
@@ -44,7 +44,10 @@ ROWS = [
     ["contours", "markup", "profiles", "timelines"],
     ["reports"],
     ["advisor", "correlations", "explore", "findings", "losses", "pairings", "prizes", "transfer"],
-    ["guidelines"],
+    ["evidence", "guidelines"],
+    ["predicates"],
+    ["comparison"],
+    ["ledgers"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["bills"],
@@ -53,13 +56,14 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "contours", "contrasts", "correlations",
-    "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "explore", "files",
-    "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels", "losses", "machine",
-    "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots", "prizes", "probes", "profiles",
-    "progress", "provenance", "pruning", "ratios", "readers", "reports", "results", "roles", "runs", "saturation",
-    "schema", "sections", "shelf", "sizes", "spec", "stages", "store", "strokes", "studies", "tickets",
-    "timelines", "transfer", "trees", "values", "verdicts", "watch", "wording",
+    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "comparison", "contours", "contrasts",
+    "correlations", "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "evidence",
+    "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels",
+    "ledgers", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",
+    "predicates", "prizes", "probes", "profiles", "progress", "provenance", "pruning", "published", "ratios",
+    "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf", "sizes", "spec",
+    "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values", "verdicts",
+    "watch", "wording",
 }  # fmt: skip
 ONLY_IN_BATCH = {"dask", "dask_jobqueue", "distributed", "papermill"}
 NEEDED_BY_NOTEBOOKS = {
@@ -263,8 +267,9 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "advisor", "contours", "correlations", "explore", "findings", "guidelines", "losses", "markup", "pairings",
-        "plots", "prizes", "profiles", "reports", "strokes", "timelines", "transfer",
+        "advisor", "comparison", "contours", "correlations", "evidence", "explore", "findings", "guidelines",
+        "ledgers", "losses", "markup", "pairings", "plots", "predicates", "prizes", "profiles", "reports",
+        "strokes", "timelines", "transfer",
     }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}
     for blocked, chosen in (({"torch", *NEEDED_BY_NOTEBOOKS}, names - drawing), ({"torch"}, drawing)):

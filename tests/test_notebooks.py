@@ -25,6 +25,7 @@ REPORTS = (
     "winning_tickets", "weight_correlation", "hyperparameter_decoupling", "layerwise_pruning", "ticket_transfer",
     "early_tickets",
 )  # fmt: skip
+COMPARISON = "paper_comparison"
 OWN, TRANSFER, EARLY, LANDSCAPE = "own_network", "ticket_transfer", "early_tickets", "loss_landscape"
 STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
 STUDIES |= {LANDSCAPE: "landscape"}
@@ -163,7 +164,7 @@ def problems(path: Path) -> list[str]:
 
 
 def test_the_notebooks_are_those_that_studies_name():
-    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", *STUDIES}
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", COMPARISON, *STUDIES}
     assert COMPUTE == sections.STAGES
 
 
@@ -242,7 +243,7 @@ def tested(tmp_path_factory):
     """A folder in which nbval ran all notebooks, and what it said."""
     folder = copied(tmp_path_factory.mktemp("tiny"))
     (folder / "pytest.ini").write_text("[pytest]\n")
-    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", *STUDIES)]
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", COMPARISON, *STUDIES)]
     environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -268,7 +269,7 @@ def test_notebooks_run_from_top_to_bottom(tested):
 def published(tiny):
     """Pages of the reports, by name."""
     pages_ = {}
-    for name in (*REPORTS, TRANSFER, LANDSCAPE):
+    for name in (*REPORTS, TRANSFER, LANDSCAPE, COMPARISON):
         executed = tiny / f"{name}.ipynb"
         papermill.execute_notebook(
             tiny / "notebooks" / f"{name}.ipynb", executed, cwd=tiny / "notebooks", progress_bar=False
