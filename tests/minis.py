@@ -21,9 +21,9 @@ from lthlab.errors import InputError
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = (
     "lan_fig2_lr",
+    "ma_fig3_resnet20_cifar10",
     "ma_fig4_5",
     "ma_fig6",
-    "ma_table4",
     "morcos_fig1",
     "morcos_fig2",
     "sooner_fig1",
