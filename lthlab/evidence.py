@@ -127,6 +127,10 @@ def _layers(source: Source) -> pd.DataFrame:
         return rows
     rows = rows.drop(columns=[name for name in map(str, rows) if name.startswith("eval_")])
     rows = pd.concat([_of_one_method(own) for _, own in rows.groupby("panel", sort=False)])
+    masks = source.frame[(source.frame["what"] == "mask") & (source.frame["ticket"] == "search")]
+    asked = masks.groupby(["panel", "method"])["sparsity"].max().rename("asked")
+    whole = rows.groupby(["panel", "method"])["sparsity"].transform("max")
+    rows = rows[whole >= rows.join(asked, on=["panel", "method"])["asked"]]  # of a chain that is not done, none
     rows = rows.drop_duplicates(["key", "layer"])
     last = rows.groupby("key")["number"].transform("max")
     return _stepped(rows).assign(depth=(rows["number"] - 1) / (last - 1).where(last > 1))

@@ -219,8 +219,7 @@ def _domain(rows: pd.DataFrame, name: str) -> set[float]:
     """Values that a word may stand for."""
     if name == "lr" and "find_lr" in rows:
         rows = rows[(rows["find_lr"] == rows["eval_lr"]) | _dense(rows)]
-    done = rows[rows["status"] == "done"] if (rows["status"] == "done").any() else rows
-    return set(done[_column(name)].dropna().round(9))
+    return set(rows[_column(name)].dropna().round(9))
 
 
 def _taken(rows: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
