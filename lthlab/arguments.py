@@ -93,7 +93,9 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     for made in (ahead, run, compute, status, publish, compare):
         may: dict[str, Any] = {"nargs": "?"} if made is status else {}
         text = "YAML file of a study, or its name" + "; all studies by default" * (made is status)
-        study = made.add_argument("study", help=text, **may)
+        if made is ahead:
+            may, text = {"nargs": "+", "metavar": "study"}, f"{text}; several are planned one by one and together"
+        study = made.add_argument("studies" if made is ahead else "study", help=text, **may)
         study.complete = _STUDY_FILES  # type: ignore[attr-defined]
         made.add_argument("--mini", action="store_true", help="the study's small form, as its section `mini` says")
     for made in (ahead, run, compute, status, publish, compare, doctor):
@@ -104,8 +106,7 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
         text = "set a field in place of the study's, as find.lr=0.1,0.3; may be repeated"
         made.add_argument("--set", action="append", default=[], dest="sets", metavar="FIELD=VALUE[,VALUE]", help=text)
     for made in (ahead, run, compute, status, publish, compare, doctor):
-        folder = made.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+        _store(made)
     for made in (ahead, run, compute):
         text = "auto, cpu, cuda or cuda:1; cuda:0,cuda:1 share each training (default: auto)"
         device = made.add_argument("--device", default="auto", help=text)
@@ -146,9 +147,15 @@ def parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> Parser:
     doctor.add_argument("--prunable", default="all_but_head", metavar="POLICY", help=text)
     _data(command("data", "list, fetch, import or verify data sets"))
     _ticket(command("ticket", "write a ticket to a file of its own that plain torch loads, or check one"))
+    _results(command("results", "write the results of a study to a few small files, or put such files into a store"))
     completion = command("completion", "print the completion of a shell")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return whole
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    folder = parser.add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
+    folder.complete = _FOLDERS  # type: ignore[attr-defined]
 
 
 def _actions(parser: argparse.ArgumentParser, texts: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
@@ -199,8 +206,24 @@ def _ticket(parser: argparse.ArgumentParser) -> None:
             "--with", action="append", default=[], dest="modules", metavar="MODULE", help=text
         )
         own.complete = _MODULES  # type: ignore[attr-defined]
-        folder = made[name].add_argument("--runs", default="runs", metavar="FOLDER", help="the store (default: runs)")
-        folder.complete = _FOLDERS  # type: ignore[attr-defined]
+        _store(made[name])
+
+
+def _results(parser: argparse.ArgumentParser) -> None:
+    made = _actions(
+        parser,
+        {
+            "export": "write the results of a study, finished or not, to a folder",
+            "import": "put the results in such a folder into the store; a later run continues them",
+        },
+    )
+    made["export"].add_argument(
+        "study", metavar="STUDY", help="name of a study in the store; `lthlab status` lists them"
+    )
+    for each in made.values():
+        text = "folder of the files, as reports/data/NAME OF THE STUDY"
+        each.add_argument("folder", metavar="FOLDER", help=text).complete = _FOLDERS  # type: ignore[attr-defined]
+        _store(each)
 
 
 def part(kind: type[_P], text: str, option: str) -> _P:

@@ -201,6 +201,12 @@ KNOWN: dict[str, Known] = {
         ),
         unpacked=True,
     ),
+    "miniplaces": Known(
+        "100 classes of Places, 128 × 128; its validation images are the test set",
+        _RESEARCH,
+        by_hand="download images and lists as https://github.com/CSAILVision/miniplaces says, and bring the images to "
+        "FOLDER/train/<class>/ and FOLDER/val/<class>/",
+    ),
 }
 """Public data sets by name. Addresses and checksums are those of the authors' pages or of torchvision."""
 

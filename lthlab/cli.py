@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lthlab import catalog, spec, studies, tickets, trees
+from lthlab import spec, studies, tickets, trees
 from lthlab.arguments import PREAMBLE, STALL_S, parser, part
 from lthlab.errors import InputError, nearest
 from lthlab.jobs import Outcome, clock, group_failures
@@ -80,46 +80,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(options: argparse.Namespace) -> spec.Config:
     """Read the study that is asked for; what the command line sets is shown as YAML."""
     config = spec.read(studies.find(options.study), options.sets, options.mini)
-    if config.sets:
-        print(trees.as_yaml(config.sets), end="", file=sys.stderr)
+    _show_sets(config.sets)
     return config
+
+
+def _show_sets(sets: Sequence[str]) -> None:
+    if sets:
+        print(trees.as_yaml(sets), end="", file=sys.stderr)
 
 
 # --- commands -------------------------------------------------------------------------------------------------
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from lthlab import stages
+    from lthlab import bills, stages
 
-    config = _read(options)
-    labelled = tickets.expand(config)
     notebooks = Path(options.notebooks)
     if options.notebooks != "notebooks" and not notebooks.is_dir():
         raise InputError(f"--notebooks {notebooks}: no such folder")
     settings = stages.Settings(notebooks=notebooks, device=options.device, slots=options.slots)
-    forecast = stages.ahead(config, labelled, Store(options.runs), settings)
-    rows = stages.by_stage(config, labelled, forecast)
-    panels = config.panels
-    absent = catalog.missing(data.name for panel in panels for data in (panel.data, *(to for to, _ in panel.targets)))
-    whole = {"stage": "in all"} | {"notebooks": sum(row["notebooks"] for row in rows)} | vars(forecast.whole)
+    store, wrong = Store(options.runs), []
+    found: dict[str, bills.Bill] = {}
+    for study in dict.fromkeys(options.studies):
+        try:
+            config = spec.read(studies.find(study), options.sets, options.mini)
+            if config.name in found:
+                raise InputError(f"{study}: a study '{config.name}' is asked for already; allowed: one of each name")
+            found[config.name] = bills.bill(config, store, settings)
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong and not found:
+        raise InputError("\n".join(wrong))
+    _show_sets(options.sets)
+    asked = list(found.values())
+    if len(asked) == 1:
+        facts, lines = asked[0].facts(), bills.of_one(asked[0])
+    else:
+        whole = bills.together(asked, store, settings)
+        facts = {"studies": [each.facts() for each in asked], "together": whole.facts()}
+        lines = bills.of_several(asked, whole)
     if options.json:
-        facts = {"study": config.name, "notebooks": whole["notebooks"], **forecast.facts(), "stages": rows}
-        _print_json(facts | {"absent": absent})
-        return 0
-    print(f"{config.name}, on {forecast.device}:")
-    print(f"{'':17}notebooks trainings shared    done     epochs     time     disk")
-    for row in [*rows, whole]:
-        print(
-            f"{row['stage']:17}{row['notebooks']:9,} {row['trainings']:9,} {row['shared']:6,} {row['done']:7,} "
-            f"{row['epochs']:10,} {_time(row['hours']):>8} {_size(row['bytes']):>8}"
-        )
-    if forecast.whole.guessed:
-        print("the time is partly guessed: some of these networks were not trained here yet")
-    for text in absent:
-        print(text)
-    if forecast.whole.blocked:
-        print(f"blocked: {forecast.whole.blocked} trainings, since what they need diverged, failed or is stale")
-    return 0
+        _print_json(facts)
+    else:
+        print("\n".join(lines))
+    for text in wrong:
+        print(text, file=sys.stderr)
+    if wrong:
+        print(f"left out: {len(wrong)} of {len(wrong) + len(asked)} studies, for these reasons", file=sys.stderr)
+    return 2 if wrong else 0
 
 
 def _left(config: spec.Config, options: argparse.Namespace) -> dict[str, Any]:
@@ -135,18 +143,12 @@ def _left(config: spec.Config, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _print_left(reason: str, left: dict[str, Any] | None) -> None:
+    from lthlab import bills
+
     if left is not None:
-        about = f"about {_time(left['hours'])}{' (guessed)' * left['guessed']}"
+        about = f"about {bills.duration(left['hours'])}{' (guessed)' * left['guessed']}"
         words = f"{left['trainings']:,} trainings, {left['epochs']:,} epochs, {about} left"
         print(f"stopped ({reason}): {words}; the same command goes on from here")
-
-
-def _time(hours: float) -> str:
-    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min" if hours >= 1 / 60 else f"{3600 * hours:.0f} s"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 
 
 def _deadline(options: argparse.Namespace, store: Store, command: str) -> float | None:
@@ -485,6 +487,7 @@ RUNS: dict[str, Callable[[argparse.Namespace], int]] = {
     "compare": _compare,
     "data": _shelf,
     "ticket": _shelf,
+    "results": _shelf,
     "doctor": _doctor,
     "completion": _completion,
 }

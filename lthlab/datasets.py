@@ -100,6 +100,7 @@ DATASETS: dict[str, DataFacts] = {
     "tiny_imagenet": DataFacts((3, 64, 64), 200, 100_000, 10_000),
     "imagenet": DataFacts((3, 224, 224), 1000, 1_281_167, 50_000, streamed=True),
     "places365": DataFacts((3, 224, 224), 365, 1_803_460, 36_500, streamed=True),
+    "miniplaces": DataFacts((3, 128, 128), 100, 100_000, 10_000, streamed=True),
 }
 """Data sets that are known before any is installed; those that are registered join them."""
 HOME = "LTHLAB_DATA"
@@ -118,7 +119,13 @@ def data_home() -> Path:
     """
     if named := os.environ.get(HOME):
         return Path(named).absolute()
-    folder = Path(os.environ.get("XDG_DATA_HOME") or "")
+    return _own_home(os.environ.get("XDG_DATA_HOME"), os.environ.get("HOME"))
+
+
+@functools.lru_cache
+def _own_home(xdg: str | None, user: str | None) -> Path:
+    """Find the user's data folder; the variables that say where it is are given, so that this is found out once."""
+    folder = Path(xdg or "")
     return (folder if folder.is_absolute() else Path.home() / ".local" / "share") / "lthlab"
 
 
@@ -147,10 +154,10 @@ def facts_of(name: str) -> DataFacts:
 
 def installed_facts(name: str) -> DataFacts | None:
     """Read what is known of an installed set; None if there is none; raises InputError as `facts_of` does."""
-    path = data_home() / f"{name}.json"
     if DATA_NAME.fullmatch(name):
+        path = f"{data_home()}{os.sep}{name}.json"  # without pathlib: studies ask for the same set many times
         with suppress(FileNotFoundError):
-            return _read_facts(path, path.stat().st_mtime_ns)
+            return _read_facts(Path(path), os.stat(path).st_mtime_ns)
     return None
 
 

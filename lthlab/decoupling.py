@@ -17,6 +17,8 @@ END = "end"
 """What `prune_at` says in these frames of a training that was ranked at its end."""
 EVERYTHING = "all of them"
 """What `hyperparameter` says where all that vary may differ between finding and evaluating."""
+TICKETS = ("LT", "WR", "LRR", "FT")
+"""Kinds of ticket that are drawn, each by itself."""
 _RANDOM = {"global": "global random", "layer": "random, LPR kept"}
 _KIND = ("ticket", "method", "pruning", "scope", "rewind", "schedule")
 _SIZE = ("level", "sparsity")
@@ -78,8 +80,13 @@ def cells(frame: pd.DataFrame, hyperparameter: str) -> pd.DataFrame:
     return out.assign(n=out["n"].fillna(0).astype(int))
 
 
-def curves(frame: pd.DataFrame, fixed: str = "eval", ticket: str = "LT") -> pd.DataFrame:
-    """Choose what Lan's Figures 2 and A2 to A7 draw: at each value of one side, a line for every value of the other.
+def kind(ticket: str, rewind: str) -> str:
+    """Name a kind of ticket where it is not LT, as in 'WR 2ep' or 'LRR'."""
+    return "" if ticket == "LT" else f"WR {rewind}" if ticket == "WR" else ticket
+
+
+def curves(frame: pd.DataFrame, fixed: str = "eval", tickets: Sequence[str] = TICKETS) -> pd.DataFrame:
+    """Choose what Lan's Figures 2, 4 and A2 to A7 draw: at each value of one side, a line for every value of the other.
 
     Masks are ranked at the end of the finding training and have their own counts per layer. Each line begins with the
     unpruned network, trained as the tickets of the line are; random tickets are those of the fixed value on both sides.
@@ -90,8 +97,8 @@ def curves(frame: pd.DataFrame, fixed: str = "eval", ticket: str = "LT") -> pd.D
         Tidy frame of a study.
     fixed : {'eval', 'find'}
         Side that has one value in each drawing.
-    ticket : str, optional
-        Kind of ticket.
+    tickets : sequence of str, optional
+        Kinds of ticket.
 
     Returns
     -------
@@ -104,26 +111,27 @@ def curves(frame: pd.DataFrame, fixed: str = "eval", ticket: str = "LT") -> pd.D
     for masked, dense, names in _panels(frame):
         own = masked[_regular(masked)]
         for name in names:
-            rows = _crossed(own, names, name)
-            lines = rows[rows["ticket"] == ticket]
-            if lines[other].nunique() < 2:
-                continue
-            values = sorted(lines[other].unique())
-            lines = lines.assign(order=lines[other].map(values.index))
-            texts = {value: f"{_DONE[other]} with {_worded(name, value)}" for value in values}
-            lines = lines.assign(series=lines[other].map(texts))
-            random = rows[rows["ticket"].isin(["RT", "RR"]) & (rows["find"] == rows["eval"])]
-            random = random[random["method"].isin(lines["method"]) & random[fixed].isin(lines[fixed])]
-            random = _baseline(random, len(values))
-            rows = pd.concat([lines, random])
-            titles = [f"{_DONE[fixed]} with {_worded(name, value)}" for value in rows[fixed]]
-            rows = rows.assign(facet=pd.Series(titles, rows.index) + _rest(rows))
-            rows = rows.sort_values(["method", "context", fixed, "order", *_SIZE], kind="stable")
-            found.append(_from_unpruned(rows, dense, names))
+            crossed = _crossed(own, names, name)
+            several = crossed[crossed["ticket"].isin(tickets)].groupby(["ticket", "rewind"], dropna=False, sort=False)
+            for (ticket, rewind), lines in several:
+                if lines[other].nunique() < 2:
+                    continue
+                values = sorted(lines[other].unique())
+                lines = lines.assign(order=lines[other].map(values.index))
+                texts = {value: f"{_DONE[other]} with {_worded(name, value)}" for value in values}
+                lines = lines.assign(series=lines[other].map(texts))
+                random = crossed[crossed["ticket"].isin(["RT", "RR"]) & (crossed["find"] == crossed["eval"])]
+                random = random[random["method"].isin(lines["method"]) & random[fixed].isin(lines[fixed])]
+                rows = pd.concat([lines, _baseline(random, len(values))])
+                titles = pd.Series([f"{_DONE[fixed]} with {_worded(name, value)}" for value in rows[fixed]], rows.index)
+                told = kind(str(ticket), str(rewind))
+                rows = rows.assign(facet=titles + _rest(rows) + (f", {told}" if told else ""))
+                rows = rows.sort_values(["method", "context", fixed, "order", *_SIZE], kind="stable")
+                found.append(_from_unpruned(rows, dense, names))
     return _plain(found, "hyperparameter", "context", "find", "eval", "facet", "series", "order")
 
 
-def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = ("LT",)) -> pd.DataFrame:
+def envelopes(frame: pd.DataFrame, tickets: Sequence[str] = TICKETS) -> pd.DataFrame:
     """Choose the best coupled and the best of all cells at each sparsity, on validation images (Lan Fig. 3).
 
     The choice goes by the mean validation accuracy over replicates, so `value`, the test accuracy, took no part in it.
@@ -495,7 +503,11 @@ def _enveloped(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Choose the best coupled cell and the best of all at each place."""
     place = [*_present(rows, *results.PANEL, *_KIND, *_SIZE), "context"]
     cell = [f"{side}_{name}" for name in names for side in ("find", "eval")]
-    rows = rows.assign(facet=rows["method"] + " masks" + rows["context"].map(lambda text: f", {text}" if text else ""))
+    parts = [
+        (f"{row['method']} masks", kind(row["ticket"], row["rewind"]), row["context"])
+        for row in rows[["method", "ticket", "rewind", "context"]].to_dict("records")
+    ]
+    rows = rows.assign(facet=[", ".join(filter(None, words)) for words in parts])
     found = []
     for _, group in rows.groupby(place, dropna=False, sort=False):
         one = group.groupby([*cell, "coupled"], dropna=False)

@@ -29,8 +29,10 @@ LATEST = 9
 
 _GPUS = Path("/proc/driver/nvidia/gpus")
 
-# Guesses. Operations per second: of a core; of a GPU. Seconds per step of a replica: in a stack; alone on a GPU.
-_CORE, _GPU, _STACKED, _ALONE = 2e10, 5e12, 2e-4, 5e-3
+# Guesses. Operations per second of a core, and seconds per step of a replica in a stack; operations per second of a
+# GPU, and seconds per step of a replica there, as measured in groups of 8 of ResNet-20 on an H100.
+_CORE, _STACKED = 2e10, 2e-4
+_GPU = {"fp32": (1.1e13, 5e-4), "bf16": (3.1e13, 2e-4)}
 _UNKNOWN = 10**7  # weights used per image by a network of one's own
 _FORWARD = 3  # evaluations of an image that take as long as a training step's share of it
 _POINT_BYTES = 110
@@ -126,8 +128,9 @@ def forecast(
     are where it suffices: 32.
 
     Where there are none, it is a guess: six operations for each weight of each image and each place where the weight
-    is used, at 20 billion operations per second and core, or 5,000 billion on a GPU, and a fixed time per step. If
-    groups of other shapes ran on this machine, guesses are corrected by the median of how wrong they were there.
+    is used, at 20 billion operations per second and core, or 11,000 billion on a GPU (31,000 in bf16), and a fixed
+    time per step. If groups of other shapes ran on this machine, guesses are corrected by the median of how wrong they
+    were there.
 
     Parameters
     ----------
@@ -408,7 +411,8 @@ class _Shape(NamedTuple):
         operations = 6 * used * self.batch_size
         if on_cpu:
             return operations / (_CORE * int(provenance.machine()["cores"])) + _STACKED
-        return operations / _GPU + (_STACKED if self.stacked else _ALONE)
+        speed, alone = _GPU.get(self.precision, _GPU["fp32"])
+        return operations / speed + (_STACKED if self.stacked else alone)
 
 
 def _shape(train: Train) -> _Shape:

@@ -27,8 +27,11 @@ def finding(frame: pd.DataFrame) -> Html:
         return markup.found_out(["Every mask was found with the hyperparameters that its ticket is trained with."])
     sentences = []
     for name, own in results.panels(decoupling.gains(rows)):
-        for (method, context), cells in own[own["sparsity"] > 0].groupby(["method", "context"], sort=False):
-            where = ", ".join(filter(None, (name, str(context), f"{method} masks")))
+        by = ["method", "context", "ticket", "rewind"]
+        for (method, context, ticket, rewind), cells in own[own["sparsity"] > 0].groupby(by, dropna=False, sort=False):
+            where = ", ".join(
+                filter(None, (name, str(context), f"{method} masks", decoupling.kind(str(ticket), str(rewind))))
+            )
             sentences.append(_sentence(where, cells.sort_values("sparsity").to_dict("records")))
     return markup.found_out(sentences)
 
@@ -91,14 +94,18 @@ def _chosen(row: dict[Any, Any], side: str) -> str:
     return f"{cell}: {100 * row[f'{side}_mean']:.1f} %, of {row[f'{side}_cells']}{tied}"
 
 
-def crossings(frame: pd.DataFrame, ticket: str = "LT") -> Html:
+def crossings(frame: pd.DataFrame) -> Html:
     """Show tables of finding against evaluating values at the sparsest level, for each hyperparameter that varies."""
     tables = []
     for name in decoupling.hyperparameters(frame):
         found = decoupling.cells(frame, name)
-        found = found[(found["ticket"] == ticket) & found["prune_at"].eq(decoupling.END) & found["layer_counts"].isna()]
+        found = found[
+            found["ticket"].isin(decoupling.TICKETS)
+            & found["prune_at"].eq(decoupling.END)
+            & found["layer_counts"].isna()
+        ]
         found = found[found.groupby("panel")["sparsity"].transform("max") == found["sparsity"]]
-        crossed = found.groupby(["panel", "context"])[["find", "eval"]].transform("nunique").min(axis=1) > 1
+        crossed = found.groupby(["panel", "context"])[["find", "eval"]].transform("nunique").max(axis=1) > 1
         if crossed.any():
             tables.append(
                 _tables(
@@ -107,7 +114,7 @@ def crossings(frame: pd.DataFrame, ticket: str = "LT") -> Html:
                     f"Test accuracy (%) by {name.replace('_', ' ')} with 95 % t intervals, ◆ coupled",
                 )
             )
-    return Html("".join(tables) or '<p class="nothing">Nothing varies both in finding and in evaluating.</p>')
+    return Html("".join(tables) or '<p class="nothing">Nothing varies in finding or in evaluating.</p>')
 
 
 def _crossed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -115,7 +122,8 @@ def _crossed(rows: pd.DataFrame) -> pd.DataFrame:
     texts = ["◆ " * row["coupled"] + _mean(row) for row in rows.to_dict("records")]
     rows = rows.assign(text=texts)
     shown = []
-    for _, own in rows.sort_values(["method", "context", "find", "eval"]).groupby(["method", "context", "find"]):
+    by = ["method", "context", "ticket", "rewind", "find"]
+    for _, own in rows.sort_values([*by, "eval"]).groupby(by, dropna=False):
         first, *_ = lines = own.to_dict("records")
         cells = {f"trained with {_value(line, 'eval')}": line["text"] for line in lines}
         shown.append(_place(first) | {"found with": _value(first, "find")} | cells)
@@ -186,7 +194,7 @@ def _against_end(rows: pd.DataFrame) -> pd.DataFrame:
 # --- parts ------------------------------------------------------------------------------------------------------------
 
 
-_WORDS = {"masks": "{} masks", "n": "n = {}", "level (left)": "level {}", "difference": "{}"}
+_WORDS = {"masks": "{} masks", "tickets": "{}", "n": "n = {}", "level (left)": "level {}", "difference": "{}"}
 
 
 def _place(row: dict[Any, Any]) -> dict[str, Any]:
@@ -194,14 +202,16 @@ def _place(row: dict[Any, Any]) -> dict[str, Any]:
     level = left if pd.isna(row["level"]) else f"{row['level']:g} ({left})"
     found, evaluated, trained = row["context"].rpartition("evaluated with ")
     context = {"found with": found.removeprefix("found with ").removesuffix(", "), "trained with": trained}
-    return {"masks": row["method"]} | (context if evaluated else {"with": row["context"]}) | {"level (left)": level}
+    kind = decoupling.kind(row["ticket"], row["rewind"])
+    masks = {"masks": row["method"]} | ({"tickets": kind} if kind else {})
+    return masks | (context if evaluated else {"with": row["context"]}) | {"level (left)": level}
 
 
 def _tables(rows: pd.DataFrame, show: Callable[[pd.DataFrame], pd.DataFrame], label: str) -> str:
     """Show what is known of each panel in a table under its name, and what is the same in all rows in words."""
     parts = []
     for name, own in results.panels(rows) if len(rows) else []:
-        table = show(own)
+        table = show(own).fillna("")
         same = {
             column: table[column].iloc[0]
             for column in map(str, table)

@@ -11,7 +11,7 @@ from typing import Any
 from lthlab import plan
 from lthlab.plan import Need
 from lthlab.store import Damaged, Part, Store
-from lthlab.values import Mask, Train, Value, ancestors
+from lthlab.values import At, Mask, Train, Value, ancestors
 
 MASK = ".mask"
 """Ends the name under which the mask of a state is kept, where a training prunes on its way."""
@@ -208,8 +208,16 @@ class Outlook:
         asked = list(asked)
         self.store = store
         self.values = ancestors(asked)
-        needs = plan.needs([*asked, *study])
-        self.needs = {value: needs[value] for value in self.values if isinstance(value, Train)}
+        everything = [*asked, *study]
+        self._needs = plan.needs(everything)
+        self.needs = {value: self._needs[value] for value in self.values if isinstance(value, Train)}
+        self._users: dict[tuple[Train, str], list[Value | None]] = {}
+        for value in everything:
+            if isinstance(value, At):
+                self._users.setdefault((value.run, value.step), []).append(None)
+        for value in ancestors(everything):
+            for at in value.moments:
+                self._users.setdefault((at.run, at.step), []).append(value)
         self.dead: dict[Value, str] = {}
         self._runs: dict[Train, Run] | None = None
 
@@ -245,12 +253,26 @@ class Outlook:
         return whole(self._records(value))
 
     def missing(self, train: Train) -> bool:
-        """Whether the store lacks anything of what is asked of a training."""
-        return self._run(train).lacks(self.needs[train])
+        """Whether the store lacks anything that is still needed of a training."""
+        return self._run(train).lacks(self._needs[train]) and self._run(train).lacks(self.wanted(train))
 
     def span(self, train: Train) -> tuple[int, int]:
         """From which iteration to train to which."""
-        return self._run(train).span(self.needs[train])
+        return self._run(train).span(self.wanted(train))
+
+    def wanted(self, train: Train) -> Need:
+        """What is still needed of a training: of its states those that were asked for, or that something is made from.
+
+        What is made already, and stored, needs them no more.
+        """
+        need = self._needs[train]
+        return Need(need.until, frozenset(step for step in need.keep if self._used(train, step)))
+
+    def _used(self, train: Train, step: str) -> bool:
+        return any(
+            user is None or (self.missing(user) if isinstance(user, Train) else not self.settled(user))
+            for user in self._users[train, step]
+        )
 
     def now(self) -> "Outlook":
         """Return an outlook on the store as it is now, in which nothing changes and nothing is read twice."""

@@ -39,7 +39,7 @@ def study() -> dict[str, Any]:
     for group in ("Tickets", "Measures"):
         for field in definitions[group]["properties"].values():
             field["anyOf"].append({"const": False})
-    panel = {name: sections[name] for name in OF_PANEL}
+    panel = {name: sections[name] for name in (*OF_PANEL, "presets")}
     panel |= {name: {"$ref": f"#/$defs/part_of_{name}"} for name in ("net", "data")}
     items = {"type": "object", "properties": panel, "additionalProperties": False}
     sections["panels"] = {"type": "array", "items": items, "minItems": 1, "description": "What differs between panels."}

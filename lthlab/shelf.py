@@ -1,4 +1,4 @@
-"""What `lthlab data` and `lthlab ticket` do and say."""
+"""What `lthlab data`, `lthlab ticket` and `lthlab results` do and say."""
 
 import argparse
 import dataclasses
@@ -78,6 +78,21 @@ def _take(options: argparse.Namespace) -> Result:
     return {"file": options.file, "copy": str(copy), "facts": ticket.facts.model_dump(mode="json")}, 0
 
 
+def _carry(options: argparse.Namespace) -> Result:
+    from lthlab import compact
+
+    store, folder = Store(options.runs), Path(options.folder)
+    written = options.action == "export"
+    done = compact.export(options.study, store, folder) if written else compact.take(folder, store)
+    if not options.json:
+        states = f", {done.states} states that later parts start from" if done.states else ""
+        groups = f", {done.checkpoints} groups in training" if done.checkpoints else ""
+        where = f"written to {folder}" if written else f"put into {store.root}"
+        words = f"{done.values} values, {done.parts} parts{states}{groups}"
+        print(f"{done.study}: {words}, {where} ({done.bytes / 1e6:.2f} MB)")
+    return dataclasses.asdict(done), 0
+
+
 def _quiet(text: str) -> None:
     pass
 
@@ -89,5 +104,7 @@ ACTIONS: Mapping[str, Callable[[argparse.Namespace], Result]] = {
     "data verify": _verify,
     "ticket export": _export,
     "ticket import": _take,
+    "results export": _carry,
+    "results import": _carry,
 }
 """What each action does."""

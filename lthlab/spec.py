@@ -260,7 +260,6 @@ def _branches(
     """Make one tree per panel: presets, the study, the panel, the mini form and settings laid over each other."""
     if not isinstance(tree.plain, dict):
         return [tree]
-    base = _preset(tree, presets, problems).without("panels", "presets", "mini")
     problems += [
         value.problem((), f"cannot be set; allowed: fields such as find.lr, {', '.join(OF_PANEL)}")
         for (first, *_), value in sets
@@ -268,8 +267,8 @@ def _branches(
     ]
     sets = [(place, value) for place, value in sets if place[0] not in _NOT_SET]
     found = []
-    for merged in _small(base, tree, problems) if mini else _panels(base, tree, problems):
-        merged.spots[()] = base.spots[()]
+    for merged in (_small if mini else _whole)(tree, presets, problems):
+        merged.spots[()] = tree.spots[()]
         for place, value in sets:
             if place in (("net",), ("data",)):
                 merged = merged.merged(trees.nested(place, value).named("net", "data"))
@@ -277,7 +276,7 @@ def _branches(
             for place, value in sets:
                 if place not in (("net",), ("data",)):
                     branch = branch.merged(trees.nested(place, value))
-                    branch.spots[()] = base.spots[()]
+                    branch.spots[()] = tree.spots[()]
             found.append(_small_name(branch) if mini else branch)
     return found
 
@@ -286,26 +285,35 @@ _NOT_SET = ("panels", "presets", "mini")
 _OF_MINI = [name for name in Study.model_fields if name not in ("name", "presets", "mini")]
 
 
-def _panels(base: Tree, tree: Tree, problems: list[Problem]) -> list[Tree]:
+def _panels(
+    tree: Tree, entries: Tree, presets: Mapping[str, Path], problems: list[Problem]
+) -> Iterator[tuple[Tree, Tree]]:
+    """Yield, of each of the panels in `entries`, what the study says over its presets, and what the panel says."""
+    for entry in _entries(entries, problems):
+        names = [item for part in (tree, entry) if "presets" in part.plain for item in _listed(part.at("presets"))]
+        study = tree.with_branch("presets", Tree.of(names, tree.spots[()]))
+        base = _preset(study, presets, problems).without("panels", "presets", "mini")
+        yield base.named("net", "data"), entry.without("presets").named("net", "data")
+
+
+def _whole(tree: Tree, presets: Mapping[str, Path], problems: list[Problem]) -> list[Tree]:
     """Lay what a study says of each of its panels over what it says of all."""
-    base = base.named("net", "data")
-    return [base.merged(entry.named("net", "data")) for entry in _entries(tree, problems)]
+    return [base.merged(entry) for base, entry in _panels(tree, tree, presets, problems)]
 
 
-def _small(base: Tree, tree: Tree, problems: list[Problem]) -> list[Tree]:
+def _small(tree: Tree, presets: Mapping[str, Path], problems: list[Problem]) -> list[Tree]:
     """Lay the section `mini` over a study: over each of its panels, or with panels of its own in place of these."""
     over = tree.at("mini")
     if not isinstance(over.plain, dict):
         problems.append(over.problem((), f"{shown(over.plain)} is not allowed; allowed: a mapping"))
-        return _panels(base, tree, problems)
-    over = _known(over, _OF_MINI, "mini", problems)
-    own, over = over, over.without("panels").named("net", "data")
-    base = base.named("net", "data")
+        return _whole(tree, presets, problems)
+    own = _known(over, _OF_MINI, "mini", problems)
+    over = own.without("panels").named("net", "data")
     if "panels" in own.plain:
-        layers = [[over, entry.named("net", "data")] for entry in _entries(own, problems)]
-        found = [base for _ in layers]
+        pairs = list(_panels(tree, own, presets, problems))
+        found, layers = [base for base, _ in pairs], [[over, entry] for _, entry in pairs]
     else:
-        found = _panels(base, tree, problems)
+        found = _whole(tree, presets, problems)
         layers = [[over] for _ in found]
     idle: dict[Problem, bool] = {}
     for number, some in enumerate(layers):
@@ -337,6 +345,11 @@ def _options(tree: Tree, name: str) -> Iterator[Tree]:
         yield tree
 
 
+def _listed(tree: Tree) -> list[Tree]:
+    """List what may be written as one thing or as a list."""
+    return _items(tree) if isinstance(tree.plain, list) else [tree]
+
+
 def _items(tree: Tree) -> list[Tree]:
     return [tree.at(number) for number in range(len(tree.plain))]
 
@@ -350,7 +363,7 @@ def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
     for number, entry in enumerate(entries if given else [{}]):
         if isinstance(entry, dict):
             branch = tree.at("panels", number) if given and "panels" in tree.plain else Tree({})
-            yield _known(branch, OF_PANEL, "a panel", problems)
+            yield _known(branch, (*OF_PANEL, "presets"), "a panel", problems)
         else:
             message = f"{shown(entry)} is not allowed; allowed: a mapping"
             problems.append(tree.problem(("panels", number), message))
@@ -358,9 +371,8 @@ def _entries(tree: Tree, problems: list[Problem]) -> Iterator[Tree]:
 
 def _preset(tree: Tree, presets: Mapping[str, Path], problems: list[Problem]) -> Tree:
     """Lay a study over the presets that it names."""
-    names = tree.plain.get("presets", [])
     below = Tree({})
-    for number, name in enumerate(names if isinstance(names, list) else [names]):
+    for number, name in enumerate(tree.plain["presets"]):
         if not isinstance(name, str) or name not in presets:
             allowed = nearest(name, presets) if presets else "there are none beside the study nor in params/presets"
             message = f"preset {shown(name)} is not known; {allowed}"

@@ -301,6 +301,24 @@ def _refuse(config: Config, pieces: Sequence[Configuration], settings: Settings)
         raise InputError("\n".join(problems))
 
 
+def executions(
+    config: Config, labelled: Sequence[Labelled], store: Store, settings: Settings
+) -> tuple[dict[str, str], set[str]]:
+    """Say which notebooks are executed for what, as `lthlab.estimates.forecast` takes it; none without their folder.
+
+    Raises
+    ------
+    InputError
+        As of `run`.
+    """
+    if not settings.notebooks.is_dir():
+        return {}, set()
+    planned = as_jobs(config, studies.configurations(labelled), store, settings)
+    texts = jobs.check(planned)
+    executed = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
+    return {job.name: job.notebook.stem for job in planned}, executed
+
+
 def ahead(config: Config, labelled: Sequence[Labelled], store: Store, settings: Settings) -> Forecast:
     """Say what executing the notebooks of a study will take; without a folder of notebooks, what its trainings take.
 
@@ -309,14 +327,8 @@ def ahead(config: Config, labelled: Sequence[Labelled], store: Store, settings: 
     InputError
         As of `run`.
     """
-    notebooks, executed = {}, set()
-    if settings.notebooks.is_dir():
-        planned = as_jobs(config, studies.configurations(labelled), store, settings)
-        texts = jobs.check(planned)
-        notebooks = {job.name: job.notebook.stem for job in planned}
-        executed = {job.name for job in planned if jobs.up_to_date(job, texts[job.name])}
-    slots = settings.slots or 1
-    return estimates.forecast(labelled, store, settings.device, slots, notebooks, executed)
+    notebooks, executed = executions(config, labelled, store, settings)
+    return estimates.forecast(labelled, store, settings.device, settings.slots or 1, notebooks, executed)
 
 
 def by_stage(config: Config, labelled: Sequence[Labelled], forecast: Forecast) -> list[dict[str, Any]]:

@@ -70,13 +70,14 @@ def test_every_known_set_has_facts_terms_and_a_way_to_get_it():
     # Krizhevsky 2009; Netzer et al. 2011; Russakovsky et al. 2015; Zhou et al. 2017
     counts = {"cifar100": (50_000, 10_000, 100), "svhn": (73_257, 26_032, 10), "imagenet": (1_281_167, 50_000, 1000)}
     counts |= {"tiny_imagenet": (100_000, 10_000, 200), "places365": (1_803_460, 36_500, 365)}
+    counts |= {"miniplaces": (100_000, 10_000, 100)}  # the challenge's own page
     for name, allowed in counts.items():
         assert (DATASETS[name].train, DATASETS[name].test, DATASETS[name].classes) == allowed
     for facts in DATASETS.values():
         for part in ("train", "test"):
             each = getattr(facts, f"{part}_counts")
             assert not each or (len(each), sum(each)) == (facts.classes, getattr(facts, part))
-    assert {name for name, facts in DATASETS.items() if facts.streamed} == {"imagenet", "places365"}
+    assert {name for name, facts in DATASETS.items() if facts.streamed} == {"imagenet", "places365", "miniplaces"}
 
 
 def test_cifar10_is_pinned_with_its_well_known_moments():

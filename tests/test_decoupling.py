@@ -241,6 +241,33 @@ def test_curves_begin_with_the_unpruned_network_that_is_trained_as_their_tickets
         assert mean == pytest.approx(expected + NOISE.mean())
 
 
+def test_variants_of_tickets_are_drawn_each_by_itself():
+    kinds = {"": {}, ", WR 2ep": {"ticket": "WR", "rewind": "2ep"}, ", LRR": {"ticket": "LRR", "rewind": "ranked"}}
+    several = [grid(np.array(FLAT) - n / 10, **fields) for n, fields in enumerate(kinds.values())]
+    frame = pd.concat([*several, pd.DataFrame(sum([dense(0.9, lr) for lr in RATES], []))])
+    found = decoupling.curves(frame)
+    assert list(found["facet"].unique()) == [
+        f"evaluated with lr {lr:g}, OMP masks{kind}" for kind in kinds for lr in RATES
+    ]
+    means = found[found["sparsity"] > 0].groupby("facet", sort=False)["value"].mean()
+    assert means.to_numpy() == pytest.approx(
+        [np.mean(FLAT, axis=0)[i] - n / 10 + NOISE.mean() for n in range(3) for i in range(3)]
+    )
+    assert set(decoupling.envelopes(frame)["facet"]) == {f"OMP masks{kind}" for kind in kinds}
+    assert "OMP masks, WR 2ep, level" in pairings.finding(frame) and "OMP masks, LRR, level" in pairings.finding(frame)
+    shown = re.sub("<[^>]+>", " ", pairings.crossings(frame))
+    assert shown.count("◆") == 1 + 3 * 3 and "nan" not in shown and " WR 2ep " in shown
+
+
+def test_cells_that_are_not_there_are_left_blank():
+    frame = curved()
+    coupled = frame[(frame["find_lr"] == frame["eval_lr"]) | (frame["ticket"] == "dense")]
+    shown = re.sub("<[^>]+>", " ", pairings.crossings(coupled))
+    assert (shown.count("◆"), "nan" in shown, shown.count("trained with lr")) == (1 + 3, False, 3)
+    one = frame[(frame["find_lr"] == RATES[0]) | (frame["ticket"] == "dense")]
+    assert pairings.crossings(one).count("</tr>") == 2  # a line of heads, and that of the one value that finds
+
+
 def test_curves_are_drawn_with_the_numbers_of_every_line():
     found = decoupling.curves(curved())
     rows = found[found["facet"] == found["facet"].iloc[0]]

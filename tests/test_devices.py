@@ -695,7 +695,7 @@ def compute_in(root, limit):
 
 @pytest.mark.gpu
 def test_a_group_that_does_not_fit_into_a_gpu_is_halved(tmp_path):
-    """Captured steps keep their memory: 127 MB of activations each, so 16 do not fit into 1 GB."""
-    facts = in_a_process(compute_in, str(helpers.store(tmp_path / "runs").root), 10**9)
+    """Captured steps keep their memory; one such training does not fit into 1 GB, and 16 do not into 4 GB."""
+    facts = in_a_process(compute_in, str(helpers.store(tmp_path / "runs").root), 4 * 10**9)
     assert {halved_from for _, halved_from in facts} == {16}
-    assert {size for size, _ in facts} <= {1, 2, 4}
+    assert {size for size, _ in facts} <= {1, 2, 4, 8}

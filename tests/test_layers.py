@@ -33,7 +33,7 @@ ROWS = [
     ["feasible", "streams"],
     ["replicas"],
     ["derive", "devices", "engine", "landscape", "studies"],
-    ["curvature", "estimates", "parallel", "portable", "scores"],
+    ["compact", "curvature", "estimates", "parallel", "portable", "scores"],
     ["measures", "trainer"],
     ["lab"],
     ["results", "verdicts"],
@@ -50,12 +50,13 @@ ROWS = [
     ["ledgers"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
+    ["bills"],
     ["cli"],
     ["__main__"],
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "advisor", "analyses", "arguments", "catalog", "comparison", "contours", "contrasts",
+    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "comparison", "contours", "contrasts",
     "correlations", "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "evidence",
     "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels",
     "ledgers", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",

@@ -243,6 +243,16 @@ def test_the_gallery_has_a_page_of_every_report_and_is_small_enough_to_be_kept()
     assert sum(path.stat().st_size for path in pages) < 25e6
 
 
+def test_exported_results_are_few_small_files():
+    folders = [path for path in (ROOT / "reports" / "data").iterdir() if path.is_dir()]
+    assert folders
+    for folder in folders:
+        files = [path for path in folder.iterdir() if path.name != "checkpoints.tar"]
+        assert len(files) <= 8 and sum(path.stat().st_size for path in files) <= 3e6, folder
+    everything = [path for path in (ROOT / "reports" / "data").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in everything if path.name != "checkpoints.tar") <= 20e6
+
+
 def test_only_make_gallery_writes_the_gallery():
     recipes = {target: make("--dry-run", "--always-make", target) for target in make_targets() - {"clean", "help"}}
     assert {target for target, commands in recipes.items() if "gallery" in commands} == {"gallery"}

@@ -141,6 +141,21 @@ def test_presets_lie_below_the_study(tmp_path):
     assert "presets" not in config.document
 
 
+def test_presets_of_a_panel_lie_above_those_of_the_study_and_below_it(tmp_path):
+    write(tmp_path, first="find: {epochs: 7, momentum: 0.5, weight_decay: 1e-4}", second="find: {momentum: 0.6}")
+    text = STUDY + "presets: first\npanels: [{}, {presets: second}, {presets: [second], find: {weight_decay: 1e-3}}]\n"
+    (tmp_path / "s.yaml").write_text(text.replace("net: [lenet_300_100, {name: resnet8, width: 4}]", "net: resnet8"))
+    config = spec.read(tmp_path / "s.yaml")
+    recipes = [panel.recipes[0][0] for panel in config.panels]
+    assert [(r.epochs, r.momentum, r.weight_decay) for r in recipes] == [(3, 0.5, 1e-4), (3, 0.6, 1e-4), (3, 0.6, 1e-3)]
+    assert not any("presets" in panel for panel in config.document["panels"])
+    (tmp_path / "s.yaml").write_text(STUDY + "presets: first\npanels:\n  - presets: [second, frist]\n")
+    with pytest.raises(StudyError) as caught:
+        spec.read(tmp_path / "s.yaml")
+    [(line, column, field)] = {(p.line, p.column, p.field) for p in caught.value.problems}
+    assert (line, column, field) == (11, 23, "panels.0.presets.1")
+
+
 @pytest.mark.parametrize("data", ["digits", "[digits]", "{name: digits}", "[{name: digits}, digits]"])
 def test_a_preset_says_how_data_are_used_and_the_study_which(data, tmp_path):
     write(tmp_path, augmented="data: {augment: crop_flip}")

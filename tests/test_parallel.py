@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import helpers
-import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -246,6 +245,7 @@ def alone(tmp_path_factory):
 def test_a_cell_of_a_notebook_computes_in_two_processes(tmp_path, alone):
     (tmp_path / "shared.yaml").write_text(STUDY)
     helpers.store(tmp_path / "notebook")
+    nbformat = pytest.importorskip("nbformat")
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     job = Job("cell", tmp_path / "cell.ipynb", tmp_path / "out.ipynb", cores=2)
     task = kernels.Task(job, "", "", tmp_path, dict(os.environ), False, 1.0)

@@ -100,11 +100,19 @@ ROWS = [
         {"schedule": "restart", "prunable": "first_last_dense"},
     ),
     (["lan"], LAN, [5, 10], 1, "2ep", {"schedule": "restart"}),
+    (
+        ["lan", "lan_cifar10"],
+        LAN | {"batch_size": 256, "milestones": ("55ep", "83ep"), **STEP},
+        [2, 4, 5, 6, 8, 10, 12, 14],
+        3,
+        "2ep",
+        {"schedule": "restart"},
+    ),
     (["lan", "lan_miniplaces"], LAN, [5, 10], 1, "2ep", {"schedule": "restart"}),
     (["lan", "lan_tiny_imagenet"], LAN, [5, 10], 1, "2ep", {"schedule": "restart"}),
 ]
 RATES = {
-    "lan": ({0.05, 0.1, 0.2, 0.5}, {0.05, 0.1, 0.2, 0.5}),
+    **dict.fromkeys(("lan", "lan_cifar10"), ({0.05, 0.1, 0.2, 0.5}, {0.05, 0.1, 0.2, 0.5})),
     "lan_miniplaces": ({0.02, 0.1, 0.5}, {0.02, 0.1, 0.5}),
     "lan_tiny_imagenet": ({0.05, 0.2, 0.5, 0.8}, {0.5, 0.8}),
 }
@@ -169,7 +177,8 @@ def test_networks_are_those_of_the_paper(presets):
 SEEN = {
     "ma_cifar": {"augment": "crop_flip"}, "ma_cifar_vgg16": {"augment": "crop_flip"},
     "ma_code_cifar": {"augment": "crop_flip", "normalise": "reference"}, "ma_tiny_imagenet": {"augment": "crop_flip"},
-    "sooner_cifar10": {"augment": "crop_flip"}, "frankle_carbin_cifar10": {"augment": "crop_flip"},
+    "sooner_cifar10": {"augment": "crop_flip"}, "lan_cifar10": {"augment": "crop_flip", "val_size": 5000},
+    "frankle_carbin_cifar10": {"augment": "crop_flip"},
     **dict.fromkeys(
         ("ma_imagenet", "ma_code_imagenet", "ma_code_imagenet_omp", "morcos_imagenet", "sooner_imagenet"),
         {"augment": "resized_crop_flip"},

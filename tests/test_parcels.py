@@ -1,0 +1,71 @@
+"""The script of real runs, at toy size: cut off and continued on another machine, it comes to the same bits."""
+
+import re
+
+import helpers
+import pytest
+
+from benchmarks import parcels
+from lthlab import results
+from lthlab.store import Store
+
+DENSE = """\
+name: cifar10_dense
+net: lenet_300_100
+data: {name: digits, train_size: 1200}
+replicates: 4
+find: {epochs: 200, batch_size: 16, lr: 0.02}
+measures: {correlation_indicator: {p: 0.1, of: [dense]}}
+"""
+OMP = """\
+name: cifar10_omp
+net: lenet_300_100
+data: {name: digits, train_size: 1200}
+find: {epochs: 200, batch_size: 16, lr: 0.02}
+prune: {levels: [3]}
+tickets: {LT: {methods: [OMP]}, RR: {methods: [OMP]}}
+"""
+
+
+@pytest.fixture
+def studies(tmp_path):
+    folder = tmp_path / "studies"
+    folder.mkdir()
+    for name, text in (("dense", DENSE), ("omp", OMP)):
+        (folder / f"cifar10_{name}.yaml").write_text(text)
+    return folder
+
+
+def run(studies, tmp_path, machine, minutes, *more, data="data"):
+    store = helpers.store(tmp_path / machine)
+    command = ["--minutes", str(minutes), "--device", "cpu", "--runs", str(store.root), "--studies", str(studies)]
+    return parcels.main([*command, "--data", str(tmp_path / data), *more])
+
+
+def test_parcels_go_on_from_machine_to_machine_to_the_same_bits(studies, tmp_path, capsys, monkeypatch):
+    """The first piece has three seconds for the dense networks, which take longer."""
+    run_command = parcels.lthlab
+
+    def cut(*arguments):
+        return run_command(*arguments[:-1], "3s") if arguments[0] == "compute" else run_command(*arguments)
+
+    assert run(studies, tmp_path, "whole", 10, data="undisturbed") == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^cifar10_dense: 800 epochs left, about [\d,]+ s, parcels 1 to 1$", text, re.MULTILINE)
+    assert re.search(r"^cifar10_omp: 400 epochs in [\d,]+ s, 0 left\ncifar10_omp: exported", text, re.MULTILINE)
+    with monkeypatch.context() as patch:
+        patch.setattr(parcels, "lthlab", cut)
+        assert run(studies, tmp_path, "first", 10) == 0
+    left = [int(number) for number in re.findall(r" s, (\d+) left", capsys.readouterr().out)]
+    assert left[0] > 0 and left[1] > 0
+    assert run(studies, tmp_path, "second", 10) == 0
+    text = capsys.readouterr().out
+    assert f"cifar10_dense: {left[0]} epochs left, about" in text and text.count(" s, 0 left") == 2
+    for name in ("cifar10_dense", "cifar10_omp"):
+        whole, parts = (results.load(Store(tmp_path / store), name) for store in ("whole", "second"))
+        assert whole.equals(parts) and set(whole["status"]) == {"done"}
+
+
+def test_the_list_computes_nothing(studies, tmp_path, capsys):
+    assert run(studies, tmp_path, "new", 9, "--list") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 and not (tmp_path / "data").exists()
