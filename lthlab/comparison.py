@@ -167,9 +167,10 @@ def _elsewhere(claim: Claim, effect: Effect) -> str:
     """Say where the paper claims it, where that is not on these data and this network."""
     if not claim.data and not claim.networks:
         return "the paper's network and data are not at hand" if effect.data else ""
+    places = (("on", "data", claim.data, effect.data), ("with", "networks", claim.networks, effect.network))
     words = [
-        f"not {word} {' or '.join(names) if len(names) <= _MOST_NAMED else 'those of the paper'}"
-        for word, names, own in (("on", claim.data, effect.data), ("with", claim.networks, effect.network))
+        f"not {word} {' or '.join(names) if len(names) <= _MOST_NAMED else f'{what} of the paper'}"
+        for word, what, names, own in places
         if names and own and own not in names
     ]
     return ", ".join(words)
