@@ -5,7 +5,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 GALLERY := demo correlation landscape early decoupling layerwise guideline transfer search_costs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gallery lab bench test lint test-oldest minis mutants clean
+.PHONY: help setup demo gallery findings lab bench test lint test-oldest minis mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,11 @@ gallery: .venv/installed ## Make the pages kept in reports/gallery/ (about an ho
 		$(PY) -m lthlab publish params/$$study.yaml --to reports/gallery/$$study; \
 	done
 	$(PY) -c 'from lthlab import pages; pages.gallery("reports/gallery")'
+
+findings: .venv/installed ## Say claim by claim what the results in reports/data/ and the gallery's studies found
+	set -e; for folder in reports/data/*; do $(PY) -m lthlab results import $$folder; done
+	$(PY) -m papermill --no-progress-bar notebooks/findings.ipynb runs/notebooks/findings.ipynb
+	$(PY) -c 'from lthlab import pages; pages.publish("runs/notebooks/findings.ipynb", "reports/findings.html")'
 
 lab: .venv/installed ## Open JupyterLab on notebooks/
 	$(PY) -m jupyterlab notebooks
