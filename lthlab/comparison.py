@@ -9,7 +9,7 @@ paper and its own code, since any other decay is another experiment.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -78,7 +78,8 @@ def values(sources: Iterable[Source]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per number and way of ours, which are told apart by the switches that differ, the fewest first. Of the
+        One row per number and way of ours, which are told apart by study and by the switches that differ, the fewest
+        first; a way whose trainings are all among another's is left out. Of the
         number: seed (as in `PAPERS`), paper, where, network, data, quantity, condition, unit, value. Of ours: outcome,
         ours (mean in the paper's unit, or a verdict's state), n (replicates), low and high (95 % interval of our mean),
         reach_low and reach_high, difference (ours minus the paper's), switches, study, panel, note. The outcome is
@@ -103,10 +104,19 @@ def values(sources: Iterable[Source]) -> pd.DataFrame:
         about = {name: getattr(number, name) for name in ("seed", "where", "network", "data", "quantity", "condition")}
         about |= {"paper": PAPERS[number.seed], "unit": number.unit, "value": number.value}
         fixed = _without_training(number)
-        done = [_decided(number, row, measured) for row in found if row["outcome"] != "not yet run"]
+        done = [_decided(number, row, measured) for row in _once(found) if row["outcome"] != "not yet run"]
         chosen = [fixed] if fixed else sorted(done, key=_differ) or found[:1] or [{"outcome": "not yet run"}]
         rows += [about | row for row in chosen]
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"n": "Int64"})
+
+
+def _once(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Leave out ways of ours whose trainings are all among those of another, as where studies share them."""
+    cells = [set(row.get("cell", ())) for row in rows]
+    for place, (row, cell) in enumerate(zip(rows, cells, strict=True)):
+        others = (other for number, other in enumerate(cells) if cell < other or (cell == other and number < place))
+        if not cell or not any(others):
+            yield row
 
 
 def _differ(row: dict[str, Any]) -> int:
@@ -157,9 +167,10 @@ def _elsewhere(claim: Claim, effect: Effect) -> str:
     """Say where the paper claims it, where that is not on these data and this network."""
     if not claim.data and not claim.networks:
         return "the paper's network and data are not at hand" if effect.data else ""
+    places = (("on", "data", claim.data, effect.data), ("with", "networks", claim.networks, effect.network))
     words = [
-        f"not {word} {' or '.join(names) if len(names) <= _MOST_NAMED else 'those of the paper'}"
-        for word, names, own in (("on", claim.data, effect.data), ("with", claim.networks, effect.network))
+        f"not {word} {' or '.join(names) if len(names) <= _MOST_NAMED else f'{what} of the paper'}"
+        for word, what, names, own in places
         if names and own and own not in names
     ]
     return ", ".join(words)
@@ -380,7 +391,7 @@ def _switches(number: Number, rows: pd.DataFrame, source: Source, sides: tuple[s
     found |= _of_net(paper.net, ours.net) | _of_protocol(paper, ours, row, len(sides) > 1)
     n, runs = rows["replicate"].nunique(), number.origin.runs
     if n != runs and runs > 1:
-        found["replicates"] = f"{n} runs (paper {runs})"
+        found["replicates"] = f"{n} run{'s' * (n > 1)} (paper {runs})"
     return [": ".join(filter(None, (SWITCHES.get(name), text))) for name, text in found.items()]
 
 

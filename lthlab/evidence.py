@@ -116,8 +116,12 @@ def _trained(source: Source) -> pd.DataFrame:
 
 
 def _ppr(source: Source) -> pd.DataFrame:
-    rows = source.frame[source.frame["what"] == "ppr"]
-    return _stepped(rows).assign(eval_epochs=rows["find_epochs"])
+    return _stepped(_without_recipe(source.frame[source.frame["what"] == "ppr"]))
+
+
+def _without_recipe(rows: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the recipe that trains, but for its rate, where it is no choice of the study's."""
+    return rows.drop(columns=[name for name in map(str, rows) if name[:5] == "eval_" and name != "eval_lr"])
 
 
 def _layers(source: Source) -> pd.DataFrame:
@@ -127,6 +131,10 @@ def _layers(source: Source) -> pd.DataFrame:
         return rows
     rows = rows.drop(columns=[name for name in map(str, rows) if name.startswith("eval_")])
     rows = pd.concat([_of_one_method(own) for _, own in rows.groupby("panel", sort=False)])
+    masks = source.frame[(source.frame["what"] == "mask") & (source.frame["ticket"] == "search")]
+    asked = masks.groupby(["panel", "method"])["sparsity"].max().rename("asked")
+    whole = rows.groupby(["panel", "method"])["sparsity"].transform("max")
+    rows = rows[whole >= rows.join(asked, on=["panel", "method"])["asked"]]  # of a chain that is not done, none
     rows = rows.drop_duplicates(["key", "layer"])
     last = rows.groupby("key")["number"].transform("max")
     return _stepped(rows).assign(depth=(rows["number"] - 1) / (last - 1).where(last > 1))
@@ -154,13 +162,13 @@ def _indicator(source: Source) -> pd.DataFrame:
 
 
 def _hamming(source: Source) -> pd.DataFrame:
-    """Distances of masks from the last one, by the step of the other."""
+    """Distances of masks from the last one, by the step of the other, over what independent masks would differ in."""
     rows = results.measured(source.store, source.frame[source.frame["what"] == "hamming"])
     if rows.empty or "second_epoch" not in rows:
         return rows.iloc[:0]
     last = rows["second_epoch"] == rows.groupby("key")["second_epoch"].transform("max")
     rows = rows[last]
-    return rows.assign(step=rows["first_epoch"] / rows["find_epochs"])
+    return rows.assign(step=rows["first_epoch"] / rows["find_epochs"], value=rows["value"] / rows["random"])
 
 
 def _spread(source: Source) -> pd.DataFrame:
@@ -186,7 +194,7 @@ def _last_epoch(milestones: str, per_epoch: int) -> float:
 def _memorization(source: Source) -> pd.DataFrame:
     rows = source.frame
     rows = rows[(rows["what"] == "training_accuracy") & (rows["ticket"] == "memorization")]
-    return _stepped(rows).assign(eval_epochs=rows["find_epochs"])
+    return _stepped(_without_recipe(rows))
 
 
 def _transferred(reference: str) -> Callable[[Source], pd.DataFrame]:
@@ -219,9 +227,11 @@ def _of(what: str) -> Callable[[Source], pd.DataFrame]:
 def _gains(source: Source) -> pd.DataFrame:
     """Best of all cells minus best coupled one, chosen on validation images: cells with means and intervals."""
     rows = source.frame
-    if rows.loc[rows["what"] == "train", "validation"].isna().all():
-        return rows.iloc[:0]
-    rows = decoupling.gains(decoupling.envelopes(rows))
+    done = rows[(rows["what"] == "train") & (rows["ticket"] != "search") & (rows["status"] == "done")]
+    found = decoupling.envelopes(rows) if done["validation"].notna().all() else done.iloc[:0]
+    if found.empty:
+        return found.assign(value=[])
+    rows = decoupling.gains(found)
     rows = rows[~rows["same"]].assign(value=rows["mean"])
     return rows.assign(**{name: 100 * rows[name] for name in ("mean", "low", "high")})
 

@@ -2,7 +2,7 @@
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -89,7 +89,8 @@ def _difference(row: dict[Any, Any]) -> str:
     return "" if pd.isna(row["difference"]) else signed(row["difference"], _decimals(row))
 
 
-def _effect(row: dict[Any, Any]) -> str:
+def effect(row: Mapping[Any, Any]) -> str:
+    """Write the effect of an answer to a claim with its interval and unit, '' where there is none."""
     if pd.isna(row["effect"]):
         return ""
     decimals = 1 if row["unit"] and abs(row["effect"]) >= _SMALL else 2
@@ -117,15 +118,31 @@ def finding(numbers: pd.DataFrame, told: pd.DataFrame) -> Html:
     numbers, told : DataFrame
         What `lthlab.comparison.values` and `lthlab.comparison.claims` return.
     """
-    sentences = [_counted(numbers, "numbers", ("outside", "undecided", "inside"))]
+    sentences = [_counted(numbers, "comparisons of numbers", ("outside", "undecided", "inside"))]
     far = [row for row in _ordered(numbers, "outside") if row["unit"] in ("%", "pp")][:_MOST_NAMED]
     if far:
         items = [f"{_what(row)} in {_paper(row)}, {_difference(row)} points" for row in far]
         sentences.append(f"Furthest from the papers: {'; '.join(items)}.")
+    sentences += _by_switch(numbers)
     sentences.append(_counted(told, "answers to claims", ("contradicts", "undecided", "supports")))
     ids = told[told["outcome"].isin(["contradicts", "undecided", "supports"])]["id"].nunique()
     sentences.append(f"{ids} of {told['id'].nunique()} claims have an answer, one for each network and data set.")
     return found_out(sentences)
+
+
+def _by_switch(numbers: pd.DataFrame) -> list[str]:
+    """Count what is inside and outside with a switch and without it, where numbers were compared both ways."""
+    place = ["seed", "where", "network", "data", "quantity", "condition"]
+    known = numbers[numbers["outcome"].isin(["inside", "outside"]) & numbers["switches"].notna()]
+    sentences = []
+    for switch in sorted({text for row in known["switches"] for text in row.split("; ")} - {""}):
+        differs = known["switches"].str.split("; ").map(lambda texts, switch=switch: switch in texts)
+        both = differs.groupby([known[name] for name in place]).transform("nunique") == 2
+        sides = [known[both & (differs == side)]["outcome"] for side in (True, False)]
+        if len(sides[0]):
+            words = [f"{(side == 'inside').sum()} inside and {(side == 'outside').sum()} outside" for side in sides]
+            sentences.append(f"{switch}: with it {words[0]}, without {words[1]}.")
+    return sentences
 
 
 def _counted(frame: pd.DataFrame, what: str, outcomes: Sequence[str]) -> str:
@@ -169,16 +186,16 @@ def _numbers(rows: Sequence[dict[Any, Any]], label: str, nothing: str) -> Html:
         return Html(f'<p class="nothing">{html.escape(nothing)}</p>')
     cells = []
     for row in [{name: None if pd.isna(item) else item for name, item in row.items()} for row in rows]:
-        what = *_wrapped(row["quantity"]), *_wrapped(row["condition"]), f"{row['network']} on {row['data']}"
+        what = f"{row['quantity']} {row['condition']}, {row['network']} on {row['data']}".replace(" ,", ",")
+        theirs = _value(row, "value"), *_wrapped(what), _paper(row)
         ours = _value(row, "ours"), _interval(row), row["study"] or ""
         state = str(row["outcome"])
         verdict = state, _difference(row), *_wrapped(row["note"])
         switches = (row["switches"] or "").split("; ") if row["switches"] else []
         differ = f"{len(switches) or 'none'}", *(line for switch in switches for line in _wrapped(switch))
-        texts = ["\n".join(filter(None, lines)) for lines in (what, ours, verdict, differ)]
-        first = f"{_value(row, 'value')}\n{_paper(row)}"
-        cells.append([("", first), ("", texts[0]), ("", texts[1]), (state, texts[2]), ("", texts[3])])
-    heads = ["The paper's", "What", "Ours\nn, 95 % interval, reach", "", "Switches that differ"]
+        texts = ["\n".join(filter(None, lines)) for lines in (theirs, ours, verdict, differ)]
+        cells.append([("", texts[0]), ("", texts[1]), (state, texts[2]), ("", texts[3])])
+    heads = ["The paper's", "Ours\n95 % interval, reach", "Ours − paper's", "Switches that differ"]
     frame = pd.DataFrame(rows)[list(comparison.COLUMNS)]
     csv = download(frame, f"numbers_{label.split()[1]}.csv", f"All {len(rows)} rows (CSV)")
     return Html(grid(heads, cells, "", label) + csv)
@@ -217,8 +234,8 @@ def statements(told: pd.DataFrame, outcome: str) -> Html:
         study = row["study"] if isinstance(row["study"], str) else ""
         place = "\n".join(filter(None, (broken(row["panel"]), *_wrapped(row["elsewhere"]), study)))
         words = [line for text in row["words"].split("; ") for line in _wrapped(text)]
-        effect = "\n".join(filter(None, (outcome, _effect(row))))
-        cells.append([("", claim), (outcome, effect), ("", "\n".join((f"n = {row['n']}", *words))), ("", place)])
+        size = "\n".join(filter(None, (outcome, effect(row))))
+        cells.append([("", claim), (outcome, size), ("", "\n".join((f"n = {row['n']}", *words))), ("", place)])
         before = row["id"]
     csv = download(pd.DataFrame(rows), f"claims_{outcome}.csv", f"All {len(rows)} rows (CSV)")
     return Html(grid(["Claim", "Effect", "What was compared", "Where"], cells, "", CLAIM_HEADS[outcome]) + csv)
@@ -331,5 +348,5 @@ def _number_lines(row: dict[Any, Any]) -> list[str]:
 
 def _claim_lines(row: dict[Any, Any]) -> list[str]:
     where = row["panel"] + (f" ({row['elsewhere']})" if row["elsewhere"] else "")
-    found = ", ".join(filter(None, (_effect(row), f"n = {row['n']}", row["words"])))
+    found = ", ".join(filter(None, (effect(row), f"n = {row['n']}", row["words"])))
     return [f"  {_paper(row)}: {row['claim']}", f"    {where}: {found}"]

@@ -7,7 +7,8 @@ the largest or only one; of the column `level` (by sparsity) 'least', 'sparsest'
 on); of `step`, the share of the training after which weights were ranked, 'first', 'half', 'last' or 'any'. `lr` is
 the learning rate of masks and tickets alike. `at` holds for both sides, `first` and `second` are the sides; `than` is
 laid over `at` for the difference that another one is compared with. What no choice names is as usual: masks of the end
-of training with their own counts per layer, and the recipe that found them. `on` says which panels a claim is about.
+of training with their own counts per layer, and the recipe that found them. `on` says which panels a claim is about;
+`together`, that it compares those of a study that differ in nothing else.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from lthlab.published import Claim
 
 OUTCOMES = ("contradicts", "undecided", "supports", "not yet run")
 SETTINGS = (
-    "table", "at", "first", "second", "than", "of", "reference", "along", "margin", "absolute", "on", "question",
-    "statement",
+    "table", "at", "first", "second", "than", "of", "reference", "along", "margin", "absolute", "on", "together",
+    "question", "statement",
 )  # fmt: skip
 """What the settings of a claim may say."""
 MARGIN = 0.5
@@ -45,8 +46,8 @@ _INDEX = {
 _WORDS = (*_INDEX, "half", "any")
 _ALIKE = ("method", "sparsity", "find_lr", "eval_lr", "step", "reading", "p", "layer", "images", "data", "across")
 _OF_MASKS = ("level", "step", "method", "scope")
-_CLOCK = ("epochs", "milestones", "lr_schedule", "warmup")
-"""Fields that go with the length of a training."""
+_CLOCK = ("epochs", "milestones", "lr_schedule", "warmup", "batch_size", "weight_decay")
+"""Fields that papers change with the length of a training."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ def _panels(claim: Claim, source: Source) -> Iterator[tuple[str, pd.DataFrame]]:
         return
     named = _named(claim.settings)
     fields = {name[5:] for name in map(str, rows) if name[:5] in ("find_", "eval_")}
-    own = {name for name in named if name in results.PANEL} | ({"panel"} if named & {"ranking", "shortcut"} else set())
+    own = {name for name in named if name in results.PANEL}
+    own |= {"panel"} if own or claim.settings.get("together") else set()
     own |= {f"{side}_{name}" for side in ("find", "eval") for name in fields & {column[5:] for column in named}}
     if "find_epochs" in named or "eval_epochs" in named:
         own |= {f"{side}_{name}" for side in ("find", "eval") for name in _CLOCK}
@@ -219,8 +221,7 @@ def _domain(rows: pd.DataFrame, name: str) -> set[float]:
     """Values that a word may stand for."""
     if name == "lr" and "find_lr" in rows:
         rows = rows[(rows["find_lr"] == rows["eval_lr"]) | _dense(rows)]
-    done = rows[rows["status"] == "done"] if (rows["status"] == "done").any() else rows
-    return set(done[_column(name)].dropna().round(9))
+    return set(rows[_column(name)].dropna().round(9))
 
 
 def _taken(rows: pd.DataFrame, name: str, value: float) -> pd.DataFrame:
