@@ -5,7 +5,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 GALLERY := demo correlation landscape early decoupling layerwise guideline transfer search_costs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo gallery lab bench test lint test-oldest mutants clean
+.PHONY: help setup demo gallery findings lab bench test lint test-oldest minis mutants clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,11 @@ gallery: .venv/installed ## Make the pages kept in reports/gallery/ (about an ho
 	done
 	$(PY) -c 'from lthlab import pages; pages.gallery("reports/gallery")'
 
+findings: .venv/installed ## Say claim by claim what the results in reports/data/ and the gallery's studies found
+	set -e; for folder in reports/data/*; do $(PY) -m lthlab results import $$folder; done
+	$(PY) -m papermill --no-progress-bar notebooks/findings.ipynb runs/notebooks/findings.ipynb
+	$(PY) -c 'from lthlab import pages; pages.publish("runs/notebooks/findings.ipynb", "reports/findings.html")'
+
 lab: .venv/installed ## Open JupyterLab on notebooks/
 	$(PY) -m jupyterlab notebooks
 
@@ -41,6 +46,9 @@ lint: .venv/installed ## Check style, format and types
 
 test-oldest: .venv-oldest/installed ## Run all tests with the lowest versions that pyproject.toml allows
 	$(OLDEST) -m pytest
+
+minis: .venv/installed ## Compute the small form of every study into build/minis, with pages of ten (at most 25 minutes)
+	$(PY) tests/minis.py
 
 mutants: .venv/installed ## Inject faults one at a time and check that a test notices each
 	$(PY) tests/mutants.py

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lthlab import early, results, saturation
-from lthlab.markup import Html, download, found_out, heat, interval, points, signed, table
+from lthlab.markup import Html, download, found_out, heat, interval, percent, points, signed, table
 
 SAVED, LOST = 0.25, 0.005
 """What advice should reach: the least share of a search's epochs saved, and the most accuracy lost."""
@@ -23,6 +23,14 @@ _WAYS = {
     ("others", "known"): "the others when they know",
     ("own", "known"): "its own curves when they tell",
 }
+_WHEN = {"OMP": "at once, {prune_at}", "GMP": "gradually, {pruning}", "IMP": "iteratively, {prune_at}"}
+_THEN = {
+    "LT": "initial weights",
+    "WR": "weights of {rewind}",
+    "LRR": "the ranked weights",
+    "GMP": "nothing anew",
+}
+_MEAN = ("mean", "low", "high", "n")
 _HIDDEN = ("step", "known", "named", "plateau", "change", "noise")
 
 
@@ -169,6 +177,36 @@ def grid(tickets: pd.DataFrame, baseline: pd.DataFrame | None = None) -> Html:
     return _tables(rows, "test accuracy (%) of tickets ranked at epoch s, rewound to v", shown, "grid")
 
 
+def schedules(frame: pd.DataFrame) -> Html:
+    """Show what pruning at once, over a window or iteratively costs and brings, as Sooner's Tables 2 to 4.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with tickets on gradual masks.
+    """
+    found = early.schedules(frame)
+    if found.empty:
+        return Html('<p class="nothing">The study has no tickets on gradual masks.</p>')
+
+    def shown(own: pd.DataFrame, name: str) -> str:
+        change = ["change", "change_low", "change_high", "n"]
+        lines = [
+            {
+                "pruned": _WHEN[row["method"]].format_map(row | {"pruning": _briefly(str(row["pruning"]))}),
+                "%": f"{100 * row['sparsity']:.3g}",
+                "then trained": _THEN[row["ticket"]].format_map(row), "epochs": _epochs(row),
+                "accuracy (%)": percent(row),
+                "minus dense (points)": points(dict(zip(_MEAN, (row[name] for name in change), strict=True))),
+            }
+            for row in own.to_dict("records")
+        ]  # fmt: skip
+        return table(pd.DataFrame(lines), name)
+
+    about = "test accuracy and epochs of search + training, with 95 % t intervals"
+    return _tables(found, about, shown, "schedules", by_sparsity=False)
+
+
 def distances(rows: pd.DataFrame) -> Html:
     """Show the Hamming distances between masks of several steps, as Sooner's Figure 3, and how much they share.
 
@@ -304,6 +342,15 @@ def _named(cells: pd.DataFrame, index: str, columns: str) -> pd.DataFrame:
         [name if isinstance(name, str) else f"{name:g}" for name in axis] for axis in (cells.index, cells.columns)
     ]
     return pd.DataFrame(cells.to_numpy(), pd.Index(words[0], name=index), pd.Index(words[1], name=columns))
+
+
+def _briefly(pruning: str) -> str:
+    """Leave out of a schedule's words what the paper's schedules have in common."""
+    return pruning.removeprefix("cubic ").removesuffix(" every 1ep")
+
+
+def _epochs(row: dict[Any, Any]) -> str:
+    return f"{row['search_epochs']:g} + {row['train_epochs']:g}"
 
 
 def _share(value: float) -> str:

@@ -359,6 +359,11 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def source(name: str) -> str:
+    """Say where a known data set is published; '' for others, and for those that take an account."""
+    return " and ".join(archive.url for archive in KNOWN[name].archives) if name in KNOWN else ""
+
+
 def is_installed(name: str) -> bool:
     """Whether the data home says that it has a set."""
     return (data_home() / f"{name}.json").is_file()

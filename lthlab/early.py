@@ -9,6 +9,8 @@ from lthlab.runs import read_metrics
 from lthlab.store import Store
 
 _BASELINE = "dense at s"
+_METHODS = ("OMP", "GMP", "IMP")
+_SCHEDULE = ("method", "prune_at", "pruning", "rewind")
 _SPREAD = ("layer", "number", "predicted", "at_epoch", "since_epoch", "change", "expected", "ratio")
 
 
@@ -159,6 +161,37 @@ def _beside(rows: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     own = ratios.plain(baseline, alike).rename(columns={"epoch": "prune_epoch"})
     own = own.drop(columns=[name for name in ("rate", "level", "sparsity") if name in own])
     return rows[[*by, "prune_epoch"]].drop_duplicates().merge(own, on=[*alike, "prune_epoch"])
+
+
+def schedules(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare tickets of gradual masks with those of other masks, and with dense networks (Sooner, Tables 2 to 4).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with tickets on masks of GMP.
+
+    Returns
+    -------
+    DataFrame
+        One row per cell, ticket (LT, WR, LRR or GMP, the pruned training itself), method, prune_at, pruning, rewind,
+        search_epochs and train_epochs, in order of method and epoch: n, mean, low and high of the accuracy in [0, 1];
+        change, change_low and change_high, of the accuracy minus the dense network's, paired by replicate. No row
+        where nothing stands on gradual masks.
+    """
+    trained = frame[frame["what"] == "train"]
+    rows = trained[trained["ticket"].isin(["LT", "WR", "LRR", "GMP"]) & trained["layer_counts"].isna()]
+    rows = rows if (rows["method"] == "GMP").any() else rows.iloc[:0]
+    recipes = [name for name in map(str, rows) if name[:5] == "eval_"]
+    place = [*(name for name in _cell(rows) if name not in ratios.LADDER), *recipes, "replicate"]
+    dense = ratios.plain(trained[trained["ticket"] == "dense"], place)[[*place, "value"]]
+    rows = ratios.plain(rows, place).merge(dense, on=place, suffixes=("", "_of_dense"))
+    by = [*_cell(rows), *recipes, "ticket", *_SCHEDULE, "search_epochs", "train_epochs"]
+    changes = results.summarise(rows.assign(value=rows["value"] - rows["value_of_dense"]), by)
+    changes = changes.rename(columns={"mean": "change", "low": "change_low", "high": "change_high"})
+    found = results.summarise(rows, by).merge(changes.drop(columns=["n", "sd"]), on=by)
+    found = found.assign(order=[_METHODS.index(method) for method in found["method"]])
+    return found.sort_values([*_cell(rows), "order", "search_epochs"], kind="stable", ignore_index=True)
 
 
 def ppr(frame: pd.DataFrame, baseline: pd.DataFrame | None = None) -> pd.DataFrame:

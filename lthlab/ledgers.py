@@ -2,7 +2,7 @@
 
 import html
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -89,7 +89,8 @@ def _difference(row: dict[Any, Any]) -> str:
     return "" if pd.isna(row["difference"]) else signed(row["difference"], _decimals(row))
 
 
-def _effect(row: dict[Any, Any]) -> str:
+def effect(row: Mapping[Any, Any]) -> str:
+    """Write the effect of an answer to a claim with its interval and unit, '' where there is none."""
     if pd.isna(row["effect"]):
         return ""
     decimals = 1 if row["unit"] and abs(row["effect"]) >= _SMALL else 2
@@ -233,8 +234,8 @@ def statements(told: pd.DataFrame, outcome: str) -> Html:
         study = row["study"] if isinstance(row["study"], str) else ""
         place = "\n".join(filter(None, (broken(row["panel"]), *_wrapped(row["elsewhere"]), study)))
         words = [line for text in row["words"].split("; ") for line in _wrapped(text)]
-        effect = "\n".join(filter(None, (outcome, _effect(row))))
-        cells.append([("", claim), (outcome, effect), ("", "\n".join((f"n = {row['n']}", *words))), ("", place)])
+        size = "\n".join(filter(None, (outcome, effect(row))))
+        cells.append([("", claim), (outcome, size), ("", "\n".join((f"n = {row['n']}", *words))), ("", place)])
         before = row["id"]
     csv = download(pd.DataFrame(rows), f"claims_{outcome}.csv", f"All {len(rows)} rows (CSV)")
     return Html(grid(["Claim", "Effect", "What was compared", "Where"], cells, "", CLAIM_HEADS[outcome]) + csv)
@@ -347,5 +348,5 @@ def _number_lines(row: dict[Any, Any]) -> list[str]:
 
 def _claim_lines(row: dict[Any, Any]) -> list[str]:
     where = row["panel"] + (f" ({row['elsewhere']})" if row["elsewhere"] else "")
-    found = ", ".join(filter(None, (_effect(row), f"n = {row['n']}", row["words"])))
+    found = ", ".join(filter(None, (effect(row), f"n = {row['n']}", row["words"])))
     return [f"  {_paper(row)}: {row['claim']}", f"    {where}: {found}"]

@@ -608,8 +608,10 @@ def describe(ax: Axes) -> str:
     ys = [strokes.heights(item) for item in series]
     lines = {str(line.get_label()): line for line in ax.lines if not str(line.get_label()).startswith("_")}
     title = f"{ax.get_title()}. ".replace("\n", " ") if ax.get_title() else ""
-    lowest, highest = min(values.min() for values in ys), max(values.max() for values in ys)
-    text = f"{title}Line chart of {y} against {x}; means range from {lowest:.3g} to {highest:.3g}. "
+    text = f"{title}Line chart of {y} against {x}"
+    if ys:
+        text += f"; means range from {min(v.min() for v in ys):.3g} to {max(v.max() for v in ys):.3g}"
+    text += ". "
     trends = [f"{item.get_label()} {_trend(values)}" for item, values in zip(series, ys, strict=True)]
     heights = {name: np.asarray(line.get_ydata(), dtype=float) for name, line in lines.items()}
     levels = [f"{name} {_trend(at if np.ptp(at) else at[:1])}" for name, at in heights.items()]

@@ -12,7 +12,8 @@ SEARCH = ("method", "prune_at", "pruning", "layer_counts")
 """Columns that say how a mask was found."""
 WEIGHTS = ("rewind", "schedule")
 """Columns that say which weights a search, or a ticket, began with."""
-_LADDER = ("rate", "level", "sparsity")
+LADDER = ("rate", "level", "sparsity")
+"""Columns that say how sparse a mask is."""
 _NAMES = {"find_lr": "learning rate"}
 CONTRASTS = {
     "ticket − global": ("ticket", "global"),
@@ -33,7 +34,7 @@ def cell(frame: pd.DataFrame, *without: str) -> list[str]:
     *without : str
         Columns that are left out.
     """
-    names = (*results.PANEL, *SEARCH, *WEIGHTS, *_LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
+    names = (*results.PANEL, *SEARCH, *WEIGHTS, *LADDER, *(name for name in map(str, frame) if name[:5] == "find_"))
     return [name for name in names if name in frame and name not in without]
 
 
@@ -44,7 +45,7 @@ def plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.DataFrame:
+def alike(rows: pd.DataFrame, method: str | None = None, latest: bool = True) -> pd.DataFrame:
     """Choose what stands on masks of one method, with their own counts per layer, of one kind of chain.
 
     Parameters
@@ -52,15 +53,16 @@ def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.Da
     rows : DataFrame
         Tidy rows of masks, layers or trainings.
     method : str, optional
-        Whose masks.
+        Whose masks; by default of OMP, or of IMP where there are none of OMP.
     latest : bool, optional
         Whether only those ranked last count (`lthlab.results.ranked_last`).
 
     Returns
     -------
     DataFrame
-        Rows of the chain that rewinds to the earliest step, if `method` is IMP.
+        Rows of the chain that rewinds to the earliest step, of IMP masks.
     """
+    method = method or ("OMP" if rows["method"].eq("OMP").any() else "IMP")
     own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
     if own.empty:
         return own
@@ -250,13 +252,63 @@ def contrasts(frame: pd.DataFrame) -> pd.DataFrame:
     return out.assign(facet=titles).sort_values(["find_lr", "eval_lr"], kind="stable", ignore_index=True)
 
 
+RANKINGS = {"global": "ranked over all layers", "layer": "ranked within layers"}
+"""Lines of `rankings`, by where weights are ranked."""
+_RANDOM = "random ticket"
+
+
+def _ranked(frame: pd.DataFrame) -> pd.DataFrame:
+    """Choose trainings under the latest masks of every method with their own counts per layer."""
+    rows = frame[frame["what"] == "train"]
+    return pd.concat([alike(rows, method) for method in ("OMP", "IMP")])
+
+
+def _tickets(rows: pd.DataFrame) -> pd.DataFrame:
+    """Choose the tickets whose rankings are compared: LT, or where there are none WR that rewind to the first step."""
+    if (rows["ticket"] == "LT").any():
+        return rows[rows["ticket"] == "LT"]
+    late = rows[rows["ticket"] == "WR"]
+    steps = results.step_epochs(late, "rewind")
+    return late[steps == steps.min()]
+
+
+def rankings(frame: pd.DataFrame) -> pd.DataFrame:
+    """Choose what shows whether global rankings make better tickets than layer-wise ones (Morcos Fig. 1a).
+
+    Parameters
+    ----------
+    frame : DataFrame
+        Tidy frame of a study with LT, or WR, in panels of both rankings.
+
+    Returns
+    -------
+    DataFrame
+        Trainings of tickets of both rankings and of random tickets permuted globally, those with new weights if there
+        are such: series and order, text and place of their lines, and facet, the method and, where there are several,
+        the learning rate that masks were found with. Empty if weights are ranked in one way alone.
+    """
+    trained = _ranked(frame)
+    own, random = _tickets(trained), trained[(trained["ticket"] == "RT") & (trained["scope"] == "global")]
+    random = random[random["rewind"].isna()] if random["rewind"].isna().any() else random[random["rewind"] == "0ep"]
+    lines = [*RANKINGS.values(), _RANDOM]
+    rows = pd.concat([own.assign(series=own["ranking"].map(RANKINGS)), random.assign(series=_RANDOM)])
+    rows = rows if own["ranking"].nunique() > 1 else rows.iloc[:0]
+    several = rows["find_lr"].nunique() > 1
+    facets = [
+        f"{method}, mask found at learning rate {lr:g}" if several else method
+        for method, lr in zip(rows["method"], rows["find_lr"], strict=True)
+    ]
+    rows = rows.assign(order=rows["series"].map(lines.index), facet=facets).drop(columns=["panel", "ranking"])
+    return rows.sort_values(["find_lr", "method"], kind="stable", ignore_index=True)
+
+
 def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
     """Subtract the accuracy of tickets whose weights were ranked within layers from that of globally ranked ones.
 
     Parameters
     ----------
     frame : DataFrame
-        Tidy frame of a study with LT in panels of both rankings (Morcos Fig. 1a).
+        Tidy frame of a study with LT, or WR, in panels of both rankings (Morcos Fig. 1a).
 
     Returns
     -------
@@ -268,7 +320,7 @@ def by_ranking(frame: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If a cell has several values of one replicate.
     """
-    rows = frame[(frame["what"] == "train") & (frame["ticket"] == "LT")]
+    rows = _tickets(_ranked(frame))
     recipes = [name for name in map(str, rows) if name[:5] == "eval_"]
     by = [*cell(rows, "panel", "ranking", *WEIGHTS), *recipes]
     return results.paired(rows, "ranking", "global", "layer", by).assign(ticket="global − layer-wise")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel
 
-from lthlab import plots, pruning, results, roles, sizes, strokes, tickets
+from lthlab import catalog, plots, pruning, results, roles, sizes, strokes, tickets
 from lthlab.errors import InputError
 from lthlab.markup import (
     Html,
@@ -346,7 +346,8 @@ def _facts(panel: Panel) -> dict[str, str]:
     return {
         "Replicates": f"{panel.replicates}; {seeds}",
         "Data": f"{_fields(panel.data)}; {panel.data.images} training and {facts.test} test images of {shape}, "
-        f"{facts.classes} classes; fingerprint {facts.fingerprint}",
+        f"{facts.classes} classes; fingerprint {facts.fingerprint}"
+        + (f"; from {source}" if (source := catalog.source(panel.data.name)) else ""),
         "Pruning": _ladder(panel),
         "Tickets": tickets,
         "Finding masks": finding,

@@ -269,7 +269,8 @@ class Protocol(_Model):
     schedule : {'resume', 'restart'}
         After rewinding to t: train the rest of the schedule (Ma appendix B) or all of it (Sooner).
     rewound_masks : {'rewound', 'initial'}
-        Chain that gives rewound tickets their masks: one that rewinds to the same step, or to θ_0.
+        Chain that gives rewound tickets their masks: one that rewinds to the same step, or to θ_0. In a study that
+        has tickets rewound to one step and no LT, RR and RT have the masks of that chain too (Morcos).
     batchnorm : {'rewound', 'reset'}
         Whether BatchNorm's running statistics are rewound with the weights or start afresh.
     report : {'last', 'best_val', 'best_test'}

@@ -144,6 +144,8 @@ def series(
 
     What is moved is multiplied, as suits a logarithmic axis, or added to if the axis is linear.
     """
+    if done.empty:
+        return
     names = ["ticket", "method", "variant"]
     labelled = done.assign(**{name: done[name].fillna("") if name in done else "" for name in names[:2]})
     labelled = labelled.assign(variant=variants(labelled))
@@ -269,7 +271,11 @@ def _rank(name: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def sparsity_axis(ax: Axes, done: pd.DataFrame) -> None:
-    """Name the horizontal axis by what remains and by levels, denser to the left."""
+    """Name the horizontal axis by what remains and by levels, denser to the left; bare where nothing is pruned."""
+    if done.empty:
+        ax.set_xticks([])
+        ax.set_xlabel("nothing is pruned")
+        return
     cells = done.drop_duplicates("sparsity").sort_values("sparsity")
     remaining = 100 * (1 - cells["sparsity"])
     level = ["" if pd.isna(k) else f"\n{int(k)}" for k in cells["level"]]

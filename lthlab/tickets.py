@@ -350,8 +350,11 @@ class _Expansion:
             return [_Rounds(None)]
         if ticket == "FT":
             return [_Rounds(None, tuning=(options.epochs, options.lr))]
-        if ticket == "WR" and self.rules.rewound_masks == "rewound":
-            return [_Rounds(step, self.rules.schedule) for step in options.rewind]
+        late = self.panel.tickets.WR
+        rewinds = late.rewind if late is not None and "IMP" in late.methods else []
+        alone = self.panel.tickets.LT is None and len(rewinds) == 1
+        if self.rules.rewound_masks == "rewound" and (ticket == "WR" or (ticket in ("RR", "RT") and alone)):
+            return [_Rounds(step, self.rules.schedule) for step in rewinds]
         return [_Rounds()]
 
     def _searched(self, found: _Found) -> Iterator[tuple[str, Labelled]]:

@@ -345,19 +345,28 @@ class _Group:
         form = {"form": training.group.form, "replicas": training.group.replicas, "slot": number}
         if self.halved_from is not None:
             form["halved_from"] = self.halved_from
-        device = self.trainer.device
-        files |= origin(
-            device=",".join(map(str, self.devices)), deterministic=devices.repeats(device), seconds=self.seconds, **form
-        )
+        if self.trainer.device.type == "cuda":
+            form["gpu"] = self._device_name
+        repeats = devices.repeats(self.trainer.device)
+        files |= origin(device=",".join(map(str, self.devices)), deterministic=repeats, seconds=self.seconds, **form)
         self.store.commit(train.key, len(before.parts), files, record)
         return sum(map(len, files.values()))
+
+    @property
+    def _device_name(self) -> str:
+        """Models of the GPUs that it trains on, or 'cpu'."""
+        return ",".join(torch.cuda.get_device_name(d) if d.type == "cuda" else str(d) for d in self.devices)
 
     def time(self, size: float) -> None:
         """Note how long this process took, for forecasts."""
         group = self.training.group
-        name = ",".join(torch.cuda.get_device_name(d) if d.type == "cuda" else str(d) for d in self.devices)
         seconds = time.monotonic() - self.began
-        run = {"device": name, "threads": torch.get_num_threads(), "form": group.form, "bytes": round(size)}
+        run = {
+            "device": self._device_name,
+            "threads": torch.get_num_threads(),
+            "form": group.form,
+            "bytes": round(size),
+        }
         steps = self.training.iteration - self.first
         estimates.record(self.store, self.members[0], len(self.members), steps, seconds, run)
 

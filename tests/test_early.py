@@ -1,12 +1,13 @@
 """Tables of early tickets: by hand, and of a small study whose weights, masks and metrics are read in plain NumPy."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lthlab import early, lab, reports, results, saturation, spec, timelines
+from lthlab import advisor, early, lab, reports, results, saturation, spec, timelines
 from lthlab.derive import mask as read_mask
 from lthlab.derive import state
 from lthlab.runs import read_metrics
@@ -156,6 +157,58 @@ def test_tickets_of_other_rates_and_schedules_give_way_to_those_of_the_paper(com
     both = pd.concat([frame, other.assign(schedule="resume", value=0.0), other.assign(eval_lr=9.0, value=0.0)])
     pd.testing.assert_frame_equal(early.tickets(both), early.tickets(frame))
     assert len(early.tickets(other.assign(schedule="resume"))) == len(other)
+
+
+SCHEDULES = """
+name: windows
+net: lenet_300_100
+data: {name: digits, train_size: 96}
+replicates: 2
+find: {epochs: 6, batch_size: 32, lr: 0.1}
+prune: {sparsities: [0.8], at: [2ep, 6ep], gradual: [{start: 1ep, end: 3ep}, {start: 3ep, end: 5ep}]}
+protocol: {schedule: restart}
+tickets: {LRR: {methods: [OMP, GMP]}, WR: {methods: GMP, rewind: 1ep}, GMP: }
+panels:
+  - {}
+  - prune: {sparsities: [], levels: 7, at: last, gradual: []}
+    tickets: {LRR: {methods: IMP}, WR: false, GMP: false}
+"""
+
+
+def windows():
+    """Accuracies as if a study were done: dense 0.9 and 0.92, all else 0.01 less for each epoch of the search."""
+    frame = pd.DataFrame([{"study": "windows", **i.role, "key": i.value.key} for i in expand(spec.parse(SCHEDULES))])
+    dense = 0.9 + 0.02 * frame["replicate"]
+    value = dense.where(frame["ticket"] == "dense", dense - 0.01 * frame["search_epochs"])
+    return frame.assign(value=value, status="done", metric="test_accuracy")
+
+
+def test_pruning_at_once_over_a_window_and_iteratively_are_compared_in_accuracy_and_epochs():
+    frame = windows()
+    found = early.schedules(frame)
+    rows = [(row.ticket, row.method, row.prune_at, row.search_epochs, row.train_epochs) for row in found.itertuples()]
+    assert rows == [
+        ("LRR", "OMP", "2ep", 2, 6), ("LRR", "OMP", "6ep", 6, 6),
+        ("GMP", "GMP", "3ep", 0, 6), ("GMP", "GMP", "5ep", 0, 6),
+        ("LRR", "GMP", "3ep", 3, 6), ("WR", "GMP", "3ep", 3, 6),
+        ("LRR", "GMP", "5ep", 5, 6), ("WR", "GMP", "5ep", 5, 6),
+        ("LRR", "IMP", "6ep", 42, 6),
+    ]  # fmt: skip
+    assert found["n"].eq(2).all()
+    np.testing.assert_allclose(found["mean"], 0.91 - 0.01 * found["search_epochs"])
+    np.testing.assert_allclose(found["change"], -0.01 * found["search_epochs"], atol=1e-12)
+    np.testing.assert_allclose(found["change_high"] - found["change_low"], 0, atol=1e-12)  # paired: replicates agree
+    assert (found["high"] - found["low"]).gt(0.1).all()
+    assert list(found.loc[found["ticket"] == "LRR", "pruning"].dropna()) == [
+        "cubic 1ep to 3ep every 1ep", "cubic 3ep to 5ep every 1ep",
+    ]  # fmt: skip
+    assert early.schedules(frame[frame["method"] != "GMP"]).empty
+    shown = advisor.schedules(frame)
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", shown))
+    assert "at once, 2ep 80 the ranked weights 2 + 6 89.0 [" in text and "−2.0 [−2.0, −2.0]" in text
+    assert "gradually, 1ep to 3ep 80 nothing anew 0 + 6 91.0 [" in text
+    assert "iteratively, 6ep 79 the ranked weights 42 + 6 49.0 [" in text
+    assert "no tickets on gradual masks" in advisor.schedules(frame[frame["method"] != "GMP"])
 
 
 def test_lines_of_ppr_are_by_rate_and_beside_the_dense_network(computed):

@@ -202,6 +202,27 @@ def test_random_tickets_are_every_mask_with_every_source_of_weights():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("tickets", "rewound_masks", "found", "trainings"),
+    [
+        ("", "rewound", "1ep", 3),  # Morcos A.2: the preserved or permuted mask is the winning ticket's
+        ("LT: {methods: IMP}, ", "rewound", "0ep", 5),
+        ("", "initial", "0ep", 3),
+    ],
+)
+def test_random_tickets_have_the_masks_of_late_reset_tickets_where_these_are_alone(
+    tickets, rewound_masks, found, trainings
+):
+    tickets += "WR: {methods: IMP, rewind: 1ep}, RR: {methods: IMP}, RT: {methods: IMP, weights: fresh}"
+    labelled = asked(tickets, protocol=f"{{schedule: restart, rewound_masks: {rewound_masks}}}")
+    masks = pick(labelled, "mask", ticket="search", level=3, rewind=found)
+    assert len(masks) == 1 and masks[0].of.run.init.step == found
+    assert [value.mask for value in pick(labelled, ticket="RR", level=3)] == masks
+    assert [value.mask for value in pick(labelled, ticket="RT", level=3)] == [Permuted(masks[0], "layer", 0)]
+    rounds = {item.value.of.run for item in labelled if item.role["what"] == "mask" and item.role["ticket"] == "search"}
+    assert len(rounds) == trainings
+
+
 # --- imposed counts -------------------------------------------------------------------------------------------
 
 

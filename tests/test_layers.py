@@ -48,6 +48,7 @@ ROWS = [
     ["predicates"],
     ["comparison"],
     ["ledgers"],
+    ["conclusions"],
     ["arguments", "batch", "doctor", "pages", "shelf", "watch"],
     ["stages"],
     ["bills"],
@@ -56,11 +57,11 @@ ROWS = [
 ]
 LAYER = {module: row for row, modules in enumerate(ROWS) for module in modules}
 WITHOUT_TORCH = {
-    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "comparison", "contours", "contrasts",
-    "correlations", "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates", "evidence",
-    "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs", "kernels",
-    "ledgers", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan", "plots",
-    "predicates", "prizes", "probes", "profiles", "progress", "provenance", "pruning", "published", "ratios",
+    "__init__", "advisor", "analyses", "arguments", "bills", "catalog", "comparison", "conclusions", "contours",
+    "contrasts", "correlations", "costs", "datasets", "decoupling", "disk", "draws", "early", "errors", "estimates",
+    "evidence", "explore", "files", "findings", "forms", "formulas", "guidelines", "images", "install", "jobs",
+    "kernels", "ledgers", "losses", "machine", "markup", "nodes", "packing", "pages", "pairings", "parts", "plan",
+    "plots", "predicates", "prizes", "probes", "profiles", "progress", "provenance", "pruning", "published", "ratios",
     "readers", "reports", "results", "roles", "runs", "saturation", "schema", "sections", "shelf", "sizes", "spec",
     "stages", "store", "strokes", "studies", "tickets", "timelines", "transfer", "trees", "values", "verdicts",
     "watch", "wording",
@@ -267,8 +268,8 @@ def test_computing_needs_no_notebook_packages():
 
 def test_modules_without_torch_import_where_torch_is_missing():
     drawing = {
-        "advisor", "comparison", "contours", "correlations", "evidence", "explore", "findings", "guidelines",
-        "ledgers", "losses", "markup", "pairings", "plots", "predicates", "prizes", "profiles", "reports",
+        "advisor", "comparison", "conclusions", "contours", "correlations", "evidence", "explore", "findings",
+        "guidelines", "ledgers", "losses", "markup", "pairings", "plots", "predicates", "prizes", "profiles", "reports",
         "strokes", "timelines", "transfer",
     }  # fmt: skip
     names = WITHOUT_TORCH & set(modules()) - {"__init__"}

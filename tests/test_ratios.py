@@ -128,6 +128,7 @@ def test_masks_of_one_kind_are_chosen():
     assert ratios.alike(frame, latest=False)["key"].unique().tolist() == [f"{number:032x}" for number in (0, 1, 3)]
     assert ratios.alike(frame, "IMP")["key"].unique().tolist() == [f"{5:032x}"]
     assert ratios.alike(frame, "GMP").empty
+    assert ratios.alike(chains)["key"].unique().tolist() == ["2ep"]  # of IMP, since there are no others
 
 
 def test_a_row_of_titles_tells_tickets_of_several_learning_rates_apart():
@@ -214,12 +215,33 @@ def test_shares_never_mix_what_is_not_a_replicate():
         ratios.carried(ratios.contrasts(trained()), ["level"])
 
 
+STEPS = {"train_size": 96, "find_batch_size": 32}
+
+
 def test_global_and_layer_wise_rankings_are_paired_across_panels():
-    rows = trained().query("ticket == 'LT' and prune_at == '4ep'").assign(layer_counts=None)
+    rows = trained().query("ticket == 'LT' and prune_at == '4ep'").assign(layer_counts=None, **STEPS)
     other = rows.assign(panel="q", ranking="layer", value=rows["value"] - [0.1, 0.2, -0.1])
     found = ratios.by_ranking(pd.concat([rows.assign(ranking="global"), other]))
     assert found.sort_values("replicate")["value"].tolist() == pytest.approx([0.1, 0.2, -0.1])
     assert found["ticket"].eq("global − layer-wise").all()
+
+
+def test_rankings_are_lines_beside_the_random_ticket_with_new_weights():
+    rows = trained().query("prune_at == '4ep'").assign(layer_counts=None, ranking="global", **STEPS)
+    fresh = rows.query("scope == 'global'").assign(rewind=None, value=0.5)
+    other = rows.query("ticket == 'LT'").assign(panel="q", ranking="layer", value=0.6)
+    both = pd.concat([rows, fresh, other])
+    late = both[both["ticket"] != "RT"].assign(ticket="WR", method="IMP", rewind="2ep")
+    later = late.assign(rewind="3ep", value=0.0)
+    for frame, method in ((both, "OMP"), (pd.concat([both[both["ticket"] == "RT"], late, later]), "IMP")):
+        found = ratios.rankings(frame)
+        assert found.groupby(["order", "series"])["value"].mean().to_dict() == pytest.approx({
+            (0, "ranked over all layers"): 0.89, (1, "ranked within layers"): 0.6, (2, "random ticket"): 0.5,
+        })  # fmt: skip
+        assert found.loc[found["order"] < 2, "facet"].eq(method).all() and len(found) == 9
+    several = ratios.rankings(pd.concat([both, both.assign(find_lr=0.3)]))
+    assert list(several["facet"].unique()) == [f"OMP, mask found at learning rate {lr}" for lr in (0.1, 0.3)]
+    assert ratios.rankings(rows).empty
 
 
 # --- of a study -----------------------------------------------------------------------------------------------
@@ -269,7 +291,7 @@ def test_a_study_has_all_contrasts_and_comparisons(computed):
     glob = found[found["ranking"] == "global"]
     pairs = ratios.contrasts(frame[frame["ranking"] == "global"])
     assert len(pairs) == len(ratios.CONTRASTS) * 2 * 2 * 2
-    assert len(ratios.by_ranking(ratios.alike(frame))) == 2 * 2
+    assert len(ratios.by_ranking(frame)) == 2 * 2 and len(ratios.rankings(frame)) == 2 * 2 * 3
     assert len(ratios.by_setting(ratios.alike(glob), "find_lr")) == 2 * glob["layer"].nunique()
     steps = ratios.by_step(glob)
     last = steps[steps["prune_epoch"] == 2]
