@@ -292,6 +292,15 @@ def test_reports_become_pages(name, published, tiny):
     assert "$" not in elements.text and "math" in {tag for tag, _ in elements.found}
 
 
+def test_the_page_beside_the_papers_says_what_was_asked_and_where(published, tiny):
+    page = published[COMPARISON]
+    elements = test_pages.Elements(page)
+    assert len(elements.of("h1")) == 1 and str(tiny) not in page and "Traceback" not in page
+    plain = re.sub("<[^>]+>", " ", page)
+    assert "nan" not in plain and "No dense network of the papers" in plain and "not on cifar10" in plain
+    assert "The Sooner The Better: 218 numbers" in plain and "counted, no training needed" in plain
+
+
 def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny):
     page = published["winning_tickets"]
     elements = test_pages.Elements(page)
