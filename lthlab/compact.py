@@ -178,7 +178,8 @@ def _packed(files: Mapping[str, bytes], mode: str) -> bytes:
 def take(folder: Path, store: Store) -> Carried:
     """Put exported results into a store, so that every report reads them, and a later run continues them.
 
-    What the store has already stays as it is. Nothing is written before all is checked.
+    What the store has already stays as it is, the study as it was run there last too. Nothing is written before all is
+    checked.
 
     Parameters
     ----------
@@ -194,8 +195,8 @@ def take(folder: Path, store: Store) -> Carried:
     Raises
     ------
     InputError
-        If the files are not what was exported, or the store has other results of the same values, or another study
-        of the same name.
+        If the files are not what was exported, or the store has other results of the same values, or a study of the
+        same name that has none of these values.
     """
     whole = _contents(folder)
     study, size = whole["study"], (folder / STUDY).stat().st_size
@@ -208,8 +209,9 @@ def take(folder: Path, store: Store) -> Carried:
         packed[name] = _read(folder / name, entry)
         size += entry["size"]
     archive = _archive(folder / RESULTS, packed[RESULTS])
-    if study in store.studies() and store.study(study)["document"] != archive.table["document"]:
-        other = f"study '{study}' in {store.root} says something else than that in {folder}"
+    known = store.study(study) if study in store.studies() else archive.table
+    if not _keys(known) & _keys(archive.table):
+        other = f"study '{study}' in {store.root} has no value of that in {folder}"
         raise InputError(f"{other}; allowed: another store")
     new = {key: _new(key, records, store) for key, records in archive.records.items()}
     store.check_writable()
@@ -233,8 +235,13 @@ def take(folder: Path, store: Store) -> Carried:
     for group, (header, payload) in groups.items():
         if group not in there or there[group].iteration < header["iteration"]:
             store.write_checkpoint(group, payload, header["members"], header["iteration"])
-    store.write_study(study, archive.table)
+    store.write_study(study, known)
     return Carried(study, sum(map(bool, new.values())), added, states, len(groups), size)
+
+
+def _keys(table: Mapping[str, Any]) -> set[str]:
+    """Keys of the values of a study."""
+    return {role["key"] for role in table["roles"]}
 
 
 @dataclass(frozen=True)

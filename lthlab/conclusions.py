@@ -21,8 +21,8 @@ from lthlab.values import Train, ancestors
 
 IN_SMALL = "digits"
 """Data set of the studies that ask the papers' questions in small."""
-WORDS = {"contradicts": "contradict", "supports": "support", "undecided": "do not decide"}
-"""Outcomes of claims in the order in which they are shown, as verbs."""
+WORDS = {"contradicts": "contradicted", "supports": "supported", "undecided": "open"}
+"""What outcomes of claims are called, in the order in which they are shown."""
 _MOST_SHOWN = 3
 _CLASSES = {"supports": "yes", "contradicts": "no", "undecided": "insufficient"}
 
@@ -89,16 +89,21 @@ def finding(numbers: pd.DataFrame, real: pd.DataFrame, small: pd.DataFrame) -> H
     """
     dense = numbers[(numbers["quantity"] == "dense test accuracy") & numbers["difference"].notna()]
     rows = dense.drop_duplicates(["network", "condition", "ours"]).to_dict("records")
-    sentences = [_accuracy(row) for row in rows]
+    sentences = []
     for words in dict.fromkeys(map(_decay, rows)):
         own = [row["outcome"] for row in rows if _decay(row) == words and row["outcome"] != "undecided"]
         told = f"{words or 'weight decay as the paper states it'}, {own.count('inside')} of {len(own)}"
-        sentences.append(f"With {told} of these numbers are within the reach of ours.")
+        sentences.append(
+            f"With {told} accuracies of dense networks that the papers print are within the reach of ours."
+        )
+    sentences += map(_accuracy, rows)
     for name, frame in (("On the papers' data", real), ("On digits, in small", small)):
         asked = frame[frame["outcome"].isin(WORDS)]
-        counts = [f"{(asked['outcome'] == outcome).sum()} {verb}" for outcome, verb in WORDS.items()]
-        whole = frame["id"].nunique()
-        sentences.append(f"{name}, {asked['id'].nunique()} of {whole} claims have an answer: {listed(counts)} them.")
+        counts = [f"{word} {(asked['outcome'] == outcome).sum()}" for outcome, word in WORDS.items()]
+        whole = (
+            f"{asked['id'].nunique()} of {frame['id'].nunique()} claims have answers, one for each network and study"
+        )
+        sentences.append(f"{name}, {whole}: {listed(counts)}.")
     return found_out(sentences)
 
 
@@ -206,7 +211,8 @@ def _cell(rows: pd.DataFrame, pages: Mapping[str, str]) -> str:
         return '<td class="nothing">not yet run</td>'
     order = list(WORDS)
     counts = rows["outcome"].value_counts()
-    words = listed([f"{counts[outcome]} {WORDS[outcome]}" for outcome in order if outcome in counts])
+    found = [(WORDS[outcome], counts[outcome]) for outcome in order if outcome in counts]
+    words = listed([f"{word} ({count})" if len(rows) > 1 else word for word, count in found])
     ordered = rows.sort_values("outcome", key=lambda column: column.map(order.index), kind="stable")
     lines = [_line(row, pages) for row in ordered.to_dict("records")]
     shown = "".join(lines[:_MOST_SHOWN])

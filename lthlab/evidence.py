@@ -111,8 +111,9 @@ def _stepped(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _trained(source: Source) -> pd.DataFrame:
+    """Trainings on the data that tickets were found on."""
     rows = source.frame
-    return _stepped(rows[(rows["what"] == "train") & (rows["ticket"] != "search")])
+    return _stepped(rows[(rows["what"] == "train") & (rows["ticket"] != "search") & (rows["source"] == rows["target"])])
 
 
 def _ppr(source: Source) -> pd.DataFrame:
@@ -209,7 +210,7 @@ def _transferred(reference: str) -> Callable[[Source], pd.DataFrame]:
 
 
 def _across(found: str, trained: str) -> str:
-    """What a ticket is moved between: data, optimizers, or recipes that differ otherwise."""
+    """What a ticket is moved between: 'data', optimizers as 'sgd to adam', or 'recipes' that differ otherwise."""
     data, optimizers = (
         [match[1] if (match := re.search(pattern, text)) else "" for text in (found, trained)]
         for pattern in (
@@ -217,7 +218,7 @@ def _across(found: str, trained: str) -> str:
             r"optimizer (\w+)",
         )
     )
-    return "data" if data[0] != data[1] else "optimizers" if optimizers[0] != optimizers[1] else "recipes"
+    return "data" if data[0] != data[1] else " to ".join(optimizers) if optimizers[0] != optimizers[1] else "recipes"
 
 
 def _of(what: str) -> Callable[[Source], pd.DataFrame]:

@@ -45,7 +45,7 @@ def plain(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.DataFrame:
+def alike(rows: pd.DataFrame, method: str | None = None, latest: bool = True) -> pd.DataFrame:
     """Choose what stands on masks of one method, with their own counts per layer, of one kind of chain.
 
     Parameters
@@ -53,15 +53,16 @@ def alike(rows: pd.DataFrame, method: str = "OMP", latest: bool = True) -> pd.Da
     rows : DataFrame
         Tidy rows of masks, layers or trainings.
     method : str, optional
-        Whose masks.
+        Whose masks; by default of OMP, or of IMP where there are none of OMP.
     latest : bool, optional
         Whether only those ranked last count (`lthlab.results.ranked_last`).
 
     Returns
     -------
     DataFrame
-        Rows of the chain that rewinds to the earliest step, if `method` is IMP.
+        Rows of the chain that rewinds to the earliest step, of IMP masks.
     """
+    method = method or ("OMP" if rows["method"].eq("OMP").any() else "IMP")
     own = rows[(rows["method"] == method) & rows["layer_counts"].isna()]
     if own.empty:
         return own

@@ -625,15 +625,15 @@ class Train(Value):
 
 def ancestors(values: Iterable[Value]) -> list[Value]:
     """List stored values and all that they are made from, each once, inputs first."""
-    done: dict[Value, None] = {}
+    done: dict[str, Value] = {}
     stack: list[tuple[Value, bool]] = [(value, False) for value in reversed(list(values))]
     while stack:
         value, expanded = stack.pop()
-        if value in done:
+        if value.key in done:
             continue
         if expanded and value.stored:
-            done[value] = None
+            done[value.key] = value
         elif not expanded:
             stack.append((value, True))
             stack.extend((item, False) for item in reversed(value.inputs))
-    return list(done)
+    return list(done.values())

@@ -31,6 +31,20 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "a null in the small form of a study asks for what it should take away",
+        "spec",
+        "found[number].merged(layer, removing=True)",
+        "found[number].merged(layer)",
+        "tests/test_mini.py::test_null_takes_away_and_what_is_not_named_stays",
+    ),
+    Mutant(
+        "trainings of one study count as those of several",
+        "bills",
+        "sum(users[train] > 1 for train in own)",
+        "sum(users[train] > 0 for train in own)",
+        "tests/test_bills.py::test_what_several_studies_ask_for_is_counted_once",
+    ),
+    Mutant(
         "crops by the position within what a process reads",
         "streams",
         "skip((first + place) * images.NUMBERS)",

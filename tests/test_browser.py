@@ -30,7 +30,8 @@ from lthlab.machine import leaks
 from lthlab.pages import gallery, publish, publish_study
 
 ROOT = Path(__file__).resolve().parent.parent
-GALLERY = sorted((ROOT / "reports" / "gallery").rglob("*.html"))
+GALLERY = [path for name in ("gallery", "cifar10") for path in sorted((ROOT / "reports" / name).rglob("*.html"))]
+GALLERY.append(ROOT / "reports" / "findings.html")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 WIDE, NARROW = (1400, 900), (360, 740)
 

@@ -255,6 +255,37 @@ def test_steps_of_sooner_are_those_of_ranking_and_of_rewinding():
     ]  # fmt: skip
 
 
+def test_distances_of_masks_and_the_fall_of_a_spread_are_read_from_their_measures(monkeypatch):
+    rows = {
+        "hamming": [{"first_epoch": 100.0, "second_epoch": 120.0, "value": 0.154}],
+        "weight_std": [
+            {"epoch": epoch, "number": number, "value": value}
+            for epoch, value in ((120.0, 0.1900), (121.0, 0.1893), (122.0, 0.1885))
+            for number in (9, 10)
+        ],
+    }  # 782 updates are two epochs of 391
+
+    def measured(store, frame):
+        return pd.DataFrame([row | own for row in frame.to_dict("records") for own in rows[row["what"]]])
+
+    monkeypatch.setattr(comparison.results, "measured", measured)
+    text = SOONER.replace("at: [20ep, 200ep]", "at: [100ep, 120ep]") + "measures: {hamming: , weight_std: }\n"
+    found = values(source(text)).set_index("quantity")
+    distance = found.loc["mask Hamming distance"]
+    assert (distance["condition"], distance["outcome"]) == ("epoch_a=100 epoch_b=120 sparsity=0.8", "inside")
+    fall = found.loc["decrease of W_std of layer 10 over 782 updates"]
+    assert fall["ours"] == pytest.approx(0.0015) and fall["outcome"] == "inside"
+
+
+def test_changes_from_dense_networks_are_of_what_costs_as_much():
+    text = SOONER.replace("start: 25ep, end: 75ep", "start: 100ep, end: 150ep")
+    text = text.replace("WR: {methods: OMP, rewind: 20ep}", "WR: {methods: [OMP, GMP], rewind: 5ep}")
+    found = values(source(text, lambda row: 0.92 if row["ticket"] == "dense" else 0.918))
+    row = found[found["unit"] == "pp"].iloc[0]
+    assert row["condition"].startswith("method=gradual") and row["ours"] == pytest.approx(-0.2)
+    assert row["outcome"] == "inside" and row["n"] == 3
+
+
 # --- claims -------------------------------------------------------------------------------------------------------
 
 

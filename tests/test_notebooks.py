@@ -26,6 +26,8 @@ REPORTS = (
     "early_tickets",
 )  # fmt: skip
 COMPARISON = "paper_comparison"
+OTHERS = ("explore", "findings", COMPARISON)
+"""Notebooks that no study of the repository's gallery names."""
 OWN, TRANSFER, EARLY, LANDSCAPE = "own_network", "ticket_transfer", "early_tickets", "loss_landscape"
 STUDIES = {OWN: "own", "hyperparameter_decoupling": "decoupling", TRANSFER: "transfer", EARLY: "early"}
 STUDIES |= {LANDSCAPE: "landscape"}
@@ -164,7 +166,7 @@ def problems(path: Path) -> list[str]:
 
 
 def test_the_notebooks_are_those_that_studies_name():
-    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, "explore", COMPARISON, *STUDIES}
+    assert {path.stem for path in NOTEBOOKS} == {*COMPUTE, *REPORTS, *OTHERS, *STUDIES}
     assert COMPUTE == sections.STAGES
 
 
@@ -243,7 +245,7 @@ def tested(tmp_path_factory):
     """A folder in which nbval ran all notebooks, and what it said."""
     folder = copied(tmp_path_factory.mktemp("tiny"))
     (folder / "pytest.ini").write_text("[pytest]\n")
-    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, "explore", COMPARISON, *STUDIES)]
+    paths = [folder / "notebooks" / f"{name}.ipynb" for name in (*COMPUTE, *REPORTS, *OTHERS, *STUDIES)]
     environment = {name: value for name, value in os.environ.items() if name != "LTHLAB_RUNS"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -288,6 +290,15 @@ def test_reports_become_pages(name, published, tiny):
     assert all("lenet_300_100" in i["alt"] or "resnet8 (width 4)" in i["alt"] for i in images)
     assert str(tiny) not in page and "Traceback" not in page and "nan" not in re.sub("<[^>]+>", " ", page)
     assert "$" not in elements.text and "math" in {tag for tag, _ in elements.found}
+
+
+def test_the_page_beside_the_papers_says_what_was_asked_and_where(published, tiny):
+    page = published[COMPARISON]
+    elements = test_pages.Elements(page)
+    assert len(elements.of("h1")) == 1 and str(tiny) not in page and "Traceback" not in page
+    plain = re.sub("<[^>]+>", " ", page)
+    assert "nan" not in plain and "No dense network of the papers" in plain and "not on cifar10" in plain
+    assert "The Sooner The Better: 218 numbers" in plain and "counted, no training needed" in plain
 
 
 def test_the_page_of_winning_tickets_shows_what_the_store_holds(published, tiny):

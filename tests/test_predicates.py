@@ -210,6 +210,49 @@ def test_verdicts_answer_claims_about_prizes():
     assert ask(few, "no", "verdict", question="jackpot") == []  # condition 1 alone says no
 
 
+HALVES = """
+name: h
+net: {name: resnet8, width: 4}
+data: {name: digits, part: a}
+replicates: 4
+find: {epochs: 12, batch_size: 64, lr: 0.1}
+prune: {levels: [2, 8]}
+tickets: {LT: {methods: IMP}, RT: {methods: IMP, scope: global, weights: fresh}}
+panels:
+  - targets: {data: {name: digits, part: b}}
+  - data: {part: b}
+    targets: {data: {name: digits, part: a}}
+"""
+
+
+def test_tickets_of_other_data_are_compared_with_random_ones_and_with_the_targets_own():
+    def value(row):
+        moved = row["source"] != row["target"]
+        return 0.7 if row["ticket"] == "RT" else 0.88 if moved else 0.9
+
+    found = source(HALVES, value)
+    at, of = {"level": "sparsest"}, {"across": "data"}
+    above = ask(found, "more", "level", table="transfer random", at=at, of=of)
+    own = ask(found, "alike", "level", table="transfer own", at=at, of=of, margin=1)
+    assert [effect.effect for effect in above] == pytest.approx([18, 18], abs=0.1)
+    assert [effect.outcome for effect in own] == ["contradicts"] * 2
+    assert [effect.effect for effect in own] == pytest.approx([-2, -2])
+    assert own[0].panel == "resnet8 (width 4) on digits (part a) to digits (part b)"
+    assert own[1].panel == "resnet8 (width 4) on digits (part b) to digits (part a)"
+    assert ask(found, "more", "level", table="transfer random", at=at, of={"across": "sgd to adam"}) == []
+
+
+def test_the_best_cell_is_asked_only_where_all_were_validated():
+    text = STUDY.replace("data: digits", "data: {name: digits, val_size: 100}")
+    found = source(text, lambda row: 0.9 + 0.03 * (row["find_lr"] == 0.01 and row["eval_lr"] == 0.5))
+    settings = {"table": "gains", "of": {"hyperparameter": "lr", "ticket": "LT"}}
+    assert ask(found, "more", "cells", **settings) == []
+    validated = found.frame.assign(validation=found.frame["value"])
+    effects = ask(evidence.Source(found.config, validated, None), "more", "cells", **settings)
+    assert len(effects) == 2 and all(effect.outcome == "supports" for effect in effects)
+    assert effects[0].effect == pytest.approx(3) and effects[0].words.startswith("IMP masks; 16.8 % left")
+
+
 def test_what_is_not_known_is_refused():
     with pytest.raises(InputError, match="predicate 'differense': .*did you mean 'difference'"):
         ask(source(), predicate="differense")

@@ -128,6 +128,7 @@ def test_masks_of_one_kind_are_chosen():
     assert ratios.alike(frame, latest=False)["key"].unique().tolist() == [f"{number:032x}" for number in (0, 1, 3)]
     assert ratios.alike(frame, "IMP")["key"].unique().tolist() == [f"{5:032x}"]
     assert ratios.alike(frame, "GMP").empty
+    assert ratios.alike(chains)["key"].unique().tolist() == ["2ep"]  # of IMP, since there are no others
 
 
 def test_a_row_of_titles_tells_tickets_of_several_learning_rates_apart():
