@@ -14,8 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-STUDIES = ("dense", "omp", "imp", "table4", "early", "lan", "landscape", "halves")
-"""Names in params/real, behind cifar10_, in the order in which they are run."""
+from lthlab import spec, tickets
+from lthlab.runs import Outlook
+from lthlab.spec import Config
+from lthlab.store import Store
+from lthlab.values import Train
+
+SEEDS = "replicates=3"
+STUDIES = (
+    *((name, ()) for name in ("dense", "omp", "imp", "table4", "early", "lan", "landscape")),
+    *((name, (SEEDS,)) for name in ("imp", "table4", "early", "lan")),
+    ("halves", ()),
+)
+"""Names in params/real, behind cifar10_, with settings, in the order in which they are run: first with one seed."""
 FOLDER, DATA = Path("params", "real"), Path("reports", "data")
 PARCEL_S = 1200.0
 _EXPORT_S = 15.0
@@ -24,13 +35,21 @@ _LEAST_S = 20.0
 """With less time a study is not begun."""
 
 
-def lthlab(*arguments: str) -> tuple[int, dict[str, Any]]:
+def command(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Run a command; returns its exit status and what it says as JSON."""
-    command = [sys.executable, "-m", "lthlab", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    words = [sys.executable, "-m", "lthlab", *arguments, "--json"]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
     return done.returncode, json.loads(done.stdout)
+
+
+def complete(config: Config, store: Store) -> bool:
+    """Whether a store has all of a study, or knows that it cannot be had."""
+    asked = [item.value for item in tickets.expand(config)]
+    look = Outlook(asked, store).now()
+    values = [value for value in look.values if look.runnable(value)]
+    return not any(look.missing(v) if isinstance(v, Train) else not look.settled(v) for v in values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,29 +63,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="show what is left, and compute nothing")
     options = parser.parse_args(arguments)
     ends, store, wrong, parcels = time.monotonic() + 60 * options.minutes, ["--runs", options.runs], 0, 0
-    order = [f"cifar10_{name}" for name in STUDIES]
-    known = [name for name in order if (options.studies / f"{name}.yaml").exists()]
-    for name in known:
+    found = [(f"cifar10_{name}", sets) for name, sets in STUDIES]
+    found = [(name, sets) for name, sets in found if (options.studies / f"{name}.yaml").exists()]
+    for name in dict.fromkeys(name for name, _ in found):
         if (options.data / name).is_dir():
-            lthlab("results", "import", str(options.data / name), *store)
-    for name in known:
-        study = str(options.studies / f"{name}.yaml")
-        _, ahead = lthlab("plan", study, *store, "--device", options.device)
+            command("results", "import", str(options.data / name), *store)
+    for name, sets in found:
+        path = options.studies / f"{name}.yaml"
+        said = " ".join((name, *sets))
+        if complete(spec.read(path, sets), Store(options.runs)):
+            print(f"{said}: done", flush=True)
+            continue
+        study = [
+            str(path),
+            *(word for setting in sets for word in ("--set", setting)),
+            *store,
+            "--device",
+            options.device,
+        ]
+        _, ahead = command("plan", *study)
         seconds = 3600 * ahead["hours"]
-        count = -(-int(seconds) // int(PARCEL_S)) if ahead["epochs"] else 0
-        spans = f"parcels {parcels + 1} to {parcels + count}" if count else "done"
+        count = max(1, -(-int(seconds) // int(PARCEL_S)))
+        spans = f"parcels {parcels + 1} to {parcels + count}"
         parcels += count
-        print(f"{name}: {ahead['epochs']:,} epochs left, about {seconds:,.0f} s, {spans}", flush=True)
+        print(f"{said}: {ahead['epochs']:,} epochs left, about {seconds:,.0f} s, {spans}", flush=True)
         left = ends - time.monotonic() - _EXPORT_S
         if options.list or left < _LEAST_S:
             continue
         began = time.monotonic()
-        code, done = lthlab("compute", study, *store, "--device", options.device, "--for", f"{left:.0f}s")
+        code, done = command("compute", *study, "--for", f"{left:.0f}s")
         seconds, rest = time.monotonic() - began, done["left"]["epochs"] if done["left"] else 0
         wrong |= code
-        print(f"{name}: {ahead['epochs'] - rest:,} epochs in {seconds:,.0f} s, {rest:,} left", flush=True)
-        _, written = lthlab("results", "export", name, str(options.data / name), *store)
-        print(f"{name}: exported, {written['bytes'] / 1e6:.2f} MB", flush=True)
+        print(f"{said}: {ahead['epochs'] - rest:,} epochs in {seconds:,.0f} s, {rest:,} left", flush=True)
+        _, written = command("results", "export", name, str(options.data / name), *store)
+        print(f"{said}: exported, {written['bytes'] / 1e6:.2f} MB", flush=True)
     return wrong
 
 

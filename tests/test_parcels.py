@@ -44,7 +44,7 @@ def run(studies, tmp_path, machine, minutes, *more, data="data"):
 
 def test_parcels_go_on_from_machine_to_machine_to_the_same_bits(studies, tmp_path, capsys, monkeypatch):
     """The first piece has three seconds for the dense networks, which take longer."""
-    run_command = parcels.lthlab
+    run_command = parcels.command
 
     def cut(*arguments):
         return run_command(*arguments[:-1], "3s") if arguments[0] == "compute" else run_command(*arguments)
@@ -54,16 +54,32 @@ def test_parcels_go_on_from_machine_to_machine_to_the_same_bits(studies, tmp_pat
     assert re.search(r"^cifar10_dense: 800 epochs left, about [\d,]+ s, parcels 1 to 1$", text, re.MULTILINE)
     assert re.search(r"^cifar10_omp: 400 epochs in [\d,]+ s, 0 left\ncifar10_omp: exported", text, re.MULTILINE)
     with monkeypatch.context() as patch:
-        patch.setattr(parcels, "lthlab", cut)
+        patch.setattr(parcels, "command", cut)
         assert run(studies, tmp_path, "first", 10) == 0
     left = [int(number) for number in re.findall(r" s, (\d+) left", capsys.readouterr().out)]
     assert left[0] > 0 and left[1] > 0
     assert run(studies, tmp_path, "second", 10) == 0
     text = capsys.readouterr().out
     assert f"cifar10_dense: {left[0]} epochs left, about" in text and text.count(" s, 0 left") == 2
+    assert run(studies, tmp_path, "third", 10) == 0
+    assert capsys.readouterr().out == "cifar10_dense: done\ncifar10_omp: done\n"
     for name in ("cifar10_dense", "cifar10_omp"):
         whole, parts = (results.load(Store(tmp_path / store), name) for store in ("whole", "second"))
         assert whole.equals(parts) and set(whole["status"]) == {"done"}
+
+
+def test_more_seeds_come_last_and_stay(studies, tmp_path, capsys, monkeypatch):
+    """One seed is done once its part of three is, and does not take their place."""
+    (studies / "cifar10_imp.yaml").write_text(OMP.replace("cifar10_omp", "cifar10_imp").replace("200,", "2,"))
+    (studies / "cifar10_dense.yaml").unlink()
+    (studies / "cifar10_omp.yaml").unlink()
+    assert run(studies, tmp_path, "one", 10) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == 3 * ["cifar10_imp"] + 3 * ["cifar10_imp replicates=3"]
+    assert run(studies, tmp_path, "two", 10) == 0
+    assert capsys.readouterr().out == "cifar10_imp: done\ncifar10_imp replicates=3: done\n"
+    frame = results.load(Store(tmp_path / "two"), "cifar10_imp")
+    assert set(frame["replicate"]) == {0, 1, 2} and set(frame["status"]) == {"done"}
 
 
 def test_the_list_computes_nothing(studies, tmp_path, capsys):
