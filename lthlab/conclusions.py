@@ -54,8 +54,8 @@ class Gathered:
 def gather(store: Store) -> Gathered:
     """Ask all studies of a store for the papers' numbers and claims."""
     real, small = scales(evidence.load(store))
-    numbers, pages = largest(comparison.values(real)), addresses(store.studies())
-    return Gathered(real, small, numbers, comparison.claims(real), comparison.claims(small), pages)
+    numbers, claims, on_digits = comparison.values(real), comparison.claims(real), comparison.claims(small)
+    return Gathered(real, small, numbers, claims, on_digits, addresses(store.studies()))
 
 
 def scales(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:
@@ -241,17 +241,3 @@ def addresses(names: Iterable[str]) -> dict[str, str]:
     folder = trees.folder_above("reports") or Path("reports")
     found = {path.parent.name: quote(path.relative_to(folder).as_posix()) for path in folder.glob("*/*/index.html")}
     return {name: found[name] for name in names if name in found}
-
-
-def largest(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Choose of studies that share trainings the one that has most replicates of a number.
-
-    Parameters
-    ----------
-    numbers : DataFrame
-        What `lthlab.comparison.values` returns.
-    """
-    alike = numbers["switches"].fillna("").str.replace(r"(; )?C19: [^;]*", "", regex=True)
-    own = numbers.assign(alike=alike).sort_values("n", ascending=False, kind="stable")
-    same = own.duplicated(["seed", "where", "network", "data", "quantity", "condition", "value", "alike"])
-    return numbers.loc[own.index[~same].sort_values()].reset_index(drop=True)

@@ -31,6 +31,41 @@ class Mutant:
 
 MUTANTS = [
     Mutant(
+        "states that later parts start from are not exported",
+        "runs",
+        "frozenset(step for step in need.keep if self._used(train, step))",
+        "frozenset()",
+        "tests/test_compact.py::test_a_part_goes_on_in_another_store_to_the_same_bits[find_tickets]",
+    ),
+    Mutant(
+        "imported results take the place of others of the same values",
+        "compact",
+        'known[name]["blake2b"] != entry["blake2b"]',
+        'known[name]["size"] != entry["size"]',
+        "tests/test_compact.py::test_other_results_of_the_same_values_are_refused",
+    ),
+    Mutant(
+        "a paper's number has no spread of its own",
+        "comparison",
+        "math.sqrt(1 / n + 1 / number.origin.runs)",
+        "math.sqrt(1 / n)",
+        "tests/test_comparison.py::test_the_reach_is_that_of_a_mean_of_as_many_runs_with_the_spread_pooled",
+    ),
+    Mutant(
+        "a claim is supported by an interval that includes zero",
+        "predicates",
+        '"supports" if low > 0 else',
+        '"supports" if high > 0 else',
+        "tests/test_predicates.py::test_what_scatters_is_left_open",
+    ),
+    Mutant(
+        "studies on digits stand among those on the papers' data",
+        "conclusions",
+        "(small if digits else real)",
+        "(real if digits else real)",
+        "tests/test_conclusions.py::test_studies_on_digits_are_told_from_those_on_the_papers_data",
+    ),
+    Mutant(
         "a null in the small form of a study asks for what it should take away",
         "spec",
         "found[number].merged(layer, removing=True)",
@@ -717,6 +752,7 @@ def run(package_parent: Path, tests: list[str], report: Path, *options: str) -> 
 def judge(mutant: Mutant, folder: Path) -> str | None:
     """Say what is wrong with a mutant; None if its test notices it by an assertion of its own."""
     shutil.copytree(ROOT / "lthlab", folder / "lthlab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "params" / "presets", folder / "params" / "presets")
     path = folder / "lthlab" / f"{mutant.module}.py"
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:

@@ -104,17 +104,6 @@ def test_dense_networks_come_first_and_what_weight_decay_does_is_counted():
     assert "On the papers&#x27; data, 1 of 1 claims have answers" in text and "supported 1" in text
 
 
-def test_of_studies_that_share_trainings_the_one_with_most_replicates_counts():
-    decay = "C1: weight decay 0.0001 (paper 0.0005)"
-    rows = [
-        a_number("undecided", 91.6, 1, "precision bf16 (paper fp32); C19: 1 run (paper 3)", "cifar10_omp"),
-        a_number("outside", 91.8, 2, "precision bf16 (paper fp32); C19: 2 runs (paper 3)"),
-        a_number("inside", 90.2, 2, f"{decay}; precision bf16 (paper fp32); C19: 2 runs (paper 3)"),
-    ]
-    found = conclusions.largest(pd.DataFrame(rows))
-    assert found["ours"].tolist() == [91.8, 90.2]
-
-
 def test_pages_are_found_beside_the_findings(tmp_path, monkeypatch):
     for name in ("gallery/demo", "cifar10/cifar10_dense"):
         (tmp_path / "reports" / name).mkdir(parents=True)
