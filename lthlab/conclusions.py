@@ -12,6 +12,7 @@ import pandas as pd
 
 from lthlab import catalog, comparison, evidence, ledgers, tickets, trees
 from lthlab.datasets import DataFacts
+from lthlab.errors import InputError
 from lthlab.evidence import Source
 from lthlab.markup import Html, found_out, listed, signed
 from lthlab.published import PAPERS
@@ -41,6 +42,8 @@ class Gathered:
         What `lthlab.comparison.claims` returns for each.
     pages : dict of str to str
         Address of the pages of a study, by its name.
+    left_out : dict of str to str
+        Studies of networks or data sets that are not registered here, and what is wrong with each.
     """
 
     real: list[Source]
@@ -49,13 +52,20 @@ class Gathered:
     claims: pd.DataFrame
     on_digits: pd.DataFrame
     pages: dict[str, str]
+    left_out: dict[str, str]
 
 
 def gather(store: Store) -> Gathered:
     """Ask all studies of a store for the papers' numbers and claims."""
-    real, small = scales(evidence.load(store))
+    sources, left_out = list[Source](), dict[str, str]()
+    for name in store.studies():
+        try:
+            sources += evidence.load(store, [name])
+        except InputError as error:
+            left_out[name] = str(error)
+    real, small = scales(sources)
     numbers, claims, on_digits = comparison.values(real), comparison.claims(real), comparison.claims(small)
-    return Gathered(real, small, numbers, claims, on_digits, addresses(store.studies()))
+    return Gathered(real, small, numbers, claims, on_digits, addresses(store.studies()), left_out)
 
 
 def scales(sources: Iterable[Source]) -> tuple[list[Source], list[Source]]:
@@ -157,6 +167,18 @@ def runs(sources: Iterable[Source], pages: Mapping[str, str]) -> Html:
     notes = [_of_data(name, facts) for name, facts in sorted(data.items())]
     heads = ("Study", "Trainings", "Epochs", "Seconds", "Device")
     return Html(_table(heads, rows, "What was run") + "".join(f"<p>{html.escape(line)}</p>" for line in notes))
+
+
+def absent(left_out: Mapping[str, str]) -> Html:
+    """List the studies that could not be read here.
+
+    Parameters
+    ----------
+    left_out : mapping of str to str
+        What is wrong with each, by its name.
+    """
+    items = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in left_out.items())
+    return Html(f'<p class="warning">Left out:</p><ul>{items}</ul>' if items else "<p>No study is left out.</p>")
 
 
 def _table(heads: Iterable[str], rows: Iterable[str], label: str) -> str:

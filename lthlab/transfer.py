@@ -7,7 +7,7 @@ from lthlab.markup import Html
 
 _FROM, _TO = "found_on", "trained_on"
 _NETWORK = ["study", "network", "width", "shortcut", "ranking"]
-_PLACE = [*_NETWORK, _TO, "method", "prune_at", "level", "sparsity"]
+_PLACE = [*_NETWORK, _TO, "method", "prune_at", "pruning", "layer_counts", "level", "sparsity"]
 _KEPT = [
     *_NETWORK, "what", "ticket", "method", *results.VARIANT, _FROM, "source_number", _TO, "level",
     "rate", "sparsity", "replicate", "kept", "collapsed", "epoch", "metric", "value", "validation", "status", "note",

@@ -46,6 +46,16 @@ def test_studies_on_digits_are_told_from_those_on_the_papers_data(gathered):
     assert conclusions.scales(sources) == ([sources[0]], gathered.small)
 
 
+def test_studies_that_cannot_be_read_here_are_left_out_and_named(gathered):
+    store = gathered.small[0].store
+    table = store.study("little")
+    store.write_study("own", table | {"document": table["document"] | {"name": "own", "data": {"name": "odd"}}})
+    found = conclusions.gather(store)
+    assert [source.config.name for source in found.small] == ["little"] and list(found.left_out) == ["own"]
+    assert "own: " in conclusions.absent(found.left_out) and "odd" in conclusions.absent(found.left_out)
+    assert conclusions.absent({}) == "<p>No study is left out.</p>"
+
+
 def test_what_was_run_is_counted(gathered):
     text = conclusions.runs(gathered.small, {"little": "gallery/little/index.html"})
     assert '<a href="gallery/little/index.html">Little &lt;tickets&gt;</a>' in text

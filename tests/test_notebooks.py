@@ -396,8 +396,12 @@ MOVED = "frame = frame.assign(replicate=frame['replicate'].where(frame.index != 
 @pytest.mark.parametrize(
     "name, fault, message",
     [
-        *((path.stem, LOST, "a role is missing") for path in NOTEBOOKS),
-        *((path.stem, MOVED, "a replicate is missing") for path in NOTEBOOKS),
+        *((path.stem, LOST, "a role is missing") for path in NOTEBOOKS if path.stem != "findings"),
+        *((path.stem, MOVED, "a replicate is missing") for path in NOTEBOOKS if path.stem != "findings"),
+        ("findings", "found.small.pop()", "a study is missing"),
+        ("findings", "found.claims.drop(index=found.claims.index[-1], inplace=True)", "asked at one scale only"),
+        (COMPARISON, "numbers['n'] = 99", "more replicates than there are"),
+        (COMPARISON, "claims = claims.assign(low=9e9)", "outside its interval"),
         ("hyperparameter_decoupling", "trained.loc[trained.index[0], 'value'] = 2.0", "no accuracy"),
         (
             "find_tickets",

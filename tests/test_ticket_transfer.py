@@ -311,3 +311,23 @@ def test_the_report_of_a_computed_study_has_all_cells(computed):
     assert set(rows["status"]) == {"done"}
     cells = transfer.matrix(rows)
     assert len(cells) == 3 * 2 + 2 + 2  # two tickets, a random one and the dense network on either half
+
+
+def test_tickets_of_imposed_layer_counts_and_of_several_windows_are_compared_with_their_like():
+    study = spec.parse(
+        """
+        name: windows
+        net: lenet_300_100
+        data: {name: digits, train_size: 120}
+        find: {epochs: 4, batch_size: 60, lr: [0.05, 0.3]}
+        eval: {lr: [0.05, 0.3]}
+        prune:
+          levels: [3]
+          layer_counts: {lr: 0.05}
+          gradual: [{start: 1ep, end: 3ep}, {start: 2ep, end: 4ep}]
+        tickets: {LT: {methods: [OMP, GMP]}}
+        """
+    )
+    rows = transfer.rows(helpers.frame_of(study))
+    found = transfer.differences(rows, "own")
+    assert len(found) == 2 * 3 and not found["key"].duplicated().any() and found["layer_counts"].isna().all()
