@@ -14,11 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lthlab import spec, tickets
-from lthlab.runs import Outlook
+from lthlab import results, spec
 from lthlab.spec import Config
 from lthlab.store import Store
-from lthlab.values import Train
 
 SEEDS = "replicates=3"
 STUDIES = (
@@ -46,10 +44,7 @@ def command(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 def complete(config: Config, store: Store) -> bool:
     """Whether a store has all of a study, or knows that it cannot be had."""
-    asked = [item.value for item in tickets.expand(config)]
-    look = Outlook(asked, store).now()
-    values = [value for value in look.values if look.runnable(value)]
-    return not any(look.missing(v) if isinstance(v, Train) else not look.settled(v) for v in values)
+    return config.name in store.studies() and "missing" not in set(results.load(store, config)["status"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -219,16 +219,13 @@ def take(folder: Path, store: Store) -> Carried:
         store.describe(text.decode())
     added = states = 0
     for key, numbers in new.items():
-        value = _value(key, archive.texts)
         for number in numbers:
-            record, files = archive.records[key][number], archive.parts[key][number]
-            states += sum(isinstance(value, Train) and name.endswith(_STATE) for name in files)
-            if isinstance(value, Train) and _first(value) in record["files"].keys() - files.keys():
-                with suppress(LookupError):
-                    begin = _begin(value, store)
-                    if digest(begin) == record["files"][_first(value)]["blake2b"]:
-                        files[_first(value)] = begin
-            store.commit(key, number, files, record["record"])
+            entries, record = (archive.records[key][number][name] for name in ("files", "record"))
+            files = archive.parts[key][number]
+            states += sum(record["kind"] == "train" and name.endswith(_STATE) for name in files)
+            if record["kind"] == "train" and entries.keys() - files.keys():
+                files |= _drawn(_value(key, archive.texts), entries, store)
+            store.commit(key, number, files, record)
             added += 1
     groups = _checkpoints(folder / CHECKPOINTS, packed[CHECKPOINTS]) if CHECKPOINTS in packed else {}
     there = store.checkpoints()
@@ -330,6 +327,16 @@ def _new(key: str, records: Mapping[int, Mapping[str, Any]], store: Store) -> li
             if name != "provenance.json" and name in known and known[name]["blake2b"] != entry["blake2b"]:
                 raise InputError(f"{store.root / key / str(number) / name} has other bits; allowed: another store")
     return sorted(records.keys() - there.keys())
+
+
+def _drawn(value: Value | None, entries: Mapping[str, Any], store: Store) -> dict[str, bytes]:
+    """Draw the state that a training begins with again, if that comes to the bits that it had."""
+    if isinstance(value, Train) and _first(value) in entries:
+        with suppress(LookupError):
+            begin = _begin(value, store)
+            if digest(begin) == entries[_first(value)]["blake2b"]:
+                return {_first(value): begin}
+    return {}
 
 
 def _value(key: str, texts: Mapping[str, bytes]) -> Value | None:

@@ -1,7 +1,6 @@
 """What studies say of the papers' claims: on the papers' data at their scale, and on digits in small."""
 
 import html
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,11 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from lthlab import catalog, comparison, evidence, ledgers, tickets, trees
+from lthlab import catalog, comparison, evidence, ledgers, reports, tickets, trees
 from lthlab.datasets import DataFacts
 from lthlab.errors import InputError
 from lthlab.evidence import Source
-from lthlab.markup import Html, found_out, listed, signed
+from lthlab.markup import Html, found_out, listed, ruled, signed
 from lthlab.published import PAPERS
 from lthlab.runs import Run
 from lthlab.store import Store
@@ -25,6 +24,7 @@ IN_SMALL = "digits"
 WORDS = {"contradicts": "contradicted", "supports": "supported", "undecided": "open"}
 """What outcomes of claims are called, in the order in which they are shown."""
 _MOST_SHOWN = 3
+_CLAIMS = "verdict claims"
 _CLASSES = {"supports": "yes", "contradicts": "no", "undecided": "insufficient"}
 
 
@@ -146,8 +146,7 @@ def runs(sources: Iterable[Source], pages: Mapping[str, str]) -> Html:
         config = source.config
         trains = [v for v in ancestors(item.value for item in tickets.expand(config)) if isinstance(v, Train)]
         found = [Run(train, source.store) for train in trains]
-        parts = [(run.train.key, part.number) for run in found for part in run.parts]
-        made = [json.loads(source.store.read(key, "provenance.json", number)) for key, number in parts]
+        made = reports.made(trains, source.store)
         epochs = sum((run.reached - run.train.start) / run.train.steps_per_epoch for run in found)
         seconds = sum(item["seconds"] / item["replicas"] for item in made)
         machines = listed(sorted({item.get("gpu", item["device"]) for item in made})) if made else "none yet"
@@ -166,7 +165,7 @@ def runs(sources: Iterable[Source], pages: Mapping[str, str]) -> Html:
         return Html('<p class="nothing">Nothing was run.</p>')
     notes = [_of_data(name, facts) for name, facts in sorted(data.items())]
     heads = ("Study", "Trainings", "Epochs", "Seconds", "Device")
-    return Html(_table(heads, rows, "What was run") + "".join(f"<p>{html.escape(line)}</p>" for line in notes))
+    return Html(ruled(heads, rows, "What was run", _CLAIMS) + "".join(f"<p>{html.escape(line)}</p>" for line in notes))
 
 
 def absent(left_out: Mapping[str, str]) -> Html:
@@ -179,14 +178,6 @@ def absent(left_out: Mapping[str, str]) -> Html:
     """
     items = "".join(f"<li>{html.escape(f'{name}: {why}')}</li>" for name, why in left_out.items())
     return Html(f'<p class="warning">Left out:</p><ul>{items}</ul>' if items else "<p>No study is left out.</p>")
-
-
-def _table(heads: Iterable[str], rows: Iterable[str], label: str) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    return (
-        f'<div class="scroll" style="max-height:none" role="region" tabindex="0" aria-label="{html.escape(label)}">'
-        f'<table class="verdict claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
 
 
 def _of_data(name: str, facts: DataFacts) -> str:
@@ -217,7 +208,7 @@ def by_claim(real: pd.DataFrame, small: pd.DataFrame, pages: Mapping[str, str]) 
         ordered = [row for _, row in sorted(rows, key=lambda item: item[0])]
         heads = ("Claim", "On the papers' data", "On digits, in small")
         waiting = f"<p>{len(claims) - len(rows)} of {len(claims)} claims wait for results.</p>"
-        parts.append(f"<h3>{html.escape(paper)}</h3>{_table(heads, ordered, paper) if rows else ''}{waiting}")
+        parts.append(f"<h3>{html.escape(paper)}</h3>{ruled(heads, ordered, paper, _CLAIMS) if rows else ''}{waiting}")
     return Html("".join(parts))
 
 

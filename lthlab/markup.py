@@ -5,7 +5,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -123,6 +123,27 @@ def table(frame: pd.DataFrame, label: str) -> Html:
     """Show a frame as it is, named for readers who do not see it."""
     text = frame.astype(object).where(frame.notna(), "").to_html(index=False, border=0, classes="rows")
     return Html(f'<div class="scroll" role="region" tabindex="0" aria-label="{html.escape(label)}">{text}</div>')
+
+
+def ruled(heads: Iterable[str], rows: Iterable[str], label: str, kind: str = "verdict", above: str = "") -> str:
+    """Put rows of a table below its heads, where wide ones can be scrolled.
+
+    Parameters
+    ----------
+    heads, rows : iterable of str
+        HTML of the heads of the columns, and of the rows.
+    label : str
+        Name of the table for readers who do not see it.
+    kind : str, optional
+        Classes of the table.
+    above : str, optional
+        HTML of a caption.
+    """
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    return (
+        f'<div class="scroll" style="max-height:none" role="region" tabindex="0" aria-label="{html.escape(label)}">'
+        f'<table class="{kind}">{above}<thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def heat(grid: pd.DataFrame, label: str, scale: tuple[float, float], decimals: int = 1) -> Html:

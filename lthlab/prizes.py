@@ -11,7 +11,7 @@ import pandas as pd
 
 from lthlab import results, strokes, verdicts
 from lthlab.contrasts import MASKS
-from lthlab.markup import Html, download, found_out, level_of, signed, slug
+from lthlab.markup import Html, download, found_out, level_of, ruled, signed, slug
 from lthlab.sections import Verdicts
 from lthlab.verdicts import MARKS, READINGS, Condition, Verdict
 
@@ -379,14 +379,9 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[tuple[str, str]]], captio
         Text above the table, and its name for readers who do not see it.
     """
     parts = [html.escape(text).partition("\n") for text in heads]
-    head = "".join(f'<th scope="col">{first}{_small(rest)}</th>' for first, _, rest in parts)
-    body = "".join(f"<tr>{''.join(_cell(state, text) for state, text in row)}</tr>" for row in rows)
+    body = (f"<tr>{''.join(_cell(state, text) for state, text in row)}</tr>" for row in rows)
     above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="scroll" style="max-height:none" role="region" tabindex="0" aria-label="{html.escape(label)}">'
-        f'<table class="verdict">'
-        f"{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return ruled((first + _small(rest) for first, _, rest in parts), body, label, above=above)
 
 
 def broken(text: str) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import html
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -294,14 +294,13 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         other = f"the results are of another version of study '{config.name}', with other settings"
         raise InputError(f"{other}; run this one again")
     uses = frame[frame["what"].isin(roles.TRAINED)]["key"]
-    keys = [value.key for value in ancestors(values) if isinstance(value, Train)]
-    parts = [(key, part) for key in keys for part in store.parts(key)]
-    trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
-    made = [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
-    days = sorted({item["date"][:10] for item in made}) or ["never"]
-    seconds = sum(item["seconds"] / item["replicas"] for item in made)
-    versions = [f"{name} {_distinct(made, name)}" for name in ("torch", "numpy", "python")]
-    machine = f"{_distinct(made, 'device')} ({_distinct(made, 'processor')}), threads: {_distinct(made, 'threads')}"
+    trains = [value for value in ancestors(values) if isinstance(value, Train)]
+    origins = made(trains, store)
+    days = sorted({item["date"][:10] for item in origins}) or ["never"]
+    seconds = sum(item["seconds"] / item["replicas"] for item in origins)
+    versions = [f"{name} {_distinct(origins, name)}" for name in ("torch", "numpy", "python")]
+    device, processor, threads = (_distinct(origins, name) for name in ("device", "processor", "threads"))
+    machine = f"{device} ({processor}), threads: {threads}"
     everything = sorted(set(frame["key"]))
     sets = [word for setting in config.sets for word in ("--set", setting)]
     name, *mini = config.named
@@ -309,8 +308,8 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         "Study": f"{config.name}: {config.title}",
         "Command": shlex.join(["lthlab", "run", f"params/{name}.yaml", *mini, *sets]),
         "Settings": ", ".join(config.sets) or "as in the file",
-        "Trainings": f"{len(keys)}, and {len(uses) - uses.nunique()} more roles that share one of them",
-        "Code": f"lthlab {_distinct(made, 'lthlab')}; {_commits(made)}",
+        "Trainings": f"{len(trains)}, and {len(uses) - uses.nunique()} more roles that share one of them",
+        "Code": f"lthlab {_distinct(origins, 'lthlab')}; {_commits(origins)}",
         "Versions": ", ".join(versions),
         "Device": f"{machine}; {_duration(seconds)} of training in all",
         "Dates": f"trained {_span(days)}; page made {datetime.now(UTC).date()}",
@@ -327,7 +326,14 @@ def provenance(config: Config, store: Store, frame: pd.DataFrame) -> Html:
         name = f"{_fields(panel.net)} on {panel.data.name}{view}"
         rows += f'<tr><th scope="rowgroup" colspan="2">{html.escape(name)}</th></tr>'
         rows += "".join(_line(name, html.escape(text)) for name, text in _facts(panel).items())
-    return Html(f'<table class="facts" data-trainings="{len(keys)}"><tbody>{rows}</tbody></table>')
+    return Html(f'<table class="facts" data-trainings="{len(trains)}"><tbody>{rows}</tbody></table>')
+
+
+def made(trains: Iterable[Train], store: Store) -> list[dict[str, Any]]:
+    """Read where and with what each part of trainings was computed, as a store holds it."""
+    parts = [(train.key, part) for train in trains for part in store.parts(train.key)]
+    trained = [(key, part.number) for key, part in parts if part.record["kind"] == "train"]
+    return [json.loads(store.read(key, "provenance.json", number)) for key, number in trained]
 
 
 def _line(name: str, shown: str) -> str:

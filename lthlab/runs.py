@@ -254,7 +254,8 @@ class Outlook:
 
     def missing(self, train: Train) -> bool:
         """Whether the store lacks anything that is still needed of a training."""
-        return self._run(train).lacks(self._needs[train]) and self._run(train).lacks(self.wanted(train))
+        run = self._run(train)
+        return run.lacks(self._needs[train]) and run.lacks(self.wanted(train))
 
     def span(self, train: Train) -> tuple[int, int]:
         """From which iteration to train to which."""
